@@ -1,0 +1,36 @@
+"""Luthier: adapt a foundation model in every way, prove which way is best, serve the winner, learn from what happens.
+
+The verbs are loaded when they are first used, so that ``import luthier`` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_VERBS = {
+    "pull": "luthier.models.pull",
+    "load": "luthier.strategies._load",
+    "read": "luthier.data.read",
+    "inspect": "luthier.data.inspect",
+    "split": "luthier.data.split",
+    "tune": "luthier.training.tune",
+    "export": "luthier.models.export",
+    "evaluate": "luthier.evaluation.evaluate",
+    "tournament": "luthier.tournament.tournament",
+    "promote": "luthier.tournament.promote",
+    "serve": "luthier.gateway.serve",
+    "lineage": "luthier.store.lineage",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        return getattr(importlib.import_module(_VERBS[name]), name)
+    raise AttributeError(f"module 'luthier' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_VERBS, "__version__"])

@@ -1,0 +1,106 @@
+"""Catalogues: folders in which each file is one entry.
+
+An entry file defines ``Config`` (a frozen pydantic model) and the catalogue's function. Listing reads file names only; an entry
+is imported when it is chosen. Other packages add entries through entry points named ``luthier.<catalogue>``.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from luthier.core.config import validate
+from luthier.core.errors import MissingExtraError, NotFoundError, did_you_mean
+
+FUNCTIONS: Mapping[str, str] = {
+    "methods": "build",
+    "objectives": "loss",
+    "engines": "open",
+    "strategies": "wrap",
+    "scorers": "score",
+    "tasks": "build",
+}
+
+
+class EntryConfig(BaseModel):
+    """Base of every entry's ``Config``: frozen, unknown keys rejected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One chosen entry: its module, the catalogue's function in it, and its Config class."""
+
+    catalogue: str
+    name: str
+    module: ModuleType
+
+    @property
+    def config_class(self) -> type[EntryConfig]:
+        """The entry's Config."""
+        found: type[EntryConfig] = self.module.Config
+        return found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the catalogue's function."""
+        return getattr(self.module, FUNCTIONS[self.catalogue])(*args, **kwargs)
+
+    def optional(self, name: str) -> Any | None:
+        """An optional function or constant of the entry, or None."""
+        return getattr(self.module, name, None)
+
+    def configure(self, options: Mapping[str, Any] | None = None) -> Any:
+        """A validated Config from plain options; raises InputError that names the bad key and the near one."""
+        return validate(self.config_class, dict(options or {}), where=f"{self.catalogue[:-1]} {self.name}")
+
+
+@cache
+def _locations(catalogue: str) -> dict[str, str]:
+    """Entry name -> module path, without importing any entry."""
+    folder = Path(__file__).parent.parent / catalogue
+    found = {p.stem: f"luthier.{catalogue}.{p.stem}" for p in folder.glob("*.py") if not p.stem.startswith("_")}
+    for point in entry_points(group=f"luthier.{catalogue}"):
+        found.setdefault(point.name, point.value)
+    return dict(sorted(found.items()))
+
+
+def names(catalogue: str) -> tuple[str, ...]:
+    """Names of a catalogue's entries, sorted."""
+    return tuple(_locations(catalogue))
+
+
+def load(catalogue: str, name: str) -> Entry:
+    """Import one entry. Raises NotFoundError with near names, or MissingExtraError with the install command."""
+    where = _locations(catalogue).get(name)
+    if where is None:
+        raise NotFoundError(f"{catalogue[:-1]} {name!r} is not known. {did_you_mean(name, names(catalogue))}")
+    try:
+        module = importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name and not error.name.startswith("luthier"):
+            raise MissingExtraError(
+                f"{catalogue[:-1]} {name!r} needs the package {error.name!r}, which is not installed.",
+                hint=f"pip install {error.name}",
+            ) from error
+        raise
+    return Entry(catalogue, name, module)
+
+
+def summary(catalogue: str, name: str) -> str:
+    """First line of the entry's docstring, read without importing it."""
+    spec = importlib.util.find_spec(_locations(catalogue)[name])
+    if spec is None or spec.origin is None:
+        return ""
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return text.strip().split("\n", 1)[0]

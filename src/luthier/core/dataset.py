@@ -1,0 +1,92 @@
+"""Examples and datasets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from luthier.core.digest import digest_json
+from luthier.core.message import Conversation, last_user_text
+
+Kind = Literal["labelled", "chat", "preference", "question", "text"]
+"""labelled: text -> label. chat: whole conversations. preference: chosen against rejected. question: question -> answer.
+text: plain text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row in Luthier's own form.
+
+    ``messages`` is the prompt, except for kind ``chat``, where it is the whole conversation with its assistant turns.
+    ``target`` is the label (labelled) or the reference answer (question). ``source`` is ``file:line`` of the row.
+    """
+
+    id: str
+    messages: Conversation
+    target: str | None = None
+    chosen: Conversation = ()
+    rejected: Conversation = ()
+    source: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The last user turn: the input of a labelled or question example."""
+        return last_user_text(self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class RowProblem:
+    """Why one row of a file cannot be used."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples of one kind, in file order. ``format`` says how the rows were written (``text_label``, ``alpaca``, ...)."""
+
+    name: str
+    kind: Kind
+    examples: tuple[Example, ...]
+    format: str = ""
+    problems: tuple[RowProblem, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Distinct targets of a labelled dataset, sorted."""
+        return tuple(sorted({e.target for e in self.examples if e.target is not None})) if self.kind == "labelled" else ()
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the examples' ids, in order (an id is a digest of its row's content)."""
+        return digest_json([self.kind, [e.id for e in self.examples]])
+
+    def label_counts(self) -> Counter[str]:
+        """How often each target occurs."""
+        return Counter(e.target for e in self.examples if e.target is not None)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A dataset cut in three that no example crosses. ``validation`` may be empty."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+
+    @cached_property
+    def digest(self) -> str:
+        """One digest for the frozen cut."""
+        return digest_json([self.train.digest, self.validation.digest, self.test.digest])

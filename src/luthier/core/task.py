@@ -1,0 +1,86 @@
+"""Tasks: what is asked, of which examples, and how answers are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from luthier.core.dataset import Example, Splits
+from luthier.core.digest import digest_json
+from luthier.core.message import Conversation, Message
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How a raw input becomes a conversation.
+
+    ``instruction`` becomes the system turn (``{labels}`` in it is replaced by the label list), ``input`` the user turn
+    (``{input}`` in it is replaced by the raw text). Nothing else is interpreted, so braces in data are safe. The same record
+    is used in training, evaluation and serving, and its digest is stored with each.
+    """
+
+    instruction: str = ""
+    input: str = "{input}"
+    labels: tuple[str, ...] = ()
+
+    def messages(self, text: str, shots: Sequence[tuple[str, str]] = ()) -> Conversation:
+        """The conversation for ``text``, after ``shots`` (input, answer) as earlier turns.
+
+        The instruction and the shots come first, so that all prompts of a task share a prefix.
+        """
+        out: list[Message] = []
+        if self.instruction:
+            out.append(Message("system", self.instruction.replace("{labels}", ", ".join(self.labels))))
+        for shot_input, shot_answer in shots:
+            out.append(Message("user", self.input.replace("{input}", shot_input)))
+            out.append(Message("assistant", shot_answer))
+        out.append(Message("user", self.input.replace("{input}", text)))
+        return tuple(out)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the record."""
+        return digest_json(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain form for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> PromptTemplate:
+        """Inverse of ``as_dict``."""
+        return PromptTemplate(data.get("instruction", ""), data.get("input", "{input}"), tuple(data.get("labels", ())))
+
+
+TaskKind = Literal["classify", "generate"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dataset in frozen splits, a prompt and scorers. The first scorer is the primary one, which rankings use.
+
+    ``scorers`` are (name, options) pairs of the scorer catalogue. ``max_new_tokens`` bounds answers of kind ``generate``.
+    """
+
+    name: str
+    kind: TaskKind
+    splits: Splits
+    prompt: PromptTemplate
+    scorers: tuple[tuple[str, dict[str, Any]], ...]
+    max_new_tokens: int = 64
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over everything that decides a score."""
+        return digest_json([self.kind, self.splits.digest, self.prompt.digest, self.scorers, self.max_new_tokens])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The closed answer set of a ``classify`` task."""
+        return self.prompt.labels
+
+    def examples(self, split: str) -> tuple[Example, ...]:
+        """Examples of ``train``, ``validation`` or ``test``."""
+        return {"train": self.splits.train, "validation": self.splits.validation, "test": self.splits.test}[split].examples

@@ -1,0 +1,44 @@
+"""Traces: what was asked, what was answered, by exactly which weights, template and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One served request. Times are seconds, ``cost`` is in the currency of the endpoint's price list (0.0 when none is set)."""
+
+    id: str
+    created_at: str
+    model: str
+    operation: str  # chat, completion, embedding
+    messages: tuple[Mapping[str, Any], ...] = ()
+    answer: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    model_digest: str = ""
+    base_digest: str = ""
+    template_digest: str = ""
+    prompt_digest: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_s: float | None = None
+    latency_s: float = 0.0
+    cost: float = 0.0
+    finish_reason: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What somebody said of a trace's answer: ``rating`` -1 or 1, a class ``label``, or a ``corrected`` answer."""
+
+    id: str
+    trace_id: str
+    created_at: str
+    rating: int | None = None
+    label: str | None = None
+    corrected: str | None = None
+    comment: str = ""
