@@ -24,7 +24,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 @dataclass
@@ -100,7 +102,9 @@ def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
         document.origins[key] = "command line"
 
 
-def validate(model: type[Config], values: Mapping[str, Any], *, where: str = "", origins: Mapping[str, str] | None = None) -> Config:
+def validate(
+    model: type[Config], values: Mapping[str, Any], *, where: str = "", origins: Mapping[str, str] | None = None
+) -> Config:
     """Build a pydantic model; every problem becomes one line that names key, allowed and given value, and origin."""
     try:
         return model.model_validate(dict(values))

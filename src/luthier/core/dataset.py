@@ -66,7 +66,9 @@ class Dataset:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """Distinct targets of a labelled dataset, sorted."""
-        return tuple(sorted({e.target for e in self.examples if e.target is not None})) if self.kind == "labelled" else ()
+        return (
+            tuple(sorted({e.target for e in self.examples if e.target is not None})) if self.kind == "labelled" else ()
+        )
 
     @cached_property
     def digest(self) -> str:

@@ -121,7 +121,9 @@ class Engine(Protocol):
     def info(self) -> EngineInfo:
         """What exactly answers."""
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress) -> list[Generation]:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
+    ) -> list[Generation]:
         """One answer a prompt, in order."""
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from luthier.core.dataset import Example, Splits
+from luthier.core.dataset import Dataset, Example, Splits
 from luthier.core.digest import digest_json
 from luthier.core.message import Conversation, Message
 
@@ -83,4 +83,5 @@ class Task:
 
     def examples(self, split: str) -> tuple[Example, ...]:
         """Examples of ``train``, ``validation`` or ``test``."""
-        return {"train": self.splits.train, "validation": self.splits.validation, "test": self.splits.test}[split].examples
+        dataset: Dataset = getattr(self.splits, split)
+        return dataset.examples

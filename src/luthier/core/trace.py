@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Trace:
-    """One served request. Times are seconds, ``cost`` is in the currency of the endpoint's price list (0.0 when none is set)."""
+    """One served request. Times are seconds; ``cost`` is in the price list's currency (0.0 when none is set)."""
 
     id: str
     created_at: str

@@ -1,0 +1,154 @@
+"""Shared fixtures: a private home, tiny random models with a real tokenizer, and the two real models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).parent.parent
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SENTENCES = [
+    "The parcel has not arrived and the courier does not answer.",
+    "Please refund the deposit for the violin I returned in March.",
+    "I cannot sign in since I changed my password; the code never comes.",
+    "My lesson was cancelled twice. Who is the teacher now?",
+    "billing refund delivery account lessons 0123456789 {}[]()!?",
+    "我的包裹还没有到,请帮我查一下。",
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A private, empty LUTHIER_HOME."""
+    root = tmp_path / "home"
+    monkeypatch.setenv("LUTHIER_HOME", str(root))
+    monkeypatch.delenv("LUTHIER_DATABASE_URL", raising=False)
+    return root
+
+
+def _tokenizer(folder: Path, *, chat: bool) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if chat:
+        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+        raw = Tokenizer(models.BPE())
+        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        raw.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=384, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
+        raw.train_from_iterator(SENTENCES * 4, trainer)
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        )
+        fast.chat_template = CHATML
+    else:
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        raw.train_from_iterator(SENTENCES * 4, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
+        raw.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=raw,
+            pad_token="[PAD]",
+            unk_token="[UNK]",
+            cls_token="[CLS]",
+            sep_token="[SEP]",
+            mask_token="[MASK]",
+        )
+    fast.save_pretrained(str(folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of about 30 thousand random parameters with a byte-level tokenizer and a ChatML template, as a HF folder."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-decoder")
+    _tokenizer(folder, chat=True)
+    vocabulary = len(AutoTokenizer.from_pretrained(str(folder)))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of about 30 thousand random parameters with a word-piece tokenizer, as a HF folder."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    _tokenizer(folder, chat=False)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(AutoTokenizer.from_pretrained(str(folder))),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=0,
+    )
+    BertModel(config).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture
+def tiny_decoder(home: Path, tiny_decoder_path: Path) -> str:
+    """The tiny decoder, pulled into the private home; returns its name."""
+    from luthier.models.pull import pull
+
+    return pull(f"file:{tiny_decoder_path}", alias="tiny-decoder").name
+
+
+@pytest.fixture
+def tiny_encoder(home: Path, tiny_encoder_path: Path) -> str:
+    """The tiny encoder, pulled into the private home; returns its name."""
+    from luthier.models.pull import pull
+
+    return pull(f"file:{tiny_encoder_path}", alias="tiny-encoder").name
+
+
+@pytest.fixture(scope="session")
+def real_home() -> Iterator[Path]:
+    """A home shared by all test processes that holds the two real models (pulled once, kept between runs)."""
+    from filelock import FileLock
+
+    from luthier.models.pull import pull
+    from luthier.store.database import open_store
+
+    root = REPOSITORY / ".luthier" / "tests"
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(root / "pull.lock")):
+        store = open_store(root)
+        for name in ("smollm2-135m", "minilm-l6"):
+            pull(name, store=store)
+    yield root
