@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -43,19 +44,15 @@ def run(*arguments: str) -> None:
 
 @contextmanager
 def serving(name: str) -> Iterator[str]:
-    """``luthier serve NAME`` in its own process, on a free port."""
+    """``luthier serve NAME`` in its own process, on a free port; yields the base URL that it prints."""
     print(f"$ luthier serve {name} --port 0", flush=True)
-    ready = HOME / "demo-server.json"
-    ready.unlink(missing_ok=True)
-    server = subprocess.Popen(
-        [LUTHIER, "serve", name, "--port", "0", "--ready-file", str(ready)], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
+    server = subprocess.Popen([LUTHIER, "serve", name, "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        while not ready.exists():
-            if server.poll() is not None:
-                sys.exit(f"the server ended with exit code {server.returncode}")
-            time.sleep(0.1)
-        yield json.loads(ready.read_text())["base_url"]
+        assert server.stdout is not None
+        base_url = next((m.group() for line in server.stdout if (m := re.search(r"http://\S+?/v1", line))), None)
+        if base_url is None:
+            sys.exit(f"the server ended with exit code {server.wait()}")
+        yield base_url
     finally:
         server.terminate()
         server.wait(timeout=30)
