@@ -1,0 +1,91 @@
+"""The tables, as they are after the last migration (a test compares the two)."""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("architecture", String(16), nullable=False),
+    Column("digest", String(64), nullable=False, index=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("licence", String(128), nullable=False),
+    Column("base", String(128)),
+    Column("run_id", String(64)),
+    Column("created_at", String(32), nullable=False),
+    Column("meta", JSON, nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("name", String(256), nullable=False, index=True),
+    Column("key", String(128), nullable=False, index=True),
+    Column("created_at", String(32), nullable=False),
+    Column("finished_at", String(32)),
+    Column("summary", JSON, nullable=False),
+)
+
+edges = Table(
+    "edges",
+    metadata,
+    Column("source_kind", String(16), primary_key=True),
+    Column("source_id", String(128), primary_key=True),
+    Column("relation", String(64), primary_key=True),
+    Column("target_kind", String(16), primary_key=True),
+    Column("target_id", String(128), primary_key=True),
+    Column("source_label", String(256), nullable=False),
+    Column("target_label", String(256), nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Index("ix_edges_target", "target_kind", "target_id"),
+)
+
+traces = Table(
+    "traces",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created_at", String(32), nullable=False, index=True),
+    Column("model", String(128), nullable=False),
+    Column("operation", String(16), nullable=False),
+    Column("messages", JSON, nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("parameters", JSON, nullable=False),
+    Column("model_digest", String(64), nullable=False),
+    Column("base_digest", String(64), nullable=False),
+    Column("template_digest", String(64), nullable=False),
+    Column("prompt_digest", String(64), nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("first_token_s", Float),
+    Column("latency_s", Float, nullable=False),
+    Column("cost", Float, nullable=False),
+    Column("finish_reason", String(32), nullable=False),
+    Column("error", Text, nullable=False),
+    Index("ix_traces_model", "model", "created_at"),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("trace_id", String(64), ForeignKey("traces.id"), nullable=False, index=True),
+    Column("created_at", String(32), nullable=False),
+    Column("rating", Integer),
+    Column("label", Text),
+    Column("corrected", Text),
+    Column("comment", Text, nullable=False),
+)
