@@ -1,0 +1,303 @@
+"""What tuning leaves on disk, and putting it back on its base.
+
+A trained folder holds ``luthier.json`` (the manifest) and, as ``saves`` in it says:
+
+- ``adapter``: ``adapter_config.json`` and ``adapter_model.safetensors`` in PEFT's own layout, for the causal model of a decoder or
+  the body of an encoder (``peft.PeftModel.from_pretrained`` reads them), and ``head.safetensors`` for an encoder with a head;
+- ``weights``: a whole model in Hugging Face layout with its tokenizer (and ``head.safetensors``);
+- ``head``: ``head.safetensors`` alone.
+
+While training, adapters live in a ``peft.PeftModel``: it *is* ``LoadedModel.module`` for decoders and ``module.body`` for encoders.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import DataError, InputError, MismatchError, NotFoundError, StoreError, UnsupportedError
+from luthier.core.model import ModelRecord
+from luthier.models.load import Attached, LoadedModel, check_digests, load_folder, load_model
+from luthier.models.weights import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from luthier.store.database import Store
+
+MANIFEST, HEAD, ADAPTER, ADAPTER_CONFIG = (
+    "luthier.json",
+    "head.safetensors",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+)
+FORMAT = 1
+SAVES = ("adapter", "weights", "head")
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
+
+
+def save_trained(model: LoadedModel, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a trained model into ``folder`` and return the full manifest.
+
+    ``manifest`` needs ``saves`` (adapter, weights or head) and may give ``prompt`` (PromptTemplate as dict), ``method`` and
+    ``objective`` (each ``{"name", "config"}``) and ``run_id``; base, architecture, labels, dtype and template digest are taken
+    from ``model``. Raises InputError when ``saves`` does not fit the model, StoreError when the disk refuses.
+    """
+    saves = manifest.get("saves")
+    if saves not in SAVES:
+        raise InputError(f"saves must be one of {', '.join(SAVES)}; got {saves!r}")
+    if saves == "head" and (model.architecture != "encoder" or model.module.head is None):
+        raise InputError(f"saves 'head' needs an encoder with labels; {model.record.name} has none")
+    full = {
+        "format": FORMAT,
+        "base": {"name": model.base.name, "digest": model.base.digest},
+        "architecture": model.architecture,
+        "template_digest": model.template_digest,
+        "labels": list(model.labels),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "prompt": None,
+        "method": None,
+        "objective": None,
+        "run_id": None,
+        **manifest,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if saves == "adapter":
+            _save_adapter(_peft(model), folder, model.base.name)
+        elif saves == "weights":
+            _save_weights(model, folder)
+        if model.architecture == "encoder" and model.module.head is not None:
+            write_tensors(folder / HEAD, dict(model.module.head.state_dict()))
+        text = json.dumps(full, indent=2, ensure_ascii=False, sort_keys=True)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write the trained model to {folder}: {error}") from error
+    return full
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a trained folder. Raises DataError that names the file when it is missing, damaged or too new."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        number, saves, base = manifest["format"], manifest["saves"], manifest["base"]
+        if saves not in SAVES or not isinstance(base["name"], str) or not isinstance(base["digest"], str):
+            raise ValueError(f"saves {saves!r}, base {base!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a trained model's manifest: {error}", hint=_AGAIN) from error
+    if number != FORMAT:
+        raise DataError(f"{path}: format must be {FORMAT}; got {number!r}", hint="Use the Luthier that wrote it.")
+    return manifest  # type: ignore[no-any-return]
+
+
+def load_trained(store: Store, record: ModelRecord, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    """A model that tuning made, ready to answer: base + adapter, whole weights, or base + head.
+
+    Raises NotFoundError when its base is not in the store, MismatchError when the base or the chat template is another than the
+    one it was trained with, DataError for damaged files.
+    """
+    from luthier.store.artifacts import path_of
+    from luthier.store.models import find
+
+    folder = path_of(store, record.digest)
+    manifest = read_manifest(folder)
+    labels = tuple(manifest.get("labels") or ())
+    if manifest["saves"] == "weights":
+        try:
+            base = find(store, manifest["base"]["name"])
+        except NotFoundError:
+            base = record  # whole weights answer without their base
+        loaded = load_folder(folder, record, base, dtype=dtype, device=device, labels=labels)
+        if loaded.architecture == "encoder" and labels:
+            _read_head(folder, loaded.module.head)
+        loaded.labels = labels
+        _check_template(record, manifest, loaded)
+        return loaded
+    base = find(store, record.base or manifest["base"]["name"])
+    loaded = load_model(store, base, dtype=dtype, device=device)
+    if base.kind == "adapter":
+        from luthier.models.merge import merge
+
+        loaded = merge(loaded)
+        loaded.base = base
+    attach(loaded, record, record.name, folder=folder)
+    select(loaded, record.name)
+    loaded.record, loaded.folder, loaded.labels = record, folder, labels
+    return loaded
+
+
+def attach(
+    base: LoadedModel, record: ModelRecord, name: str, *, folder: Path | None = None, store: Store | None = None
+) -> None:
+    """Put a stored adapter (or head) beside the ones that ``base`` already carries; nothing is selected yet.
+
+    ``folder`` holds its files (looked up in ``store`` when not given). Raises MismatchError for another base or template,
+    DataError for damaged files, UnsupportedError for whole weights, which cannot share a base.
+    """
+    if folder is None:
+        from luthier.store.artifacts import path_of
+        from luthier.store.database import open_store
+
+        folder = path_of(store or open_store(), record.digest)
+    manifest = read_manifest(folder)
+    if manifest["saves"] == "weights":
+        raise UnsupportedError(f"{record.name} is a whole model, not an adapter: it cannot share a base in memory")
+    check_digests(
+        f"{record.name}: base model {base.base.name}",
+        manifest["base"]["digest"],
+        base.base.digest,
+        "Pull the base that it was trained on, or tune again on this one: luthier tune RUN.yaml",
+    )
+    _check_template(record, manifest, base)
+    held = Attached(record, labels=tuple(manifest.get("labels") or ()))
+    if manifest["saves"] == "adapter":
+        held.peft_name = _load_adapter(base, folder)
+    if base.architecture == "encoder" and held.labels:
+        from luthier.models.encoder import new_head
+
+        held.head = _read_head(folder, new_head(base.module.width, len(held.labels))).to(base.device).eval()
+    base.attached[name] = held
+    selected = base.selected
+    base.selected = ""  # unknown to PEFT now: loading made the new adapter the active one
+    select(base, selected)
+
+
+def select(base: LoadedModel, name: str | None) -> None:
+    """Answer as the attached adapter ``name`` from now on, or as the bare base (None), bit for bit."""
+    if name == base.selected:
+        return
+    if name is not None and name not in base.attached:
+        raise NotFoundError(f"adapter {name!r} is not attached; attached: {', '.join(base.attached) or 'none'}")
+    held = base.attached[name] if name is not None else None
+    model = _peft_or_none(base)
+    if model is not None:
+        if held is None or not held.peft_name:
+            model.base_model.disable_adapter_layers()
+        else:
+            model.base_model.enable_adapter_layers()
+            model.set_adapter(held.peft_name, inference_mode=True)
+    if base.architecture == "encoder":
+        base.module.head = held.head if held is not None else None
+        base.labels = held.labels if held is not None else ()
+    base.selected = name
+
+
+def detach(base: LoadedModel, name: str) -> None:
+    """Forget an attached adapter and free its memory."""
+    held = base.attached.get(name)
+    if held is None:
+        return
+    if base.selected == name:
+        select(base, None)
+    del base.attached[name]
+    model = _peft_or_none(base)
+    if held.peft_name and model is not None and len(model.peft_config) > 1:
+        selected, base.selected = base.selected, ""
+        model.delete_adapter(held.peft_name)
+        select(base, selected)
+
+
+_AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
+
+
+def _check_template(record: ModelRecord, manifest: Mapping[str, Any], loaded: LoadedModel) -> None:
+    check_digests(
+        f"{record.name}: chat template and tokenizer of {loaded.base.name}",
+        str(manifest.get("template_digest") or ""),
+        loaded.template_digest,
+        "It would read other prompts than it was trained on. Pull the base again, or tune again: luthier tune RUN.yaml",
+    )
+
+
+def _peft_or_none(model: LoadedModel) -> Any:
+    """The PeftModel in a loaded model, or None."""
+    inner = model.module if model.architecture == "decoder" else model.module.body
+    return inner if hasattr(inner, "peft_config") and hasattr(inner, "base_model") else None
+
+
+def _peft(model: LoadedModel) -> Any:
+    inner = _peft_or_none(model)
+    if inner is None:
+        raise InputError(f"saves 'adapter' needs a PEFT adapter in {model.record.name}; it has none")
+    return inner
+
+
+def _save_adapter(model: Any, folder: Path, base_name: str) -> None:
+    from peft import get_peft_model_state_dict
+
+    name = model.active_adapter
+    config = copy.deepcopy(model.peft_config[name])
+    config.base_model_name_or_path, config.inference_mode = base_name, True
+    targets = getattr(config, "target_modules", None) or ()
+    embeds = not isinstance(targets, str) and bool({"embed_tokens", "lm_head", "word_embeddings"} & set(targets))
+    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=embeds)
+    config.save_pretrained(str(folder))
+    write_tensors(folder / ADAPTER, tensors)
+
+
+def _save_weights(model: LoadedModel, folder: Path) -> None:
+    whole = model.module if model.architecture == "decoder" else model.module.body
+    whole.save_pretrained(str(folder))
+    for pattern in _TOKENIZER_FILES:
+        for source in model.base_folder.glob(pattern):
+            target = folder / source.relative_to(model.base_folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+def _load_adapter(base: LoadedModel, folder: Path) -> str:
+    """Add the folder's PEFT adapter to the base in its dtype; returns PEFT's name for it."""
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    tensors = {key: tensor.to(base.device, base.dtype) for key, tensor in read_tensors(folder / ADAPTER).items()}
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / ADAPTER_CONFIG}: cannot be read: {error}", hint=_AGAIN) from error
+    config.inference_mode = True
+    model = _peft_or_none(base)
+    number = 0
+    while model is not None and f"adapter_{number}" in model.peft_config:
+        number += 1
+    name = f"adapter_{number}"
+    if model is None:
+        inner = base.module if base.architecture == "decoder" else base.module.body
+        model = get_peft_model(inner, config, adapter_name=name, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
+        if base.architecture == "decoder":
+            base.module = model
+        else:
+            base.module.body = model
+    else:
+        model.add_adapter(name, config, low_cpu_mem_usage=True)
+    report = set_peft_model_state_dict(model, tensors, adapter_name=name, low_cpu_mem_usage=True)
+    missing = [key for key in report.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
+    if missing or report.unexpected_keys:
+        wrong = (missing or list(report.unexpected_keys))[0]
+        raise MismatchError(
+            f"{folder / ADAPTER}: does not fit {base.base.name} and its own adapter_config.json, first at {wrong!r}",
+            hint=_AGAIN,
+        )
+    model.eval()
+    return name
+
+
+def _read_head(folder: Path, head: Any) -> Any:
+    tensors = read_tensors(folder / HEAD)
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise MismatchError(f"{folder / HEAD}: does not fit the model's labels: {error}", hint=_AGAIN) from error
+    return head

@@ -1,0 +1,59 @@
+"""The parts of a causal language model that scoring and generation call one by one: hidden states, then only the logits needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def causal_model(module: Any) -> Any:
+    """The Hugging Face causal model inside ``module``, without the PEFT model around it (its adapter layers stay active)."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
+def hidden_states(
+    module: Any,
+    input_ids: torch.Tensor,
+    *,
+    position_ids: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    cache: Any = None,
+) -> torch.Tensor:
+    """Last hidden states (batch, length, width).
+
+    ``mask`` is additive, (batch, 1, length, cached + length), or None for plain causal attention (right padding needs no more).
+    ``cache`` is a transformers Cache that is read and extended.
+    """
+    decoder = causal_model(module).get_decoder()
+    out = decoder(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    return out.last_hidden_state  # type: ignore[no-any-return]
+
+
+def logits(module: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits (..., vocabulary) for hidden states (..., width), with the scaling or soft cap that some architectures state."""
+    model = causal_model(module)
+    out = model.get_output_embeddings()(hidden)
+    config = model.config.get_text_config()
+    if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        out = out / scale
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        out = out * scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
+        out = torch.tanh(out / cap) * cap
+    return out  # type: ignore[no-any-return]
+
+
+def attends_fully(module: Any) -> bool:
+    """Whether every layer attends to its whole past: then one 4-D mask serves all layers and a cache can be shared."""
+    config = causal_model(module).config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return all(kind == "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is None and getattr(config, "attention_chunk_size", None) is None

@@ -1,0 +1,290 @@
+"""Load models from the store into memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from luthier.core.errors import DataError, InputError, MismatchError, UnsupportedError
+from luthier.core.model import Architecture, ModelRecord
+from luthier.models.weights import check_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from luthier.data.render import Renderer
+    from luthier.store.database import Store
+
+DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
+DeviceName = str  # auto, cpu, cuda, cuda:1, mps
+
+
+@dataclass
+class Attached:
+    """An adapter that shares a loaded base: its record, PEFT's name for it ("" when it has none: a head only) and its head."""
+
+    record: ModelRecord
+    peft_name: str = ""
+    head: Any = None
+    labels: tuple[str, ...] = ()
+
+
+@dataclass
+class LoadedModel:
+    """A model in memory.
+
+    ``record`` is what was asked for, ``base`` the base weights under it (the same record when there is no adapter). ``module`` is
+    a causal language model (possibly inside a ``peft.PeftModel``) or, for encoders, an ``EncoderClassifier``. ``renderer`` is None
+    for encoders. ``folder`` holds the files of ``record``. ``attached`` and ``selected`` belong to ``models.attach``.
+    """
+
+    record: ModelRecord
+    base: ModelRecord
+    module: Any
+    tokenizer: Any
+    renderer: Renderer | None
+    device: torch.device
+    dtype: torch.dtype
+    architecture: Architecture
+    labels: tuple[str, ...] = ()
+    context_length: int = 0
+    folder: Path = field(default_factory=Path)
+    base_folder: Path = field(default_factory=Path)
+    attached: dict[str, Attached] = field(default_factory=dict)
+    selected: str | None = None
+
+    @property
+    def template_digest(self) -> str:
+        """The renderer's digest; "" for encoders."""
+        return self.renderer.digest if self.renderer is not None else ""
+
+
+def load_model(
+    store: Store,
+    name: str | ModelRecord,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    labels: Sequence[str] = (),
+) -> LoadedModel:
+    """Load a stored base model, or a base with what tuning made of it.
+
+    ``dtype`` is auto, bf16, fp16 or fp32 (see ``choose_dtype``); ``device`` auto, cpu, cuda, cuda:N or mps. ``labels`` gives an
+    encoder without a head a new one. The module is in eval mode.
+
+    Raises NotFoundError for an unknown name, DataError for damaged files, MismatchError when base or template are not the ones an
+    adapter was trained with, UnsupportedError for records that hold no torch weights.
+    """
+    from luthier.store.models import find
+
+    record = find(store, name) if isinstance(name, str) else name
+    if record.kind == "adapter":
+        from luthier.models.attach import load_trained
+
+        loaded = load_trained(store, record, dtype=dtype, device=device)
+        if labels and loaded.architecture == "encoder" and tuple(labels) != loaded.labels:
+            _new_labels(loaded, tuple(labels))
+        return loaded
+    if record.kind != "base":
+        raise UnsupportedError(
+            f"{record.name} is an {record.kind}; only base models and adapters load as torch weights",
+            hint="luthier models shows what each name is",
+        )
+    from luthier.store.artifacts import path_of
+
+    return load_folder(path_of(store, record.digest), record, record, dtype=dtype, device=device, labels=tuple(labels))
+
+
+def load_folder(
+    folder: Path,
+    record: ModelRecord,
+    base: ModelRecord,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    labels: tuple[str, ...] = (),
+) -> LoadedModel:
+    """Load a folder in Hugging Face layout (config.json, tokenizer files, safetensors weights) as ``record``."""
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    set_threads()
+    check_folder(folder)
+    tokenizer = _tokenizer(folder)
+    if record.architecture == "decoder":
+        from luthier.data.render import Renderer
+
+        module = _pretrained("AutoModelForCausalLM", folder, kind).to(where).eval()
+        renderer = Renderer(tokenizer, stop_ids=_stop_ids(module))
+        context = int(getattr(module.config.get_text_config(), "max_position_embeddings", 0) or 2048)
+    else:
+        from luthier.models.encoder import EncoderClassifier, read_max_tokens, read_pooling
+
+        body = _pretrained("AutoModel", folder, kind)
+        if getattr(body, "pooler", None) is not None:
+            body.pooler = (
+                None  # sentence vectors come from the hidden states; an unread layer must not count as trained
+            )
+        chance = float(getattr(body.config, "hidden_dropout_prob", 0.1) or 0.0)
+        module = EncoderClassifier(body, len(labels), pooling=read_pooling(folder), dropout=chance).to(where).eval()
+        renderer, context = None, read_max_tokens(folder, body.config, tokenizer)
+    return LoadedModel(
+        record=record,
+        base=base,
+        module=module,
+        tokenizer=tokenizer,
+        renderer=renderer,
+        device=where,
+        dtype=kind,
+        architecture=record.architecture,
+        labels=labels if record.architecture == "encoder" else (),
+        context_length=context,
+        folder=folder,
+        base_folder=folder,
+    )
+
+
+def _stop_ids(module: Any) -> list[int]:
+    """End-of-answer ids that the model's generation config names (one, several or none)."""
+    stated = getattr(module.generation_config, "eos_token_id", None)
+    return [stated] if isinstance(stated, int) else list(stated or ())
+
+
+def _new_labels(loaded: LoadedModel, labels: tuple[str, ...]) -> None:
+    from luthier.models.encoder import new_head
+
+    loaded.module.head = new_head(loaded.module.width, len(labels)).to(loaded.device)
+    loaded.labels = labels
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        if (
+            getattr(tokenizer, "backend_tokenizer", None) is not None
+        ):  # files may ask for cutting and padding by themselves
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+        return tokenizer
+    except Exception as error:
+        raise DataError(f"{folder}: the tokenizer files cannot be read: {error}") from error
+
+
+def _pretrained(auto_class: str, folder: Path, dtype: torch.dtype) -> Any:
+    """The bare module; every weight that the architecture needs must come from the files."""
+    import transformers
+    from safetensors import SafetensorError
+
+    try:
+        module, report = getattr(transformers, auto_class).from_pretrained(
+            str(folder),
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise DataError(f"{folder}: the model cannot be loaded: {error}") from error
+    missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
+    if missing:
+        raise DataError(
+            f"{folder}: the weights lack {len(missing)} tensors that config.json asks for, first {missing[0]!r}",
+            hint="The files do not belong together; pull the model again.",
+        )
+    return module
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The torch device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. auto never takes mps: it lacks operations."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps; got {name!r}") from error
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise InputError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device 'mps' is not available on this machine")
+    return device
+
+
+def choose_dtype(name: str = "auto", device: torch.device | None = None) -> torch.dtype:
+    """The torch dtype for ``auto``, ``bf16``, ``fp16`` or ``fp32``. auto: bf16 where the device computes in it, else fp32."""
+    import torch
+
+    device = device or torch.device("cpu")
+    known = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if name == "auto":
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
+        return torch.bfloat16 if native and device.type != "mps" else torch.float32
+    if name not in known:
+        raise InputError(f"dtype must be auto, {', '.join(known)}; got {name!r}")
+    if name == "fp16" and device.type == "cpu":
+        raise InputError("dtype fp16 is for GPUs; on a CPU use bf16 or fp32")
+    return known[name]
+
+
+def cpu_has_bf16(cpuinfo: str | None = None) -> bool:
+    """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX or Arm BF16); elsewhere bf16 is emulated and slower than fp32.
+
+    ``cpuinfo`` is the text of ``/proc/cpuinfo``, read when not given; False where there is none (macOS has no bf16 kernels in torch).
+    """
+    if cpuinfo is None:
+        try:
+            cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in {"flags", "Features"}:
+            return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(value.split()))
+    return False
+
+
+def set_threads(threads: int | None = None) -> int:
+    """Set torch's CPU threads and return the number.
+
+    Without ``threads``: what OMP_NUM_THREADS says, else the physical cores that this process may use (a second hyperthread of a
+    core slows matrix products down).
+    """
+    import torch
+
+    if threads is None:
+        if os.environ.get("OMP_NUM_THREADS"):
+            return torch.get_num_threads()
+        threads = usable_cores()
+    if threads < 1:
+        raise InputError(f"threads must be >= 1; got {threads}")
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    return threads
+
+
+def usable_cores() -> int:
+    """Physical cores within this process's CPU affinity and its control group's quota; at least 1."""
+    import psutil
+
+    logical = psutil.cpu_count() or 1
+    physical = psutil.cpu_count(logical=False) or logical
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    cores = min(physical, allowed) if allowed >= logical else max(1, allowed * physical // logical)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return max(1, cores)
+    return max(1, cores if quota == "max" else min(cores, int(quota) // int(period)))
+
+
+def check_digests(what: str, expected: str, found: str, hint: str) -> None:
+    """Raise MismatchError unless two digests agree (an empty ``expected`` is not checked)."""
+    if expected and expected != found:
+        raise MismatchError(f"{what}: trained with {expected[:12]}, but here is {(found or 'none')[:12]}", hint=hint)
