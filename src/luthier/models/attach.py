@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, InputError, MismatchError, NotFoundError, StoreError, UnsupportedError
 from luthier.core.model import ModelRecord
-from luthier.models.load import Attached, LoadedModel, check_digests, load_folder, load_model
+from luthier.data.render import mismatch
+from luthier.models.load import Attached, LoadedModel, load_folder, load_model
 from luthier.models.weights import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -155,24 +156,26 @@ def attach(
     manifest = read_manifest(folder)
     if manifest["saves"] == "weights":
         raise UnsupportedError(f"{record.name} is a whole model, not an adapter: it cannot share a base in memory")
-    check_digests(
-        f"{record.name}: base model {base.base.name}",
-        manifest["base"]["digest"],
-        base.base.digest,
-        "Pull the base that it was trained on, or tune again on this one: luthier tune RUN.yaml",
-    )
+    if manifest["base"]["digest"] != base.base.digest:
+        raise MismatchError(
+            f"{record.name} was trained on {manifest['base']['name']} with digest {manifest['base']['digest'][:12]}; "
+            f"here is {base.base.name} with digest {base.base.digest[:12]}",
+            hint="Pull the base that it was trained on, or tune again on this one: luthier tune RUN.yaml",
+        )
     _check_template(record, manifest, base)
     held = Attached(record, labels=tuple(manifest.get("labels") or ()))
-    if manifest["saves"] == "adapter":
-        held.peft_name = _load_adapter(base, folder)
     if base.architecture == "encoder" and held.labels:
         from luthier.models.encoder import new_head
 
         held.head = _read_head(folder, new_head(base.module.width, len(held.labels))).to(base.device).eval()
-    base.attached[name] = held
     selected = base.selected
-    base.selected = ""  # unknown to PEFT now: loading made the new adapter the active one
-    select(base, selected)
+    base.selected = ""  # loading moves PEFT's own selection
+    try:
+        if manifest["saves"] == "adapter":
+            held.peft_name = _load_adapter(base, folder)
+        base.attached[name] = held
+    finally:
+        select(base, selected)
 
 
 def select(base: LoadedModel, name: str | None) -> None:
@@ -196,30 +199,24 @@ def select(base: LoadedModel, name: str | None) -> None:
 
 
 def detach(base: LoadedModel, name: str) -> None:
-    """Forget an attached adapter and free its memory."""
-    held = base.attached.get(name)
-    if held is None:
+    """Forget an attached adapter and free its memory; the base answers alone when it was the selected one."""
+    if name not in base.attached:
         return
-    if base.selected == name:
-        select(base, None)
-    del base.attached[name]
-    model = _peft_or_none(base)
-    if held.peft_name and model is not None and len(model.peft_config) > 1:
-        selected, base.selected = base.selected, ""
-        model.delete_adapter(held.peft_name)
-        select(base, selected)
+    selected = base.selected if base.selected != name else None
+    held = base.attached.pop(name)
+    if held.peft_name:
+        _drop_adapter(base, held.peft_name)
+    base.selected = ""  # PEFT's own selection has moved
+    select(base, selected)
 
 
 _AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
 
 
 def _check_template(record: ModelRecord, manifest: Mapping[str, Any], loaded: LoadedModel) -> None:
-    check_digests(
-        f"{record.name}: chat template and tokenizer of {loaded.base.name}",
-        str(manifest.get("template_digest") or ""),
-        loaded.template_digest,
-        "It would read other prompts than it was trained on. Pull the base again, or tune again: luthier tune RUN.yaml",
-    )
+    trained = str(manifest.get("template_digest") or "")
+    if trained:
+        mismatch(trained, loaded.template_digest, what=repr(record.name))
 
 
 def _peft_or_none(model: LoadedModel) -> Any:
@@ -259,7 +256,7 @@ def _save_weights(model: LoadedModel, folder: Path) -> None:
 
 
 def _load_adapter(base: LoadedModel, folder: Path) -> str:
-    """Add the folder's PEFT adapter to the base in its dtype; returns PEFT's name for it."""
+    """Add the folder's PEFT adapter to the base in its dtype; returns PEFT's name for it. The base is left as it was on failure."""
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
     tensors = {key: tensor.to(base.device, base.dtype) for key, tensor in read_tensors(folder / ADAPTER).items()}
@@ -267,31 +264,58 @@ def _load_adapter(base: LoadedModel, folder: Path) -> str:
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / ADAPTER_CONFIG}: cannot be read: {error}", hint=_AGAIN) from error
-    config.inference_mode = True
+    config.inference_mode, config.base_model_name_or_path = True, None
     model = _peft_or_none(base)
+    name = f"adapter_{_free_number(model)}"
+    try:
+        if model is None:
+            inner = base.module if base.architecture == "decoder" else base.module.body
+            model = get_peft_model(inner, config, name, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
+            _put_inner(base, model)
+        else:
+            model.add_adapter(name, config, low_cpu_mem_usage=True)
+        report = set_peft_model_state_dict(model, tensors, adapter_name=name, low_cpu_mem_usage=True)
+        wrong = [key for key in report.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
+        wrong += report.unexpected_keys
+        if wrong:
+            raise ValueError(f"first at {wrong[0]!r}")
+    except (ValueError, RuntimeError, TypeError) as error:
+        _drop_adapter(base, name)
+        raise MismatchError(
+            f"{folder / ADAPTER}: does not fit {base.base.name} and its own {ADAPTER_CONFIG}: {error}", hint=_AGAIN
+        ) from error
+    model.eval()
+    return name
+
+
+def _free_number(model: Any) -> int:
     number = 0
     while model is not None and f"adapter_{number}" in model.peft_config:
         number += 1
-    name = f"adapter_{number}"
-    if model is None:
-        inner = base.module if base.architecture == "decoder" else base.module.body
-        model = get_peft_model(inner, config, adapter_name=name, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
-        if base.architecture == "decoder":
-            base.module = model
-        else:
-            base.module.body = model
+    return number
+
+
+def _put_inner(base: LoadedModel, module: Any) -> None:
+    if base.architecture == "decoder":
+        base.module = module
     else:
-        model.add_adapter(name, config, low_cpu_mem_usage=True)
-    report = set_peft_model_state_dict(model, tensors, adapter_name=name, low_cpu_mem_usage=True)
-    missing = [key for key in report.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
-    if missing or report.unexpected_keys:
-        wrong = (missing or list(report.unexpected_keys))[0]
-        raise MismatchError(
-            f"{folder / ADAPTER}: does not fit {base.base.name} and its own adapter_config.json, first at {wrong!r}",
-            hint=_AGAIN,
-        )
-    model.eval()
-    return name
+        base.module.body = module
+
+
+def _drop_adapter(base: LoadedModel, name: str) -> None:
+    """Take one PEFT adapter out of the base; with the last one goes the PEFT model itself."""
+    model = _peft_or_none(base)
+    if model is None or name not in model.peft_config:
+        return
+    others = [other for other in model.peft_config if other != name]
+    if others:
+        model.set_adapter(others[0], inference_mode=True)
+        model.delete_adapter(name)
+    else:
+        plain = model.unload()
+        if hasattr(plain, "peft_config"):
+            del plain.peft_config
+        _put_inner(base, plain)
 
 
 def _read_head(folder: Path, head: Any) -> Any:

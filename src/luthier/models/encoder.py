@@ -8,13 +8,14 @@ what ranks labels should not be rounded.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from luthier.core.errors import DataError, UnsupportedError
+from luthier.core.errors import DataError, InputError, UnsupportedError
 
 Pooling = Literal["mean", "cls"]
 
@@ -78,6 +79,27 @@ def new_head(width: int, labels: int) -> nn.Linear:
     nn.init.normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
     return head
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Token ids of each text with the encoder's special tokens, cut at ``max_tokens`` (the closing special tokens are kept).
+
+    Raises InputError for text that is not valid Unicode. Safe from several threads.
+    """
+    try:
+        encodings = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=True)
+    except (UnicodeEncodeError, TypeError) as error:
+        raise InputError("text must be valid Unicode; it holds half of a surrogate pair") from error
+    out = []
+    for encoding in encodings:
+        ids = list(encoding.ids)
+        if len(ids) > max_tokens:
+            closing = 0
+            while closing < min(len(ids), max_tokens - 1) and encoding.special_tokens_mask[-1 - closing]:
+                closing += 1
+            ids = ids[: max_tokens - closing] + ids[len(ids) - closing :]
+        out.append(ids)
+    return out
 
 
 def read_pooling(folder: Path) -> Pooling:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.core.errors import DataError, InputError, MismatchError, UnsupportedError
+from luthier.core.errors import DataError, InputError, UnsupportedError
 from luthier.core.model import Architecture, ModelRecord
 from luthier.models.weights import check_folder
 
@@ -282,9 +282,3 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         return max(1, cores)
     return max(1, cores if quota == "max" else min(cores, int(quota) // int(period)))
-
-
-def check_digests(what: str, expected: str, found: str, hint: str) -> None:
-    """Raise MismatchError unless two digests agree (an empty ``expected`` is not checked)."""
-    if expected and expected != found:
-        raise MismatchError(f"{what}: trained with {expected[:12]}, but here is {(found or 'none')[:12]}", hint=hint)
