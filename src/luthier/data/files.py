@@ -1,0 +1,402 @@
+"""Files into rows: JSON Lines, JSON, CSV, TSV, Parquet and hub datasets, each row with its line.
+
+A row that cannot be read comes as ``Broken`` with the reason, so that one report can name them all. Files are read once, from
+front to back; only ``.json`` is held in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, TypeAlias
+
+from luthier.core.errors import DataError, MissingExtraError, OfflineError, nearest
+
+MAX_LINE_BYTES = 256 * 2**20
+MAX_UNPACKED_BYTES = 8 * 2**30
+
+_BOM = b"\xef\xbb\xbf"
+_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_TEXT_KINDS = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".jsonlines": "lines",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+_KINDS = {**_TEXT_KINDS, ".parquet": "parquet", ".pq": "parquet"}
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A row that could not be read, and why."""
+
+    reason: str
+
+
+Row: TypeAlias = "Mapping[str, Any] | Broken"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def rows_of(path: Path) -> Iterator[tuple[int, Row]]:
+    """(line, row) of every row of a file; for Parquet the line is the row's number, from 1.
+
+    Raises DataError for a file that is missing, empty, a directory, of an unknown kind, or unreadable as a whole.
+    """
+    kind = _kind(path)
+    _check_file(path)
+    try:
+        if kind == "parquet":
+            yield from _parquet_rows(path)
+            return
+        with _open(path) as file:
+            if kind == "json":
+                yield from _json_rows(path, file)
+            elif kind == "lines":
+                yield from _line_rows(path, file)
+            else:
+                yield from _table_rows(path, file, tabs=kind == "tsv")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is not a whole gzip file: {error}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def bare_name(path: Path) -> str:
+    """The file's name without its endings: ``train`` for ``train.jsonl.gz``."""
+    name = path.name.removesuffix(".gz")
+    return name.rsplit(".", 1)[0] or name
+
+
+def _kind(path: Path) -> str:
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    packed = path.name.lower().endswith(".gz")
+    kind = (_TEXT_KINDS if packed else _KINDS).get(suffix)
+    if kind is None and path.is_file():
+        allowed = ", ".join(_KINDS)
+        raise DataError(f"{path}: the file's ending must be one of {allowed} (text also .gz); got {path.suffix!r}")
+    return kind or ""
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        inside = sorted(
+            p.name for p in path.iterdir() if p.is_file() and Path(p.name.removesuffix(".gz")).suffix in _KINDS
+        )
+        hint = f"name one of its files: {', '.join(inside[:8])}" if inside else "it holds no data file"
+        raise DataError(f"{path} is a directory, not a data file", hint=hint)
+    if not path.exists():
+        folder = path.parent
+        near = nearest(path.name, [p.name for p in folder.iterdir() if p.is_file()]) if folder.is_dir() else []
+        hint = f"did you mean {' or '.join(str(folder / n) for n in near)}?" if near else ""
+        if not folder.is_dir():
+            hint = f"the folder {folder} does not exist either"
+        raise DataError(f"no such file: {path}", hint=hint)
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty")
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.name.lower().endswith(".gz"):
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    return path.open("rb")
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """(line number, offset in the file, bytes of the line with its end). Strips a UTF-8 byte-order mark."""
+    offset = number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(f"{path}:{number}: line must be at most {MAX_LINE_BYTES:,} bytes; it is longer")
+        begin, offset = offset, offset + len(line)
+        if offset > MAX_UNPACKED_BYTES and path.name.lower().endswith(".gz"):
+            raise DataError(f"{path}: unpacked it is more than {MAX_UNPACKED_BYTES:,} bytes; unpack it first")
+        if number == 1:
+            if line.startswith(_WIDE_BOMS):
+                raise DataError(
+                    f"{path} is UTF-16, expected UTF-8", hint=f"iconv -f UTF-16 -t UTF-8 {path} > utf8-{path.name}"
+                )
+            if line.startswith(_BOM):
+                begin, line = begin + len(_BOM), line[len(_BOM) :]
+        yield number, begin, line
+
+
+def _utf8_reason(error: UnicodeDecodeError, begin: int) -> str:
+    byte = error.object[error.start]
+    return f"not UTF-8: byte 0x{byte:02x} at offset {begin + error.start} of the file"
+
+
+def _parse(text: str) -> Row:
+    """One JSON object, or why it is none."""
+    try:
+        value = _decoder.decode(text)
+    except json.JSONDecodeError as error:
+        return Broken(f"invalid JSON at column {error.colno}: {error.msg}")
+    except ValueError as error:
+        return Broken(f"invalid JSON: {error}")
+    except RecursionError:
+        return Broken("invalid JSON: nested too deeply")
+    return value if isinstance(value, dict) else Broken(f"expected a JSON object; got {_type_name(value)}")
+
+
+def _line_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row]]:
+    for number, begin, line in _lines(path, file):
+        if not line.strip():
+            continue
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield number, Broken(_utf8_reason(error, begin))
+            continue
+        yield number, _parse(text)
+
+
+def _json_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row]]:
+    """Elements of a list, or of the list under ``data``; also JSON Lines in a file that is named ``.json``."""
+    content = file.read(MAX_UNPACKED_BYTES + 1)
+    if len(content) > MAX_UNPACKED_BYTES:
+        raise DataError(f"{path}: must be at most {MAX_UNPACKED_BYTES:,} bytes; write it as JSON Lines (.jsonl)")
+    if content.startswith(_WIDE_BOMS):
+        raise DataError(f"{path} is UTF-16, expected UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: {_utf8_reason(error, 0)}") from error
+    cursor = _Cursor(path, text)
+    if cursor.peek() == "{":
+        if _is_lines(text):
+            yield from _line_rows(path, io.BytesIO(content))
+            return
+        cursor.enter_data()
+    elif cursor.peek() != "[":
+        raise DataError(f"{path}: expected a list of rows, or {{'data': [...]}}; it begins with {text.lstrip()[:20]!r}")
+    yield from cursor.elements()
+
+
+def _is_lines(text: str) -> bool:
+    """Whether more follows the first JSON value, as in JSON Lines."""
+    begin = len(text) - len(text.lstrip())
+    try:
+        _, end = _decoder.raw_decode(text, begin)
+    except (ValueError, RecursionError):
+        return "\n" in text.strip()
+    return bool(text[end:].strip())
+
+
+class _Cursor:
+    """A place in a JSON text, with the line that it is on."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path, self.text = path, text
+        self.at, self.line, self._counted = 0, 1, 0
+
+    def peek(self) -> str:
+        """The next character that is not white space."""
+        while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
+            self.at += 1
+        self.line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self.text[self.at : self.at + 1]
+
+    def take(self, allowed: str) -> str:
+        """Step over one of ``allowed`` characters."""
+        found = self.peek()
+        if not found or found not in allowed:
+            expected = " or ".join(repr(c) for c in allowed)
+            self._fail(f"expected {expected}; got {repr(found) if found else 'the end of the file'}")
+        self.at += 1
+        return found
+
+    def value(self) -> Any:
+        """Step over one JSON value."""
+        self.peek()
+        try:
+            value, self.at = _decoder.raw_decode(self.text, self.at)
+        except json.JSONDecodeError as error:
+            self.line = error.lineno
+            self._fail(f"invalid JSON at column {error.colno}: {error.msg}")
+        except (ValueError, RecursionError) as error:
+            self._fail(f"invalid JSON: {error}")
+        return value
+
+    def enter_data(self) -> None:
+        """Go to the list under the key ``data`` of the object that begins here."""
+        self.take("{")
+        keys = []
+        while self.peek() != "}":
+            keys.append(self.value())
+            self.take(":")
+            if keys[-1] == "data" and self.peek() == "[":
+                return
+            self.value()
+            if self.take(",}") == "}":
+                break
+        raise DataError(
+            f"{self.path}: expected a list of rows, or {{'data': [...]}}; got an object with the keys {keys}"
+        )
+
+    def elements(self) -> Iterator[tuple[int, Row]]:
+        """The objects of the list that begins here."""
+        self.take("[")
+        if self.peek() == "]":
+            return
+        while True:
+            self.peek()
+            line = self.line
+            value = self.value()
+            yield line, value if isinstance(value, dict) else Broken(f"expected a JSON object; got {_type_name(value)}")
+            if self.take(",]") == "]":
+                return
+
+    def _fail(self, reason: str) -> NoReturn:
+        raise DataError(
+            f"{self.path}:{self.line}: {reason}",
+            hint="a .json file is read as a whole; in JSON Lines (.jsonl) one broken row leaves the others readable",
+        )
+
+
+def _table_rows(path: Path, file: BinaryIO, *, tabs: bool) -> Iterator[tuple[int, Row]]:
+    """Rows of a table with a header line. The delimiter is the one that the header uses: comma, semicolon or tab."""
+    csv.field_size_limit(sys.maxsize)
+    bad_lines: dict[int, str] = {}
+    at = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal at
+        for at, begin, line in _lines(path, file):
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                bad_lines[at] = _utf8_reason(error, begin)
+                yield line.decode("utf-8", errors="replace")
+
+    lines = texts()
+    first = next((line for line in lines if line.strip()), "")
+    delimiter = "\t" if tabs or ("\t" in first and "," not in first) else ","
+    if delimiter == "," and "," not in first and ";" in first:
+        delimiter = ";"
+    header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+    if not any(header):
+        raise DataError(f"{path}: the first line must name the columns; it is blank")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}:{at}: column {twice[0]!r} occurs twice")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        line = at + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            reason = "a quote that opens here is never closed" if "unexpected end" in str(error) else str(error)
+            yield line, Broken(f"invalid CSV: {reason}")
+            continue
+        if cells is None:
+            return
+        bad = [bad_lines[n] for n in range(line, at + 1) if n in bad_lines]
+        if bad:
+            yield line, Broken(bad[0])
+        elif len(cells) != len(header) and cells:
+            yield line, Broken(f"expected {len(header)} columns as in the first line; got {len(cells)}")
+        elif any(cell.strip() for cell in cells):
+            yield line, {name: _cell(cell) for name, cell in zip(header, cells, strict=True) if name}
+
+
+def _cell(cell: str) -> Any:
+    """A cell: conversations are written as JSON lists in tables; everything else is text."""
+    if cell.startswith(("[{", "[ {")):
+        try:
+            return _decoder.decode(cell)
+        except ValueError:
+            return cell
+    return cell
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        names = _class_names(json.loads((table.schema_arrow.metadata or {}).get(b"huggingface", b"{}")))
+        number = 0
+        for batch in table.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, _named(row, names)
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+
+
+def hub_rows(name: str) -> Iterator[tuple[int, Row]]:
+    """Rows of ``hub:org/name[/config][:split]`` (split ``train`` by default); code of the dataset's own is never run.
+
+    Raises MissingExtraError without the ``datasets`` library, OfflineError when the hub cannot be reached, DataError for an unknown
+    dataset.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{name} needs the package 'datasets', which is not installed.", hint="pip install 'luthier[hub]'"
+        ) from error
+    address, _, split = name.removeprefix("hub:").partition(":")
+    parts = address.split("/")
+    if not 2 <= len(parts) <= 3 or not all(parts):
+        raise DataError(f"a hub dataset is written hub:org/name[/config][:split]; got {name!r}")
+    try:
+        found = datasets.load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train")
+    except (ConnectionError, TimeoutError) as error:
+        raise OfflineError(
+            f"cannot reach the hub for {name}: {error}", hint="fetch it where there is a network, and read it as a file"
+        ) from error
+    except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"cannot read {name}: {error}") from error
+    names = {field: f.names for field, f in found.features.items() if isinstance(f, datasets.ClassLabel)}
+    for number, row in enumerate(found, 1):
+        yield number, _named(row, names)
+
+
+def _class_names(metadata: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of class numbers, as hub datasets write them into Parquet files."""
+    features = metadata.get("info", {}).get("features", {})
+    return {k: f["names"] for k, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+
+
+def _named(row: Mapping[str, Any], names: Mapping[str, list[str]]) -> dict[str, Any]:
+    out = {key: _plain(value) for key, value in row.items()}
+    for field, known in names.items():
+        value = out.get(field)
+        if isinstance(value, int) and 0 <= value < len(known):
+            out[field] = known[value]
+    return out
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON knows it: empty members of structures are left out, dates and decimals become text."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, str | int | float | bool | bytes) else str(value)
+
+
+def _type_name(value: Any) -> str:
+    if value is None:
+        return "null"
+    return {dict: "an object", list: "a list", str: "text", bool: "true/false"}.get(type(value), f"the number {value}")

@@ -1,0 +1,412 @@
+"""The ways in which people write examples, recognised by the names of a row's fields.
+
+One ``Format`` says which fields it needs and how a row becomes an ``Example``; the first that fits wins. Fields that a format
+does not use are kept in ``meta``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from luthier.core.dataset import Example, Kind
+from luthier.core.errors import InputError
+from luthier.core.message import ROLES, Conversation, Message
+
+Fields: TypeAlias = dict[str, Any]
+
+SPEAKERS: Mapping[str, str] = {
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "function": "tool",
+    "observation": "tool",
+    "developer": "system",
+}
+"""Names that other projects give to the four roles."""
+
+
+class RowError(ValueError):
+    """Why one row cannot become an example."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way of writing examples. ``build`` takes fields out of the row (a copy) and leaves what it does not use."""
+
+    name: str
+    kind: Kind
+    needs: tuple[str, ...]
+    build: Callable[[Fields], Example]
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row has the fields."""
+        return all(field in row for field in self.needs)
+
+
+def recognise(row: Mapping[str, Any]) -> Format | None:
+    """The format of a row, or None."""
+    for form in FORMATS:
+        if form.fits(row):
+            return form
+    return None
+
+
+def build(form: Format, row: Mapping[str, Any]) -> Example:
+    """The row as an example without id and source. Raises RowError with the reason when it cannot be used."""
+    rest = dict(row)
+    example = form.build(rest)
+    meta = {key: value for key, value in rest.items() if not _nothing(value)}
+    if isinstance(meta.get("tools"), str):
+        meta["tools"] = _json(meta["tools"], "tools")
+    if "tools" in meta and not (isinstance(meta["tools"], list) and all(isinstance(t, dict) for t in meta["tools"])):
+        raise RowError("tools must be a list of objects")
+    return Example("", example.messages, example.target, example.chosen, example.rejected, meta=meta)
+
+
+def as_row(example: Example, kind: Kind) -> Fields:
+    """The row that ``build`` would read back as the same example: Luthier's own way of writing."""
+    meta = dict(example.meta)
+    if kind == "labelled":
+        return {"text": example.text, "label": example.target, **meta}
+    if kind == "text":
+        return {"text": example.text, **meta}
+    if kind == "chat":
+        return {"messages": [_message_row(m) for m in example.messages], **meta}
+    if kind == "question":
+        told = "answers" in meta if example.target is None else "choices" in meta and "answer" in meta
+        return {"question": example.text} | ({} if told else {"answer": example.target}) | meta
+    prompt = [_message_row(m) for m in example.messages]
+    if example.chosen and example.rejected:
+        return {"prompt": prompt, "chosen": _said(example.chosen), "rejected": _said(example.rejected), **meta}
+    good = bool(example.chosen)
+    return {"prompt": prompt, "completion": _said(example.chosen or example.rejected), "label": good, **meta}
+
+
+def _message_row(message: Message) -> Fields:
+    row: Fields = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        calls = ({"name": c.name, "arguments": c.arguments, "id": c.id} for c in message.tool_calls)
+        row["tool_calls"] = [{key: value for key, value in call.items() if value or key != "id"} for call in calls]
+    if message.tool_call_id is not None:
+        row["tool_call_id"] = message.tool_call_id
+    return row
+
+
+def _said(turns: Conversation) -> str | list[Fields]:
+    if len(turns) == 1 and not turns[0].tool_calls:
+        return turns[0].content
+    return [_message_row(m) for m in turns]
+
+
+# ---- fields
+
+
+def _text(row: Fields, field: str, *, empty: bool = False) -> str:
+    if field not in row:
+        raise RowError(f"{field} is missing")
+    return _checked_text(row.pop(field), field, empty=empty)
+
+
+def _checked_text(value: Any, where: str, *, empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise RowError(f"{where} must be text; got {_shown(value)}")
+    if not empty and not value.strip():
+        raise RowError(f"{where} is empty")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RowError(f"{where} holds half of a surrogate pair at character {error.start}") from error
+    return value
+
+
+def _label(value: Any, field: str = "label") -> str:
+    """A class label: text, a whole number or true/false, as text."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str):
+        raise RowError(f"{field} must be text, a whole number or true/false; got {_shown(value)}")
+    return _checked_text(value, field).strip()
+
+
+def _answer(value: Any, field: str) -> str:
+    """A reference answer: text or a number."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    return _checked_text(value, field)
+
+
+def _optional(row: Fields, field: str) -> str:
+    """Text that may be missing, null or empty."""
+    value = row.pop(field, None)
+    return "" if value is None else _checked_text(value, field, empty=True)
+
+
+def _nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _json(value: str, field: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"{field}: not valid JSON: {error}") from error
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- conversations
+
+
+def _turns(value: Any, field: str) -> Conversation:
+    """A list of turns: ``role``/``content``, or ShareGPT's ``from``/``value``."""
+    if not isinstance(value, list):
+        raise RowError(f"{field} must be a list of messages; got {_shown(value)}")
+    if not value:
+        raise RowError(f"{field} is empty")
+    return tuple(_turn(turn, f"{field}[{at}]") for at, turn in enumerate(value))
+
+
+def _turn(turn: Any, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowError(f"{where} must be an object with role and content; got {_shown(turn)}")
+    role = turn.get("role", turn.get("from"))
+    if role is None:
+        raise RowError(f"{where}: role is missing")
+    if role == "function_call":
+        return _function_call(turn.get("value"), where)
+    known = SPEAKERS.get(role, role) if isinstance(role, str) else None
+    if known not in ROLES:
+        raise RowError(f"{where}: unknown role {_shown(role)}; allowed: {', '.join([*ROLES, *SPEAKERS])}")
+    if turn.get("weight") == 0:
+        raise RowError(f"{where}: weight 0 (a turn not to train on) is not supported")
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, list):
+        content = _joined_parts(content, where)
+    has_calls = known == "assistant" and bool(turn.get("tool_calls"))
+    if content is None and has_calls:
+        content = ""
+    content = _checked_text(content, f"{where}: content", empty=has_calls or known in ("system", "tool"))
+    try:
+        return Message.from_dict({**turn, "role": known, "content": content})
+    except (InputError, AttributeError, TypeError) as error:
+        raise RowError(f"{where}: {error}") from error
+
+
+def _joined_parts(parts: list[Any], where: str) -> str:
+    """Content written as a list of parts, when all of them are text."""
+    texts = []
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else part
+            raise RowError(f"{where}: only content parts of type 'text' are supported; got {_shown(kind)}")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _function_call(value: Any, where: str) -> Message:
+    """A turn of role ``function_call``, whose value is the JSON of one call or of a list of calls."""
+    calls = _json(_checked_text(value, where), where)
+    try:
+        return Message.from_dict(
+            {"role": "assistant", "content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}
+        )
+    except (InputError, AttributeError, TypeError) as error:
+        raise RowError(f"{where}: {error}") from error
+
+
+def _prompt(row: Fields) -> Conversation:
+    """The prompt of a pair or a completion: text or messages under any of its names, with a system turn when there is one."""
+    system = _system(row)
+    for field in ("prompt", "messages", "conversations", "question"):
+        if field in row:
+            value = row.pop(field)
+            return system + (_turns(value, field) if isinstance(value, list) else _one(value, field, "user"))
+    if "instruction" in row:
+        return system + _instruction(row)
+    raise RowError("prompt is missing")
+
+
+def _system(row: Fields) -> Conversation:
+    text = _optional(row, "system")
+    return (Message("system", text),) if text.strip() else ()
+
+
+def _one(value: Any, field: str, role: str) -> Conversation:
+    return (Message(role, _checked_text(value, field)),)
+
+
+def _reply(value: Any, field: str, prompt: Conversation) -> Conversation:
+    """What is said after the prompt: text, one message, or messages (which may repeat the prompt first)."""
+    if isinstance(value, str):
+        return _one(value, field, "assistant")
+    turns = _turns([value] if isinstance(value, Mapping) else value, field)
+    if prompt and len(turns) > len(prompt) and turns[: len(prompt)] == prompt:
+        turns = turns[len(prompt) :]
+    if turns[0].role != "assistant":
+        raise RowError(f"{field} must begin with an assistant turn after the prompt; got role {turns[0].role!r}")
+    return turns
+
+
+# ---- formats
+
+
+def _chat(row: Fields, field: str) -> Example:
+    if row.get(field) is None:
+        raise RowError(f"{field} is missing")
+    messages = _system(row) + _turns(row.pop(field), field)
+    if not any(m.role == "assistant" for m in messages):
+        raise RowError(f"{field} has no assistant turn")
+    return Example("", messages)
+
+
+def _instruction(row: Fields) -> Conversation:
+    text = _text(row, "instruction")
+    more = _optional(row, "input")
+    return (Message("user", f"{text}\n\n{more}" if more.strip() else text),)
+
+
+def _alpaca(row: Fields) -> Example:
+    system = _system(row)
+    history: list[Message] = []
+    for at, pair in enumerate(row.pop("history", None) or ()):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise RowError(f"history[{at}] must be a pair of question and answer; got {_shown(pair)}")
+        history += [*_one(pair[0], f"history[{at}]", "user"), *_one(pair[1], f"history[{at}]", "assistant")]
+    asked = _instruction(row)
+    return Example("", (*system, *history, *asked, Message("assistant", _text(row, "output"))))
+
+
+def _pair(row: Fields) -> Example:
+    chosen, rejected = row.pop("chosen"), row.pop("rejected")
+    if not row.keys() & {"prompt", "messages", "conversations", "question", "instruction"}:
+        if not isinstance(chosen, list) or not isinstance(rejected, list):
+            raise RowError("prompt is missing")
+        both = (_turns(chosen, "chosen"), _turns(rejected, "rejected"))
+        shared = next((at for at, (a, b) in enumerate(zip(*both, strict=False)) if a != b), min(map(len, both)))
+        prompt, good, bad = both[0][:shared], both[0][shared:], both[1][shared:]
+        if not prompt or not good or not bad:
+            raise RowError("prompt is missing, and chosen and rejected share no beginning")
+    else:
+        prompt = _prompt(row)
+        good, bad = _reply(chosen, "chosen", prompt), _reply(rejected, "rejected", prompt)
+    if good == bad:
+        raise RowError("chosen and rejected are the same")
+    return Example("", prompt, chosen=good, rejected=bad)
+
+
+def _marked(row: Fields) -> Example:
+    """One answer with a good/bad mark (KTO). It is a preference with one side, so that no objective takes a bad answer for a target."""
+    mark = row.pop("label")
+    if isinstance(mark, str) and mark.strip().lower() in ("true", "false", "0", "1"):
+        mark = mark.strip().lower() in ("true", "1")
+    if not isinstance(mark, bool):
+        raise RowError(f"label of a completion must be true or false; got {_shown(mark)}")
+    if "completion" in row:
+        reply = row.pop("completion")
+        prompt = _prompt(row)
+        said = _reply(reply, "completion", prompt)
+    else:
+        turns = _prompt(row)
+        prompt, said = turns[:-1], turns[-1:]
+        if not prompt or said[0].role != "assistant":
+            raise RowError("a marked conversation must end with the assistant turn that the label is about")
+    return Example("", prompt, chosen=said if mark else (), rejected=() if mark else said)
+
+
+def _choices(row: Fields) -> Example:
+    """A question with choices; ``answer`` is the index, the letter or the text of the right one. ``meta`` keeps both fields."""
+    question, choices, answer = _text(row, "question"), row["choices"], row["answer"]
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise RowError(f"choices must be a list of at least two; got {_shown(choices)}")
+    texts = [_answer(choice, f"choices[{at}]") for at, choice in enumerate(choices)]
+    if isinstance(answer, str) and len(answer) == 1 and answer not in texts and "A" <= answer < chr(65 + len(texts)):
+        answer = ord(answer) - 65
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
+        return Example("", (Message("user", question),), texts[answer])
+    if answer in texts:
+        return Example("", (Message("user", question),), str(answer))
+    raise RowError(f"answer must be one of the {len(texts)} choices or an index from 0; got {_shown(answer)}")
+
+
+def _question(row: Fields) -> Example:
+    return Example("", _one(row.pop("question"), "question", "user"), _answer(row.pop("answer"), "answer"))
+
+
+def _answers(row: Fields) -> Example:
+    """A question with all its good answers; the first is the target, an empty list a question that has none (target None)."""
+    question, answers = _text(row, "question"), row["answers"]
+    if isinstance(answers, Mapping):  # SQuAD: {"text": [...], "answer_start": [...]}
+        answers = row["answers"] = answers.get("text")
+    if not isinstance(answers, list):
+        raise RowError(f"answers must be a list; got {_shown(answers)}")
+    texts = [_answer(answer, f"answers[{at}]") for at, answer in enumerate(answers)]
+    return Example("", (Message("user", question),), texts[0] if texts else None)
+
+
+def _completion(row: Fields, field: str) -> Example:
+    reply = row.pop(field)
+    prompt = _prompt(row)
+    return Example("", prompt + _reply(reply, field, prompt))
+
+
+def _labelled(row: Fields) -> Example:
+    return Example("", _one(row.pop("text"), "text", "user"), _label(row.pop("label")))
+
+
+def _plain(row: Fields) -> Example:
+    return Example("", _one(row.pop("text"), "text", "user"))
+
+
+def _format(name: str, kind: Kind, needs: Iterable[str], make: Callable[[Fields], Example]) -> Format:
+    return Format(name, kind, tuple(needs), make)
+
+
+class _MarkedChat(Format):
+    """``{messages, label: true/false}``: only when the label is a mark, since chats may carry labels of other kinds."""
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        return super().fits(row) and isinstance(row["label"], bool)
+
+
+FORMATS: tuple[Format, ...] = (
+    _format("preference", "preference", ["chosen", "rejected"], _pair),
+    _MarkedChat("kto", "preference", ("messages", "label"), _marked),
+    _format("messages", "chat", ["messages"], lambda row: _chat(row, "messages")),
+    _format("sharegpt", "chat", ["conversations"], lambda row: _chat(row, "conversations")),
+    _format("kto", "preference", ["prompt", "completion", "label"], _marked),
+    _format("alpaca", "chat", ["instruction", "output"], _alpaca),
+    _format("multiple_choice", "question", ["question", "choices", "answer"], _choices),
+    _format("question_answer", "question", ["question", "answer"], _question),
+    _format("question_answers", "question", ["question", "answers"], _answers),
+    _format("prompt_completion", "chat", ["prompt", "completion"], lambda row: _completion(row, "completion")),
+    _format("prompt_response", "chat", ["prompt", "response"], lambda row: _completion(row, "response")),
+    _format("text_label", "labelled", ["text", "label"], _labelled),
+    _format("text", "text", ["text"], _plain),
+)
+"""From the most particular to the most general."""
+
+FIELD_NAMES = tuple(
+    sorted({field for form in FORMATS for field in form.needs} | {"input", "system", "history", "tools"})
+)
+"""Every field name that a format reads."""
