@@ -1,0 +1,15 @@
+"""Share of answers that are exactly the target."""
+
+from __future__ import annotations
+
+from luthier.core.catalog import EntryConfig
+from luthier.scorers._score import Score
+
+
+class Config(EntryConfig):
+    """No options: see ``exact`` for comparison after normalisation."""
+
+
+def score(answer: str, target: str, config: Config) -> Score:
+    """1.0 when ``answer`` equals ``target``, else 0.0. The mean over examples is scikit-learn's ``accuracy_score``."""
+    return Score(1.0 if answer == target else 0.0)

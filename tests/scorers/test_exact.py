@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from luthier.scorers.exact import Config, normalise, score
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "options", "value"),
+    [
+        ("42", "42", {}, 1.0),
+        (" 42\n", "42", {}, 1.0),
+        (" 42", "42", {"strip": False}, 0.0),
+        ("two  words", "two words", {}, 1.0),
+        ("Refund", "refund", {}, 0.0),
+        ("Refund", "refund", {"casefold": True}, 1.0),
+        ("STRASSE", "straße", {"casefold": True}, 1.0),
+        ("refund.", "refund", {}, 0.0),
+        ("refund.", "refund", {"punctuation": True}, 1.0),
+        ("instrument_fault", "instrument fault", {"punctuation": True}, 1.0),
+        ("42%", "42", {"punctuation": True}, 1.0),
+        ("退款。", "退款", {"punctuation": True}, 1.0),
+        ("cafe\u0301", "caf\u00e9", {}, 1.0),
+        ("", "", {}, 1.0),
+        ("", "x", {}, 0.0),
+    ],
+)
+def test_normalisation(answer: str, target: str, options: dict[str, bool], value: float) -> None:
+    assert score(answer, target, Config(**options)).value == value
+
+
+def test_the_detail_shows_what_was_compared() -> None:
+    assert score("A. ", "a", Config(casefold=True, punctuation=True)).detail == {"answer": "a", "target": "a"}
+
+
+def test_normalising_twice_changes_nothing() -> None:
+    config = Config(casefold=True, punctuation=True)
+    once = normalise("  The  Answer: (B)! ", config)
+    assert once == "the answer b" == normalise(once, config)
