@@ -1,0 +1,360 @@
+"""Any endpoint that speaks the OpenAI API: the vendor itself, vLLM, llama.cpp's server, another Luthier.
+
+A conversation goes to ``/chat/completions``, where the endpoint applies its own chat template; raw text goes to ``/completions``.
+With ``tokenizer`` set to a stored base model that the endpoint serves too, conversations are rendered here and sent as token ids
+to ``/completions``: the same ids as in training. Only then can the engine also ``score``, when the endpoint returns the prompt's
+log-probabilities (``echo``), as vLLM does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+import numpy as np
+import openai
+from pydantic import Field
+
+from luthier.core.catalog import EntryConfig
+from luthier.core.engine import (
+    EMBED,
+    GENERATE,
+    SCORE,
+    STREAM,
+    ContinuationScore,
+    Delta,
+    Engine,
+    EngineInfo,
+    Generation,
+    Sampling,
+    ScoreRequest,
+    Vectors,
+    require,
+)
+from luthier.core.errors import EngineError, InputError, NotFoundError, UnsupportedError
+from luthier.core.message import Prompt
+from luthier.core.run import Progress, no_progress
+from luthier.engines._concurrent import run_all
+
+if TYPE_CHECKING:
+    from luthier.data.render import Renderer
+    from luthier.engines._target import EngineTarget
+
+Answer = TypeVar("Answer")
+
+DEFAULT_URL = "https://api.openai.com/v1"
+_EMBED_BATCH = 64
+
+
+class Config(EntryConfig):
+    """``base_url`` ends in ``/v1``; it and the model may also come from a name like ``openai:MODEL@http://host:8000/v1``.
+
+    ``api_key_env`` names the environment variable that holds the key. ``timeout_s`` bounds each silence of the endpoint. ``retries``
+    counts further tries after connection errors and the statuses 408, 409, 429 and 5xx, with growing pauses. ``concurrency``
+    requests run at once. ``tokenizer`` names a stored base model (see the module). ``limit_field`` is how the endpoint calls
+    the largest number of new tokens.
+    """
+
+    base_url: str = ""
+    model: str = ""
+    api_key_env: str = "OPENAI_API_KEY"
+    timeout_s: float = Field(default=120.0, gt=0)
+    retries: int = Field(default=3, ge=0, le=20)
+    concurrency: int = Field(default=8, ge=1, le=256)
+    tokenizer: str = ""
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+
+def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the name of the catalogue's function
+    """Connect to an endpoint. Raises InputError for a malformed address or a missing key, NotFoundError for ``tokenizer``."""
+    named, url = parse_name(model.name)
+    url = (config.base_url or url or DEFAULT_URL).rstrip("/")
+    served = config.model or named
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"base_url must look like http://host:8000/v1; got {url!r}")
+    if parts.username or parts.password:
+        raise InputError(f"base_url must not hold credentials; put the key in {config.api_key_env}")
+    if not served:
+        raise InputError("the endpoint's model name is needed", hint=f"name it openai:MODEL@{url}")
+    key = os.environ.get(config.api_key_env, "")
+    if not key and url == DEFAULT_URL:
+        raise InputError(f"{DEFAULT_URL} needs a key", hint=f"export {config.api_key_env}=...")
+    renderer = None
+    if config.tokenizer:
+        if model.store is None:
+            raise InputError("tokenizer needs a store to look the model up in; got none")
+        from luthier.engines._renderer import renderer_of
+
+        renderer = renderer_of(model.store, config.tokenizer)
+    config = config.model_copy(update={"base_url": url, "model": served})
+    return OpenAIEngine(model.name, config, key, renderer)
+
+
+def parse_name(name: str) -> tuple[str, str]:
+    """(model, URL) of ``openai:MODEL@URL``; either may be empty. A model's own name may hold ``@``."""
+    if not name.startswith("openai:"):
+        return "", ""
+    served, url = re.fullmatch(r"openai:(.*?)(?:@(https?://.*))?", name, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    return served, url
+
+
+class OpenAIEngine:
+    """See the module. Safe from several threads."""
+
+    def __init__(self, name: str, config: Config, key: str = "", renderer: Renderer | None = None) -> None:
+        self._config, self._key, self._renderer = config, key, renderer
+        self._served, self._url = config.model, config.base_url
+        self._client = openai.OpenAI(
+            api_key=key or "none",
+            base_url=self._url,
+            timeout=httpx2.Timeout(config.timeout_s, connect=min(10.0, config.timeout_s)),
+            max_retries=config.retries,
+        )
+        capabilities = {GENERATE, STREAM, EMBED}
+        if renderer is not None and self._echoes(renderer):
+            capabilities.add(SCORE)
+        self._info = EngineInfo(
+            model=name,
+            engine="openai",
+            capabilities=frozenset(capabilities),
+            template_digest=renderer.digest if renderer is not None else "",
+            meta=(("url", self._url), ("served_model", self._served)),
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """What answers. Digests of a remote model are not known."""
+        return self._info
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
+    ) -> list[Generation]:
+        """One answer a prompt, ``concurrency`` at once.
+
+        Raises EngineError for an endpoint that fails or answers nonsense, InputError for a request that it refuses, NotFoundError
+        for a model that it does not have.
+        """
+        return run_all(
+            lambda prompt: self._generate(prompt, sampling),
+            prompts,
+            workers=self._config.concurrency,
+            stage="generate",
+            progress=progress,
+        )
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:
+        """The answer as the endpoint sends it. The request starts at once; errors in it are raised here."""
+        start, ids = time.perf_counter(), self._ids(prompt)
+        with self._explained():
+            pieces, read = self._request(prompt, ids, sampling, stream=True)
+        return self._read_stream(pieces, read, start, ids)
+
+    def score(
+        self, requests: Sequence[ScoreRequest], progress: Progress = no_progress
+    ) -> list[tuple[ContinuationScore, ...]]:
+        """Log-likelihoods from ``/completions`` with ``echo``. Raises UnsupportedError unless ``score`` is a capability."""
+        require(self, SCORE)
+        return run_all(self._score, requests, workers=self._config.concurrency, stage="score", progress=progress)
+
+    def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> Vectors:
+        """Unit vectors from ``/embeddings``. Raises UnsupportedError when the endpoint has none."""
+        batches = [list(texts[i : i + _EMBED_BATCH]) for i in range(0, len(texts), _EMBED_BATCH)]
+        rows = run_all(self._embed, batches, workers=self._config.concurrency, stage="embed", progress=progress)
+        if not rows:
+            return np.zeros((0, 0), dtype=np.float32)
+        vectors = np.concatenate(rows)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.where(lengths > 0, lengths, 1.0), dtype=np.float32)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    # ---- requests
+
+    def _ids(self, prompt: Prompt) -> tuple[int, ...]:
+        return tuple(self._renderer.prompt_ids(prompt)) if self._renderer is not None else ()
+
+    def _request(
+        self, prompt: Prompt, ids: tuple[int, ...], sampling: Sampling, *, stream: bool
+    ) -> tuple[Any, Callable[[Any], str]]:
+        """Send one request; returns the client's answer and how to read the text of a choice."""
+        arguments: dict[str, Any] = {"model": self._served, "temperature": sampling.temperature}
+        extra: dict[str, Any] = {}
+        if sampling.top_p != 1.0:
+            arguments["top_p"] = sampling.top_p
+        if sampling.seed is not None:
+            arguments["seed"] = sampling.seed
+        if sampling.stop:
+            arguments["stop"] = list(sampling.stop)
+        if sampling.top_k:
+            extra["top_k"] = sampling.top_k
+        if sampling.repetition_penalty != 1.0:
+            extra["repetition_penalty"] = sampling.repetition_penalty
+        if stream:
+            arguments |= {"stream": True, "stream_options": {"include_usage": True}}
+        if not ids and not isinstance(prompt, str):
+            arguments[self._config.limit_field] = sampling.max_new_tokens
+            arguments["messages"] = [message.as_dict() for message in prompt]
+            answer = self._client.chat.completions.create(**arguments, extra_body=extra or None)
+            return answer, _chat_delta if stream else _chat_text
+        arguments |= {"max_tokens": sampling.max_new_tokens, "prompt": list(ids) or prompt}
+        return self._client.completions.create(**arguments, extra_body=extra or None), _text
+
+    def _generate(self, prompt: Prompt, sampling: Sampling) -> Generation:
+        start, ids = time.perf_counter(), self._ids(prompt)
+        with self._explained():
+            answer, read = self._request(prompt, ids, sampling, stream=False)
+            choice = self._choice(answer)
+            text = read(choice)
+        spent = time.perf_counter() - start
+        return _generation(text, choice.finish_reason, answer.usage, ids, (spent, spent))
+
+    def _read_stream(
+        self, pieces: Any, read: Callable[[Any], str], start: float, ids: tuple[int, ...]
+    ) -> Iterator[Delta]:
+        text, finish, usage, first = "", None, None, 0.0
+        try:
+            with self._explained():
+                for piece in pieces:
+                    usage = piece.usage or usage
+                    for choice in piece.choices[:1]:
+                        finish = choice.finish_reason or finish
+                        more = read(choice)
+                        if more:
+                            first = first or time.perf_counter() - start
+                            text += more
+                            yield Delta(more)
+                if finish is None:
+                    raise EngineError(f"{self._url} broke off in the middle of an answer")
+        finally:
+            pieces.close()
+        spent = time.perf_counter() - start
+        yield Delta("", _generation(text, finish, usage, ids, (first or spent, spent)))
+
+    def _choice(self, answer: Any) -> Any:
+        choices = getattr(answer, "choices", None)
+        if not choices:
+            raise EngineError(f"{self._url} answered without choices: {str(answer)[:200]!r}")
+        return choices[0]
+
+    def _embed(self, texts: list[str]) -> Vectors:
+        try:
+            with self._explained():
+                answer = self._client.embeddings.create(input=texts, model=self._served, encoding_format="float")
+                rows = sorted(answer.data, key=lambda row: row.index)
+                vectors = np.asarray([row.embedding for row in rows], dtype=np.float32)
+        except NotFoundError as error:
+            raise UnsupportedError(f"{self._info.model} cannot embed: {error.message}") from error
+        if vectors.shape[0] != len(texts) or vectors.ndim != 2:
+            raise EngineError(f"{self._url} answered {vectors.shape[0]} vectors for {len(texts)} texts")
+        return vectors
+
+    # ---- scoring
+
+    def _echoes(self, renderer: Renderer) -> bool:
+        """Whether the endpoint returns log-probabilities of prompt tokens that come as ids."""
+        ids = renderer.prompt_ids("one two three")
+        try:
+            with self._explained():
+                return len(self._echo(ids)) >= len(ids)
+        except (InputError, EngineError):
+            return False
+
+    def _echo(self, ids: list[int]) -> list[float | None]:
+        answer = self._client.completions.create(
+            model=self._served, prompt=ids, max_tokens=1, temperature=0, echo=True, logprobs=1
+        )
+        found = self._choice(answer).logprobs
+        return list(found.token_logprobs or ()) if found is not None else []
+
+    def _score(self, request: ScoreRequest) -> tuple[ContinuationScore, ...]:
+        renderer = self._renderer
+        assert renderer is not None  # SCORE is a capability only with one
+        prompt = renderer.prompt_ids(request.prompt)
+        scores = []
+        for text in request.continuations:
+            wanted = renderer.continuation_ids(text, ends_turn=not isinstance(request.prompt, str))
+            with self._explained():
+                found = self._echo(prompt + wanted)[len(prompt) : len(prompt) + len(wanted)]
+            numbers = [value for value in found if value is not None]
+            if len(numbers) != len(wanted):
+                raise EngineError(f"{self._url} answered {len(numbers)} log-probabilities for {len(wanted)} tokens")
+            scores.append(ContinuationScore(sum(numbers), len(wanted)))
+        return tuple(scores)
+
+    # ---- errors
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what the client raises into Luthier's errors: with the address and the reason, never with the key."""
+        try:
+            yield
+        except openai.APITimeoutError as error:
+            raise EngineError(
+                f"{self._url} said nothing for {self._config.timeout_s:g} s ({self._tries()})",
+                hint="raise the engine's timeout_s, or lower its concurrency",
+            ) from error
+        except openai.APIConnectionError as error:
+            raise EngineError(
+                f"cannot reach {self._url}: {self._clean(error.__cause__ or error)} ({self._tries()})",
+                hint="is the server running, and is the address right?",
+            ) from error
+        except openai.APIStatusError as error:
+            raise self._refusal(error) from error
+        except (openai.OpenAIError, httpx2.HTTPError, ValueError, AttributeError, TypeError) as error:
+            raise EngineError(f"{self._url} answered what is not OpenAI's format: {self._clean(error)}") from error
+
+    def _refusal(self, error: openai.APIStatusError) -> Exception:
+        status, reason = error.status_code, self._clean(error)
+        if status in (401, 403):
+            return EngineError(f"{self._url} refused the key: {reason}", hint=f"set {self._config.api_key_env}")
+        if status == 404:
+            return NotFoundError(f"{self._url} has no model {self._served!r}, or no such operation: {reason}")
+        if status in (400, 413, 422):
+            return InputError(f"{self._url} refused the request: {reason}")
+        return EngineError(f"{self._url} answered {status}: {reason} ({self._tries()})")
+
+    def _tries(self) -> str:
+        return f"{self._config.retries + 1} tries" if self._config.retries else "1 try"
+
+    def _clean(self, error: object) -> str:
+        text = str(error).strip() or type(error).__name__
+        if self._key:
+            text = text.replace(self._key, "***")
+        return text[:500]
+
+
+def _generation(
+    text: str, finish: str | None, usage: Any, ids: tuple[int, ...], seconds: tuple[float, float]
+) -> Generation:
+    """``seconds``: until the first token, and in all."""
+    return Generation(
+        text=text,
+        token_ids=(),
+        prompt_token_ids=ids,
+        finish_reason="length" if finish == "length" else "stop",
+        first_token_s=seconds[0],
+        latency_s=seconds[1],
+        prompt_tokens=getattr(usage, "prompt_tokens", None) or len(ids),
+        completion_tokens=getattr(usage, "completion_tokens", None) or 0,
+    )
+
+
+def _chat_text(choice: Any) -> str:
+    return choice.message.content or ""
+
+
+def _chat_delta(choice: Any) -> str:
+    return choice.delta.content or ""
+
+
+def _text(choice: Any) -> str:
+    return choice.text or ""
