@@ -10,7 +10,7 @@ from luthier.core.errors import DataError, InputError, NotFoundError, Unsupporte
 from luthier.core.message import user
 from luthier.core.model import ModelRecord
 from luthier.models import load
-from luthier.models.load import choose_dtype, choose_device, cpu_has_bf16, load_folder, load_model, set_threads
+from luthier.models.load import choose_device, choose_dtype, cpu_has_bf16, load_folder, load_model, set_threads
 from luthier.store.artifacts import path_of
 from luthier.store.database import open_store
 from luthier.store.models import find, register

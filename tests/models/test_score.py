@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from luthier.models.score import Row, batches, common_prefix, packed_log_probs, score_rows
+from luthier.models.score import Row, common_prefix, packed_log_probs, score_rows
 
 CPU = torch.device("cpu")
 WORDS = 61
@@ -127,14 +127,6 @@ def test_the_common_prefix_leaves_a_token_to_every_prompt() -> None:
     assert common_prefix([same]) == 0
     assert common_prefix([same, Row([7, *range(1, 12)], [[1]])]) == 0
     assert common_prefix([Row([1, 2, 3], []), Row([1, 2, 4], [])]) == 0  # too short to pay
-
-
-def test_batches_hold_every_index_once_within_the_budget() -> None:
-    sizes = [random.Random(1).randrange(1, 50) for _ in range(40)]
-    plan = batches(sizes, 100)
-    assert sorted(i for batch in plan for i in batch) == list(range(40))
-    assert all(len(batch) == 1 or max(sizes[i] for i in batch) * len(batch) <= 100 for batch in plan)
-    assert batches([500, 1], 100) == [[0], [1]]
 
 
 def test_empty_input_and_empty_continuations(model: LlamaForCausalLM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -112,12 +113,10 @@ def load_folder(
     kind = choose_dtype(dtype, where)
     set_threads()
     check_folder(folder)
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     if record.architecture == "decoder":
-        from luthier.data.render import Renderer
-
         module = _pretrained("AutoModelForCausalLM", folder, kind).to(where).eval()
-        renderer = Renderer(tokenizer, stop_ids=_stop_ids(module))
+        renderer = load_renderer(folder, tokenizer)
         context = int(getattr(module.config.get_text_config(), "max_position_embeddings", 0) or 2048)
     else:
         from luthier.models.encoder import EncoderClassifier, read_max_tokens, read_pooling
@@ -146,10 +145,22 @@ def load_folder(
     )
 
 
-def _stop_ids(module: Any) -> list[int]:
-    """End-of-answer ids that the model's generation config names (one, several or none)."""
-    stated = getattr(module.generation_config, "eos_token_id", None)
-    return [stated] if isinstance(stated, int) else list(stated or ())
+def load_renderer(folder: Path, tokenizer: Any = None) -> Renderer:
+    """The prompt renderer of a decoder's folder, without its weights. Raises DataError for damaged files."""
+    from luthier.data.render import Renderer
+
+    stop: Any = None
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.exists():
+            try:
+                stop = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            except (OSError, ValueError, AttributeError) as error:
+                raise DataError(f"{path}: cannot be read: {error}") from error
+            if stop is not None:
+                break
+    stop_ids = [stop] if isinstance(stop, int) else list(stop or ())
+    return Renderer(tokenizer or load_tokenizer(folder), stop_ids=stop_ids)
 
 
 def _new_labels(loaded: LoadedModel, labels: tuple[str, ...]) -> None:
@@ -159,7 +170,8 @@ def _new_labels(loaded: LoadedModel, labels: tuple[str, ...]) -> None:
     loaded.labels = labels
 
 
-def _tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a Hugging Face folder. Raises DataError for damaged files."""
     from transformers import AutoTokenizer
 
     try:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from luthier.data.batch import order_by_length
 from luthier.models.decode import attends_fully, hidden_states, logits
 
 _SHARE_AT_LEAST = 8
@@ -126,7 +127,7 @@ def _in_batches(
     sizes = [len(row.prompt) - shared + len(_tree(row.continuations).tokens) for row in rows]
     out: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     done = 0
-    for batch in batches(sizes, max_batch_tokens):
+    for batch in order_by_length(sizes, max_batch_tokens):
         for index, vector in zip(
             batch, _forward(module, [rows[i] for i in batch], device, prefix, shared), strict=True
         ):
@@ -134,19 +135,6 @@ def _in_batches(
         done += len(batch)
         if progress is not None:
             progress(done, len(rows))
-    return out
-
-
-def batches(sizes: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
-    """Indices in batches of like sizes, longest first, each at most ``max_batch_tokens`` padded (but never empty)."""
-    out: list[list[int]] = []
-    widest = 0
-    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        if out and widest * (len(out[-1]) + 1) <= max_batch_tokens:
-            out[-1].append(index)
-        else:
-            out.append([index])
-            widest = max(1, sizes[index])
     return out
 
 
