@@ -209,6 +209,10 @@ def _pretrained(auto_class: str, folder: Path, dtype: torch.dtype) -> Any:
             f"{folder}: the weights lack {len(missing)} tensors that config.json asks for, first {missing[0]!r}",
             hint="The files do not belong together; pull the model again.",
         )
+    if getattr(module, "_supports_attention_backend", False):
+        from luthier.models.attention import register
+
+        module.set_attn_implementation(register())
     return module
 
 
