@@ -1,0 +1,175 @@
+"""What one client may cost the others: admission, body sizes, host names, keys."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from luthier.gateway.keys import Keys, is_loopback
+from luthier.gateway.wire import RequestError, error_body
+
+BODY_LIMIT = 4 * 2**20
+_DISCARD_LIMIT = 16 * BODY_LIMIT  # an oversized body is read on to here, so that the client gets to read the refusal
+BODY_TIMEOUT_S = 60.0
+OPEN_PATHS = frozenset({"/health"})
+
+
+class Gate:
+    """At most ``running`` engine calls at once and ``queue`` waiting for their turn, first come first served.
+
+    Belongs to one event loop.
+    """
+
+    def __init__(self, running: int, queue: int) -> None:
+        self.most_running = running
+        self.most_waiting = queue
+        self.running = 0
+        self.waiting = 0
+        self.closed = False
+        self._turns = asyncio.Semaphore(running)
+        self._mean_s = 1.0
+
+    async def enter(self) -> None:
+        """Wait for a turn. Raises RequestError 429 when the queue is full, 503 when the server is stopping."""
+        if self.closed:
+            raise RequestError("the server is stopping", status=503, code="stopping", headers={"Retry-After": "5"})
+        if self.waiting >= self.most_waiting and self._turns.locked():
+            wait_s = max(1, math.ceil(self._mean_s * (1 + self.waiting / self.most_running)))
+            raise RequestError(
+                f"{self.running} requests are being answered and {self.waiting} wait, which is as many as this server takes; "
+                f"try again in about {wait_s} s",
+                status=429,
+                code="queue_full",
+                headers={"Retry-After": str(min(wait_s, 60))},
+            )
+        self.waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self.waiting -= 1
+        self.running += 1
+
+    def leave(self, took_s: float) -> None:
+        """Give the turn back after ``took_s`` seconds of work."""
+        self.running -= 1
+        self._mean_s += 0.2 * (took_s - self._mean_s)
+        self._turns.release()
+
+
+class Door:
+    """ASGI middleware: host name, key, body. What passes has its whole body in memory and is JSON when it has one.
+
+    Without keys the ``Host`` header must name this machine: a web page that had its own name resolve to 127.0.0.1 would
+    otherwise reach the server. Bodies must say ``application/json``, which makes a browser ask first, and no answer allows it.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: Keys, host: str, limit: int = BODY_LIMIT) -> None:
+        self.app = app
+        self.keys = keys
+        self.limit = limit
+        self.hosts = {host.lower(), "localhost"} if is_loopback(host) and not keys else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        try:
+            self._check(scope, headers)
+            body = await self._body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH") else b""
+        except RequestError as error:
+            await refuse(send, error)
+            return
+        if body is None:  # the client left while it was sending
+            return
+        await self.app(scope, _replay(body, receive), send)
+
+    def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
+        if self.hosts is not None:
+            name = _host_name(headers.get("host", ""))
+            if name not in self.hosts and not is_loopback(name):
+                raise RequestError(
+                    f"the Host header must name this machine (localhost, 127.0.0.1) while no key is set; got {name!r}",
+                    status=403,
+                    code="host_not_allowed",
+                )
+        scope["luthier.trusted"] = not self.keys or self.keys.allow(headers.get("authorization"))
+        if not scope["luthier.trusted"] and scope["path"] not in OPEN_PATHS:
+            given = "the one that came is not known" if headers.get("authorization") else "none came"
+            raise RequestError(
+                f"a key is needed in the header 'Authorization: Bearer KEY'; {given}",
+                status=401,
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes | None:
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            kind = headers.get("content-type") or "none"
+            raise RequestError(f"Content-Type must be application/json; got {kind}", status=415, code="content_type")
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                return await self._read(receive)
+        except TimeoutError as error:
+            raise RequestError(
+                f"the body did not arrive within {BODY_TIMEOUT_S:g} s", status=408, code="body_timeout"
+            ) from error
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size <= self.limit:
+                chunks.append(chunk)
+            more = message.get("more_body", False)
+            if size > self.limit and (not more or size > _DISCARD_LIMIT):
+                raise RequestError(
+                    f"the body must be at most {self.limit:,} bytes; got {'more than ' if more else ''}{size:,}",
+                    status=413,
+                    code="body_too_large",
+                )
+            if not more:
+                return b"".join(chunks)
+
+
+async def refuse(send: Send, error: RequestError) -> None:
+    """Answer with an error, below the level of the application."""
+    content = json.dumps(error_body(error.message, error.http_status, param=error.param, code=error.code)).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(content)), **error.headers}
+    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.http_status, "headers": raw})
+    await send({"type": "http.response.body", "body": content})
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives ``body`` once and then what really comes: in the end, that the client left."""
+    given = False
+
+    async def replayed() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        message: dict[str, Any] = dict(await receive())
+        return message
+
+    return replayed
+
+
+def _host_name(header: str) -> str:
+    """``127.0.0.1`` from ``127.0.0.1:8000``, ``::1`` from ``[::1]:8000``."""
+    text = header.strip().lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0]

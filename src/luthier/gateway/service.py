@@ -1,0 +1,200 @@
+"""What a server holds while it runs: the models it serves, the gate in front of them, and where traces go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.core.engine import Engine, Generation
+from luthier.core.errors import InputError, LuthierError, NotFoundError, did_you_mean
+from luthier.core.model import ModelRecord
+from luthier.gateway.keys import Keys
+from luthier.gateway.limits import Gate
+from luthier.gateway.traces import TraceWriter
+from luthier.gateway.wire import RequestError
+from luthier.store.artifacts import path_of
+from luthier.store.database import Store
+from luthier.store.models import find
+from luthier.store.traces import record_traces
+
+
+@dataclass(frozen=True)
+class Price:
+    """Per million tokens, in whatever currency the operator thinks in."""
+
+    prompt: float = 0.0
+    completion: float = 0.0
+
+    def of(self, answer: Generation, *, with_prompt: bool = True) -> float:
+        """The cost of an answer; the prompt of several choices is paid once."""
+        prompt = answer.prompt_tokens * self.prompt if with_prompt else 0.0
+        return (prompt + answer.completion_tokens * self.completion) / 1e6
+
+
+def read_prices(texts: Iterable[str], models: Sequence[str]) -> dict[str, Price]:
+    """Prices from ``IN,OUT`` (every model) or ``MODEL=IN,OUT`` texts. Raises InputError."""
+    out: dict[str, Price] = {}
+    for text in texts:
+        name, equals, numbers = text.rpartition("=")
+        if equals and name not in models:
+            raise InputError(f"price: {name!r} is not among the served models. {did_you_mean(name, models)}")
+        try:
+            prompt, completion = (float(number) for number in numbers.split(","))
+        except ValueError as error:
+            raise InputError(
+                f"price must be IN,OUT or MODEL=IN,OUT per million tokens, for example 0.10,0.40; got {text!r}"
+            ) from error
+        if not (0 <= prompt < float("inf") and 0 <= completion < float("inf")):
+            raise InputError(f"price must not be negative or infinite; got {text!r}")
+        for model in [name] if equals else models:
+            out[model] = Price(prompt, completion)
+    return out
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model under the name that requests say.
+
+    ``temperature`` and ``max_new_tokens`` hold when a request does not say: greedy for a model that is bound to a task (a
+    promoted endpoint, weights tuned with a task prompt, a closed set of labels), OpenAI's 1.0 for the rest.
+    """
+
+    name: str
+    engine: Engine
+    record: ModelRecord | None = None
+    labels: tuple[str, ...] = ()
+    price: Price = Price()
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    tokenizer: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """An entry of /v1/models: OpenAI's four fields, and exactly what answers."""
+        info = self.engine.info
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": _unix(self.record.created_at if self.record else ""),
+            "owned_by": "luthier",
+            "kind": self.record.kind if self.record else "",
+            "engine": info.engine,
+            "capabilities": sorted(info.capabilities),
+            "context_length": info.context_length,
+            "labels": list(self.labels),
+            "model_digest": info.model_digest,
+            "base_digest": info.base_digest,
+            "template_digest": info.template_digest,
+            "prompt_digest": info.prompt_digest,
+            "default_temperature": self.temperature,
+        }
+
+
+def serve_as(name: str, engine: Engine, store: Store, price: Price) -> Served:
+    """The Served for an open engine. A name that the store does not know (``fake``, ``openai:...``) has no record."""
+    try:
+        record = find(store, name)
+    except NotFoundError:
+        record = None
+    labels = engine.info.labels or (labels_of(store, record) if record is not None else ())
+    bound = bool(labels or engine.info.prompt_digest or (record is not None and record.kind == "endpoint"))
+    most = record.meta.get("max_new_tokens") if record is not None else None
+    return Served(
+        name=name,
+        engine=engine,
+        record=record,
+        labels=labels,
+        price=price,
+        temperature=0.0 if bound else 1.0,
+        max_new_tokens=most if isinstance(most, int) and most > 0 else 256,
+        tokenizer=_tokenizer_file(store, record),
+    )
+
+
+def _tokenizer_file(store: Store, record: ModelRecord | None) -> Path | None:
+    """The base's ``tokenizer.json``, to count what is embedded; engines do not say."""
+    if record is None or record.architecture != "encoder":
+        return None
+    try:
+        base = find(store, record.base) if record.base else record
+        path = path_of(store, base.digest) / "tokenizer.json"
+    except LuthierError:
+        return None
+    return path if path.is_file() else None
+
+
+def labels_of(store: Store, record: ModelRecord) -> tuple[str, ...]:
+    """The closed answer set of a stored model: its own, its prompt's, its strategy's, or that of what it points at."""
+    strategy = record.meta.get("strategy")
+    places = [record.meta, record.meta.get("prompt"), *_nested_prompts(strategy)]
+    for place in places:
+        if isinstance(place, Mapping) and place.get("labels"):
+            return tuple(str(label) for label in place["labels"])
+    target = record.meta.get("target")
+    if not isinstance(target, str) or target == record.name:
+        return ()
+    try:
+        return labels_of(store, find(store, target))
+    except NotFoundError:
+        return ()
+
+
+def _nested_prompts(strategy: Any) -> list[Any]:
+    """The ``prompt`` mappings in a stored strategy, however its options are nested."""
+    if not isinstance(strategy, Mapping):
+        return []
+    return [strategy.get("prompt"), *(found for value in strategy.values() for found in _nested_prompts(value))]
+
+
+@dataclass
+class Service:
+    """A running server's state. ``gate`` belongs to the event loop; everything else is safe from several threads."""
+
+    models: Mapping[str, Served]
+    store: Store
+    keys: Keys
+    gate: Gate
+    traces: TraceWriter
+    started: float = field(default_factory=time.monotonic)
+    _threads: set[threading.Thread] = field(default_factory=set)
+
+    @staticmethod
+    def open(models: Mapping[str, Served], store: Store, keys: Keys, *, max_concurrent: int, max_queue: int) -> Service:
+        """A service whose traces go to ``store``."""
+        writer = TraceWriter(lambda batch: record_traces(store, batch))
+        return Service(models, store, keys, Gate(max_concurrent, max_queue), writer)
+
+    def model(self, name: str) -> Served:
+        """The model that a request names. Raises RequestError 404 with the names that are served."""
+        served = self.models.get(name)
+        if served is None:
+            near = did_you_mean(name, self.models).replace("Allowed:", "Served here:")
+            others = "" if near.startswith("Served") else f" Served here: {', '.join(sorted(self.models))}."
+            raise RequestError(
+                f"model {name!r} is not served. {near}{others}", status=404, param="model", code="model_not_found"
+            )
+        return served
+
+    def track(self, thread: threading.Thread) -> None:
+        """Remember a thread that may still make a trace."""
+        self._threads = {each for each in self._threads if each.is_alive()} | {thread}
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Wait for threads that still work, then write the traces that wait. Safe to call twice."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        self.traces.close()
+
+
+def _unix(iso: str) -> int:
+    from datetime import datetime
+
+    try:
+        return int(datetime.fromisoformat(iso).timestamp())
+    except ValueError:
+        return 0
