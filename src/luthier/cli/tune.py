@@ -1,0 +1,176 @@
+"""``luthier tune RUN.yaml [key=value ...]``: train a model and register it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from luthier.training.tune import Start, TuneResult
+
+_HOW = {
+    "swap": "hot-swapped on its base",
+    "merge": "as weights of its own",
+    "no": "not possible",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def tune(
+        run: Annotated[
+            Path, typer.Argument(metavar="RUN.yaml", help="Sections: model data prompt method objective train.")
+        ],
+        overrides: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="[key=value ...]", help="For example method.rank=32 train.epochs=3."),
+        ] = None,
+        force: Annotated[
+            bool, typer.Option("--force", help="Train again from the start, and take the name from another model.")
+        ] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    ) -> None:
+        """Adapt a model to your data. Interrupted, the same command goes on at its last checkpoint."""
+        from luthier.cli import _print
+        from luthier.training.tune import tune as train
+
+        with _display() as display:
+            result = train(
+                run,
+                overrides or (),
+                metrics=display.metrics,
+                progress=display.progress,
+                started=display.started,
+                resume=not force,
+                replace=force,
+            )
+        if as_json:
+            _print.show_json(
+                {"run": result.run.id, "model": result.model.name, "reused": result.reused, **result.summary}
+            )
+        else:
+            _report(result)
+
+
+class _Display:
+    """What is on the screen while it trains: the plan once, then a bar (or a line every ten seconds, into a pipe)."""
+
+    def __init__(self, bars: Any) -> None:
+        self.bars, self.task, self.record = bars, None, dict[str, Any]()
+        self.said = 0.0
+
+    def started(self, start: Start) -> None:
+        """Say what is going to be trained, on what, and where it can be served."""
+        from rich.markup import escape
+
+        from luthier.cli import _print
+
+        job = start.job
+        share = start.trainable_parameters / max(1, start.total_parameters)
+        served = "; ".join(f"{engine}: {_HOW[how]}" for engine, how in job.serving.items())
+        lines = {
+            "model": f"{escape(job.name)} = {job.method.entry.name}({escape(job.base.name)}), objective {job.objective.entry.name}",
+            "data": f"{start.rows:,} rows of {escape(job.splits.train.name)}, {start.validation_rows:,} for validation"
+            + (f", {start.dropped:,} too long (left out)" if start.dropped else "")
+            + (f", {start.truncated:,} cut short" if start.truncated else ""),
+            "trains": f"{start.trainable_parameters:,} of {start.total_parameters:,} parameters ({share:.2%})",
+            "serving": served,
+            "run": start.run.id + (f", goes on at step {start.resumed_at}" if start.resumed_at else ""),
+        }
+        for name, value in lines.items():
+            _print.say(f"[bold]{name:8}[/] {value}")
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Move the bar of ``train``; loading is quick and says nothing."""
+        import time
+
+        from luthier.cli import _print
+
+        if stage != "train":
+            return
+        if self.bars is not None:
+            if self.task is None:
+                self.task = self.bars.add_task("train", total=total, completed=done, **_fields({}))
+            self.bars.update(self.task, completed=done, total=total, **_fields(self.record))
+        elif self.record and (done == total or time.monotonic() - self.said > 10):
+            self.said = time.monotonic()
+            _print.say(f"step {done}/{total}  " + "  ".join(v for v in _fields(self.record).values() if v))
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """Keep the newest value of each metric."""
+        self.record.update(record)
+
+
+def _fields(record: Mapping[str, Any]) -> dict[str, str]:
+    """The texts beside the bar."""
+    said = {"loss": "", "validation": "", "rate": "", "memory": ""}
+    if "loss" in record:
+        said["loss"] = f"loss {record['loss']:.4f}"
+        said["rate"] = f"{record['tokens_per_s']:,.0f} tokens/s"
+        said["memory"] = f"peak {record['peak_mb']:,.0f} MB"
+    if "validation_loss" in record:
+        said["validation"] = f"validation {record['validation_loss']:.4f}"
+    return said
+
+
+@contextmanager
+def _display() -> Iterator[_Display]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from luthier.cli import _print
+
+    if not _print.err().is_terminal:
+        yield _Display(None)
+        return
+    columns = ("{task.completed:.0f}/{task.total:.0f}", *(f"{{task.fields[{name}]}}" for name in _fields({})))
+    with Progress(
+        BarColumn(bar_width=24),
+        *(TextColumn(column) for column in columns),
+        TimeElapsedColumn(),
+        TextColumn("[dim]left"),
+        TimeRemainingColumn(),
+        console=_print.err(),
+    ) as bars:
+        yield _Display(bars)
+
+
+def _report(result: TuneResult) -> None:
+    """The result: the curve, the figures, what to type next."""
+    from rich.markup import escape
+    from rich.text import Text
+
+    from luthier.cli import _print
+    from luthier.store import runs
+    from luthier.store.database import open_store
+    from luthier.training.curve import text
+
+    folder = runs.folder(open_store(), result.run.id)
+    console, name = _print.out(), escape(result.model.name)
+    if result.reused:
+        console.print(
+            f"[bold]{name}[/] was trained before with these settings and data (run {result.run.id}); --force trains again"
+        )
+    else:
+        width = min(console.width, 100)
+        drawn = text(runs.read_metrics(folder / runs.METRICS), width=width, colour=console.is_terminal)
+        console.print(Text.from_ansi(drawn), soft_wrap=True)
+    summary = result.summary
+    figures = {
+        "steps": f"{summary['steps']:,} ({summary['ended']}), kept: step {summary['best_step']}",
+        "time": f"{_print.duration(summary['train_s'])} in steps, {summary['tokens_per_s']:,.0f} tokens/s",
+        "memory": f"peak {summary['peak_mb']:,.0f} MB",
+        **{k: f"{v:.4f}" for k, v in summary.items() if k.startswith("validation_")},
+        "size": _print.size(result.model.size_bytes),
+        "curve": str(folder / "curve.png"),
+    }
+    for key, value in figures.items():
+        console.print(f"{key:20} {escape(value)}")
+    console.print(
+        f"\nnext: [bold]luthier chat {name}[/]  or  [bold]luthier serve {name}[/]  or  [bold]luthier eval {name} --task TASK.yaml[/]"
+    )

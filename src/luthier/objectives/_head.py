@@ -1,0 +1,106 @@
+"""Classification with a head on an encoder: the cross-entropy of its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luthier.core.dataset import Dataset
+from luthier.data.batch import order_by_length, pad
+from luthier.models.load import LoadedModel
+from luthier.objectives._loss import Loss
+from luthier.objectives._rows import Limits
+
+_FEATURE_TOKENS = 8192
+
+
+@dataclass(slots=True)
+class HeadRow:
+    """Token ids and the label's index; ``features`` is the pooled vector when nothing before the head is trained."""
+
+    ids: list[int]
+    label: int
+    source: str
+    features: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens that it costs; with features nearly nothing."""
+        return 1 if self.features is not None else len(self.ids)
+
+    @property
+    def weight(self) -> int:
+        """One example."""
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBatch:
+    """ids and mask (rows, length), padded on the right, or features (rows, width); labels (rows)."""
+
+    ids: Tensor | None
+    mask: Tensor | None
+    features: Tensor | None
+    labels: Tensor
+
+
+def prepare(dataset: Dataset, model: LoadedModel, limits: Limits) -> list[HeadRow]:
+    """Tokenise the texts; compute the features once when the body is frozen."""
+    place = {label: index for index, label in enumerate(model.labels)}
+    texts = [e.text for e in dataset.examples]
+    encoded = model.tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    rows = []
+    for example, ids in zip(dataset.examples, encoded, strict=True):
+        row = HeadRow(list(ids), place[str(example.target)], example.source or example.id)
+        if limits.admit(example, row.length, partial(_shorten, row, limits.context_length)):
+            rows.append(row)
+    limits.check()
+    if model.module.body_is_frozen:
+        _compute_features(rows, model)
+    return rows
+
+
+def _shorten(row: HeadRow, length: int) -> bool:
+    """Keep the closing special token, as the tokenizer's own truncation does."""
+    row.ids = row.ids[: length - 1] + row.ids[-1:]
+    return True
+
+
+def _compute_features(rows: list[HeadRow], model: LoadedModel) -> None:
+    """Fill in the pooled vectors, in batches of like lengths."""
+    for indices in order_by_length([len(row.ids) for row in rows], _FEATURE_TOKENS):
+        batch = [rows[i] for i in indices]
+        with torch.no_grad():
+            vectors = model.module.pooled(*_padded(batch, model))
+        for row, vector in zip(batch, vectors, strict=True):
+            row.features = vector
+
+
+def _padded(rows: Sequence[HeadRow], model: LoadedModel) -> tuple[Tensor, Tensor]:
+    batch = pad([row.ids for row in rows], model.tokenizer.pad_token_id or 0)
+    return batch.ids.to(model.device), batch.attention_mask.to(model.device)
+
+
+def collate(rows: Sequence[HeadRow], model: LoadedModel) -> HeadBatch:
+    """One padded batch, or a stack of features."""
+    labels = torch.tensor([row.label for row in rows], device=model.device)
+    features = [row.features for row in rows if row.features is not None]
+    if features:
+        return HeadBatch(None, None, torch.stack(features), labels)
+    return HeadBatch(*_padded(rows, model), None, labels)
+
+
+def loss(model: LoadedModel, batch: HeadBatch, label_smoothing: float) -> Loss:
+    """Mean cross-entropy over the examples, and accuracy."""
+    if batch.features is not None:
+        logits = model.module.classify(batch.features)
+    else:
+        logits = model.module(batch.ids, batch.mask)
+    value = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+    accuracy = float((logits.detach().argmax(-1) == batch.labels).float().mean())
+    return Loss(value, len(batch.labels), {"accuracy": accuracy})

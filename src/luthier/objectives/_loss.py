@@ -1,0 +1,93 @@
+"""What every objective returns, and the cross-entropy that language models share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``value``: a scalar with a gradient, the mean over ``count`` tokens or examples. ``metrics``: further means over the same."""
+
+    value: Tensor
+    count: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Totals:
+    """Sums losses of several batches into means over all that they count."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, loss: Loss) -> None:
+        """Take one batch in."""
+        self._count += loss.count
+        for name, value in {"loss": float(loss.value.detach()), **loss.metrics}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value) * loss.count
+
+    def means(self) -> dict[str, float]:
+        """``loss`` and each metric; empty when nothing was counted."""
+        return {name: total / self._count for name, total in self._sums.items()} if self._count else {}
+
+
+_CHUNK = 256
+"""Rows of logits in memory at once: 256 rows of 50 thousand fp32 logits are 50 MB."""
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of -log softmax(hidden @ weight.T + bias)[targets], chunk by chunk, with the gradient made on the way.
+
+    No more than one chunk of logits exists at any time, and none is computed twice (the idea of Wijmans et al. 2024, "Cut your
+    losses", and of Liger Kernel, Hsu et al. 2024). d loss / d logits = softmax - onehot.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        wanted = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), _CHUNK):
+            rows, wished = hidden[start : start + _CHUNK], targets[start : start + _CHUNK, None]
+            log_probs = F.linear(rows, weight, bias).float().log_softmax(-1)
+            total -= log_probs.gather(1, wished).sum()
+            if not any(wanted):
+                continue
+            slope = log_probs.exp_()
+            slope.scatter_add_(1, wished, slope.new_full((len(rows), 1), -1.0))
+            slope = slope.to(weight.dtype)
+            if grad_hidden is not None:
+                torch.mm(slope, weight, out=grad_hidden[start : start + _CHUNK])
+            if grad_weight is not None:
+                grad_weight += slope.T @ rows
+            if grad_bias is not None:
+                grad_bias += slope.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        grads = [
+            None if grad is None else (grad * upstream[0]).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*grads, None)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Sum over rows of the cross-entropy of ``hidden @ weight.T + bias`` against ``targets``, in nats, fp32.
+
+    hidden (rows, width), weight (vocabulary, width), bias (vocabulary) or None, targets (rows) of token ids.
+    """
+    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    return result

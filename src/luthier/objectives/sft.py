@@ -1,0 +1,150 @@
+"""Supervised fine-tuning: the cross-entropy of what the assistant says, and of nothing else.
+
+Which tokens those are is the renderer's answer (end-of-turn included; the turns of a conversation are separate responses). The
+body of the model runs over the whole row, the language-model head only where there is a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luthier.core.catalog import EntryConfig
+from luthier.core.dataset import Dataset, Example
+from luthier.core.errors import DataError, UnsupportedError
+from luthier.core.message import Conversation, Message
+from luthier.core.task import PromptTemplate
+from luthier.data.batch import pad
+from luthier.models.decode import causal_model, hidden_states, logits
+from luthier.models.load import LoadedModel
+from luthier.objectives._loss import Loss, linear_cross_entropy
+from luthier.objectives._rows import Limits, require_kind, require_labels
+
+KINDS = ("chat", "question", "labelled")
+ARCHITECTURES = ("decoder",)
+DEFAULT_FOR = ("chat", "question")
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {}
+
+
+class Config(EntryConfig):
+    """``turns``: which assistant turns of a conversation bear loss."""
+
+    turns: Literal["all", "last"] = "all"
+
+
+@dataclass(slots=True)
+class Row:
+    """Token ids of a conversation; ``places`` are the positions that predict a labelled token (the one before it)."""
+
+    ids: list[int]
+    places: list[int]
+    source: str
+
+    @property
+    def length(self) -> int:
+        """Tokens that it costs."""
+        return len(self.ids)
+
+    @property
+    def weight(self) -> int:
+        """Labelled tokens."""
+        return len(self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """ids (rows, length), padded on the right; ``places`` index the flattened positions, ``targets`` the ids wanted there."""
+
+    ids: Tensor
+    places: Tensor
+    targets: Tensor
+
+
+def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Row]:
+    """Tokenise. Labelled and question rows become conversations through ``prompt``; chats are taken as they are.
+
+    Raises UnsupportedError for other kinds or an encoder, DataError for rows over the context length.
+    """
+    require_kind(dataset, KINDS, "sft")
+    renderer = model.renderer
+    if renderer is None:
+        raise UnsupportedError(
+            f"objective sft needs a decoder; {model.record.name} is an encoder", hint="use objective: classify"
+        )
+    if dataset.kind == "labelled" and prompt.labels:
+        require_labels(dataset, prompt.labels)
+    rendered = renderer.training_ids_batch(
+        [_conversation(e, dataset.kind, prompt) for e in dataset.examples],
+        [e.meta.get("tools") for e in dataset.examples],
+    )
+    rows = []
+    for example, whole in zip(dataset.examples, rendered, strict=True):
+        mask = whole.mask
+        if config.turns == "last":
+            mask = _last_run(mask)
+        row = Row(whole.ids, [i - 1 for i, labelled in enumerate(mask) if labelled and i], example.source or example.id)
+        if limits.admit(example, row.length, partial(_shorten, row, limits.context_length)):
+            rows.append(row)
+    limits.check()
+    return rows
+
+
+def _conversation(example: Example, kind: str, prompt: PromptTemplate) -> Conversation:
+    if kind == "chat":
+        return example.messages
+    if example.target is None:
+        raise DataError(f"{example.source or example.id}: sft needs an answer; this row has none")
+    return (*prompt.messages(example.text), Message("assistant", example.target))
+
+
+def _last_run(mask: list[bool]) -> list[bool]:
+    """Only the last stretch of True."""
+    end = len(mask) - mask[::-1].index(True) if True in mask else 0
+    start = end
+    while start and mask[start - 1]:
+        start -= 1
+    return [start <= i < end for i in range(len(mask))]
+
+
+def _shorten(row: Row, length: int) -> bool:
+    row.ids = row.ids[:length]
+    row.places = [place for place in row.places if place < length - 1]
+    return bool(row.places)
+
+
+def collate(rows: Sequence[Row], model: LoadedModel) -> Batch:
+    """Pad on the right. Causal attention never lets a real token see the padding after it, so no mask is needed."""
+    assert model.renderer is not None  # decoders have one
+    ids = pad([row.ids for row in rows], model.renderer.pad_id).ids
+    width = ids.shape[1]
+    places = [number * width + place for number, row in enumerate(rows) for place in row.places]
+    targets = [row.ids[place + 1] for row in rows for place in row.places]
+    return Batch(
+        ids.to(model.device), torch.tensor(places, device=model.device), torch.tensor(targets, device=model.device)
+    )
+
+
+def loss(model: LoadedModel, batch: Batch, config: Config) -> Loss:
+    """Mean cross-entropy over the labelled tokens, in nats."""
+    hidden = hidden_states(model.module, batch.ids)
+    hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.places)
+    head = causal_model(model.module).get_output_embeddings()
+    if type(head) is torch.nn.Linear and _is_plain(model):
+        total = linear_cross_entropy(hidden, head.weight, head.bias, batch.targets)
+    else:
+        total = F.cross_entropy(logits(model.module, hidden).float(), batch.targets, reduction="sum")
+    count = len(batch.targets)
+    return Loss(total / count, count)
+
+
+def _is_plain(model: LoadedModel) -> bool:
+    """Whether the logits are the head's output itself, without the scaling that some architectures put after it."""
+    config = causal_model(model.module).config.get_text_config()
+    after = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+    return all(getattr(config, name, None) is None for name in after)

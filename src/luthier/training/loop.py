@@ -1,0 +1,291 @@
+"""The one training loop.
+
+It knows rows (with ``length`` in tokens and ``weight``, what the loss counts in them), a function that makes a batch of rows, a
+function that gives the loss of a batch, and which parameters require a gradient. Methods, objectives and scoring come in from
+outside. Processes and devices are accelerate's: started with several processes, each takes its share of the micro-batches of
+every step and the gradients are summed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce as sum_over_processes
+from torch import Tensor, nn
+
+from luthier.core.errors import InputError, TrainingError
+from luthier.core.run import MetricSink, Progress, no_progress
+from luthier.data.batch import plan
+from luthier.objectives._loss import Loss, Totals
+from luthier.training import checkpoint
+from luthier.training.checkpoint import Checkpoint, Position
+from luthier.training.config import TrainConfig
+from luthier.training.interrupt import Interruption
+from luthier.training.memory import peak_mb
+from luthier.training.optimizer import MasterAdamW
+from luthier.training.schedule import rate
+
+_CHECKPOINT_S = 60.0
+
+
+class Row(Protocol):
+    """What the loop must know of a row."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that it costs."""
+
+    @property
+    def weight(self) -> int:
+        """Tokens or examples that the loss is a mean over."""
+
+    @property
+    def source(self) -> str:
+        """``file:line``, for errors."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to minimise: ``loss(collate(rows))``, a mean over the rows' weights."""
+
+    rows: Sequence[Row]
+    collate: Callable[[Sequence[Any]], Any]
+    loss: Callable[[Any], Loss]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training went. ``best`` are the metrics of the weights that were kept; ``ended`` is why it ended."""
+
+    steps: int
+    tokens: int
+    train_s: float
+    ended: str
+    best_step: int
+    best: Mapping[str, float] = field(default_factory=dict)
+
+
+def train(
+    module: nn.Module,
+    work: Work,
+    config: TrainConfig,
+    *,
+    folder: Path,
+    metrics: MetricSink,
+    validate: Callable[[], Mapping[str, float]] | None = None,
+    resume: Checkpoint | None = None,
+    progress: Progress = no_progress,
+) -> Outcome:
+    """Train what requires a gradient in ``module`` on ``work``; checkpoints go to ``folder``, one record a step to ``metrics``.
+
+    With ``validate`` (called with the module in eval mode; returns flat metrics), the weights of the best validation are the
+    result, otherwise the last ones. With ``resume`` it goes on exactly where that checkpoint was taken.
+
+    Raises TrainingError when there is nothing to train or the loss is not a number (the last checkpoint stays), StoreError when
+    the disk refuses, KeyboardInterrupt after Ctrl-C or SIGTERM, with a checkpoint of the last step.
+    """
+    if not work.rows:
+        raise TrainingError("nothing to train on: there are no rows")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise TrainingError("nothing to train: the method leaves no parameter that requires a gradient")
+    return _Loop(module, work, config, folder=folder, metrics=metrics, validate=validate, progress=progress).run(resume)
+
+
+def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str, float]:
+    """Loss and the objective's metrics over all rows, without gradients: ``{"loss": ..., "accuracy": ...}``."""
+    totals = Totals()
+    lengths = [row.length for row in work.rows]
+    with torch.inference_mode():
+        for step in plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=0, epoch=0):
+            for indices in step:
+                totals.add(work.loss(work.collate([work.rows[i] for i in indices])))
+    return totals.means()
+
+
+class _Loop:
+    """State of one training: model, optimizer and position."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        work: Work,
+        config: TrainConfig,
+        *,
+        folder: Path,
+        metrics: MetricSink,
+        validate: Callable[[], Mapping[str, float]] | None,
+        progress: Progress,
+    ) -> None:
+        self.module, self.work, self.config, self.folder = module, work, config, folder
+        self.metrics, self.validate, self.progress = metrics, validate, progress
+        self.processes = PartialState()
+        self.device = next(p for p in module.parameters() if p.requires_grad).device
+        self.lengths = [row.length for row in work.rows]
+        self.epoch = -1
+        self.steps = self._plan(0)
+        self.steps_per_epoch = len(self.steps)
+        self.total = math.ceil(config.epochs * self.steps_per_epoch - 1e-9)
+        if config.max_steps is not None:
+            self.total = min(self.total, config.max_steps)
+        self.optimizer = MasterAdamW(module, weight_decay=config.weight_decay)
+        self.position = Position()
+
+    def run(self, resume: Checkpoint | None) -> Outcome:
+        torch.manual_seed(self.config.seed)
+        if resume is not None:
+            tensors = resume.tensors()
+            self.optimizer.load_state(tensors)
+            checkpoint.restore_generators(tensors)
+            self.position = resume.position
+        self.module.train()
+        self.started = self.saved = time.perf_counter()
+        self.elapsed_before = self.position.elapsed_s
+        try:
+            with Interruption() as interruption:
+                ended = self._steps(interruption)
+            self._keep_best()
+        finally:
+            self.optimizer.release()
+            self.module.eval()
+        at = self.position
+        best_step = at.best_step if at.best_step is not None else at.step
+        return Outcome(at.step, at.tokens, at.train_s, ended, best_step, at.best_metrics)
+
+    def _steps(self, interruption: Interruption) -> str:
+        """Step until something ends it; returns what did."""
+        at = self.position
+        self.progress("train", at.step, self.total)
+        ended = self._ended()
+        while not ended:
+            record = self._step()
+            at.elapsed_s = self.elapsed_before + time.perf_counter() - self.started
+            ended = self._ended()
+            if self._validation_is_due(bool(ended)):
+                record |= self._validate()
+                at.elapsed_s = self.elapsed_before + time.perf_counter() - self.started
+                ended = ended or self._ended()
+            self.metrics({**record, "elapsed_s": round(at.elapsed_s, 3), "peak_mb": round(peak_mb(self.device), 1)})
+            self.progress("train", at.step, self.total)
+            if interruption.asked:
+                self._checkpoint()
+                raise KeyboardInterrupt
+            if not ended and self._checkpoint_is_due():
+                self._checkpoint()
+        return ended
+
+    def _ended(self) -> str:
+        at, config = self.position, self.config
+        if at.step >= self.total:
+            return "max_steps" if config.max_steps == self.total else "epochs"
+        if config.max_seconds is not None and at.elapsed_s >= config.max_seconds and at.step:
+            return "max_seconds"
+        if config.patience is not None and at.without_gain >= config.patience:
+            return "patience"
+        return ""
+
+    def _plan(self, epoch: int) -> list[list[list[int]]]:
+        """The steps of ``epoch``: the same for the same seed, also after a resume."""
+        if epoch != self.epoch:
+            c = self.config
+            self.steps = plan(
+                self.lengths, batch_size=c.batch_size, max_tokens=c.max_tokens_per_batch, seed=c.seed, epoch=epoch
+            )
+            self.epoch = epoch
+        return self.steps
+
+    def _step(self) -> dict[str, Any]:
+        """One optimizer step over its micro-batches; returns its record."""
+        began, at, config = time.perf_counter(), self.position, self.config
+        epoch, index = divmod(at.step, self.steps_per_epoch)
+        step = self._plan(epoch)[index]
+        rows = self.work.rows
+        weight = sum(rows[i].weight for indices in step for i in indices)
+        totals = Totals()
+        for indices in step[self.processes.process_index :: self.processes.num_processes]:
+            loss = self.work.loss(self.work.collate([rows[i] for i in indices]))
+            self._require_number(float(loss.value.detach()), "loss", indices)
+            torch.autograd.backward(loss.value * (loss.count / weight))
+            self.optimizer.accumulate()
+            totals.add(loss)
+        learning_rate = rate(
+            at.step, total=self.total, peak=config.learning_rate, schedule=config.schedule, warmup=config.warmup
+        )
+        norm = self.optimizer.step(learning_rate, config.clip, self._sum if self.processes.num_processes > 1 else None)
+        self._require_number(norm, "gradient", [i for indices in step for i in indices])
+        tokens, seconds = sum(self.lengths[i] for indices in step for i in indices), time.perf_counter() - began
+        at.step, at.tokens, at.train_s = at.step + 1, at.tokens + tokens, at.train_s + seconds
+        return {
+            "step": at.step,
+            "epoch": round(at.step / self.steps_per_epoch, 4),
+            **totals.means(),
+            "learning_rate": learning_rate,
+            "grad_norm": norm,
+            "tokens": at.tokens,
+            "tokens_per_s": round(tokens / seconds, 1),
+        }
+
+    def _sum(self, buffer: Tensor) -> Tensor:
+        summed: Tensor = sum_over_processes(buffer, "sum")
+        return summed
+
+    def _require_number(self, value: float, what: str, indices: Sequence[int]) -> None:
+        if math.isfinite(value):
+            return
+        sources = [self.work.rows[i].source or f"row {i}" for i in indices]
+        shown = ", ".join(sources[:8]) + (f" and {len(sources) - 8} more" if len(sources) > 8 else "")
+        kept = checkpoint.latest(self.folder)
+        raise TrainingError(
+            f"the {what} is {value} at step {self.position.step + 1} (rows {shown})",
+            hint=f"try a smaller train.learning_rate (now {self.config.learning_rate:g}) or a longer train.warmup; "
+            + (f"the checkpoint of step {kept.position.step} is kept" if kept else "no checkpoint was taken yet"),
+        )
+
+    def _validation_is_due(self, ended: bool) -> bool:
+        if self.validate is None:
+            return False
+        every = self.config.validate_every or self.steps_per_epoch
+        return ended or self.position.step % every == 0
+
+    def _validate(self) -> dict[str, float]:
+        """Validate, note whether it is the best so far, keep its weights if so."""
+        assert self.validate is not None
+        at = self.position
+        self.module.eval()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            found = {f"validation_{k.removeprefix('validation_')}": float(v) for k, v in self.validate().items()}
+        self.module.train()
+        name = self.config.metric
+        if name not in found:
+            raise InputError(f"train.metric must be one of {', '.join(sorted(found))}; got {name!r}")
+        value = -found[name] if "loss" in name or "perplexity" in name else found[name]
+        if at.best_value is None or value > at.best_value:
+            at.best_value, at.best_step, at.without_gain, at.best_metrics = value, at.step, 0, found
+            if at.step < self.total:  # at the end the weights are there already
+                checkpoint.save_best(self.folder, at.step, self.optimizer.masters())
+        else:
+            at.without_gain += 1
+        return found
+
+    def _keep_best(self) -> None:
+        """Put the best validation's weights back unless they are the current ones."""
+        at = self.position
+        if at.best_step is not None and at.best_step != at.step:
+            self.optimizer.load_masters(checkpoint.load_best(self.folder, at.best_step))
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.config.checkpoint_every
+        if every is not None:
+            return self.position.step % every == 0
+        return time.perf_counter() - self.saved >= _CHECKPOINT_S
+
+    def _checkpoint(self) -> None:
+        if self.processes.is_main_process:
+            checkpoint.save(self.folder, self.position, self.optimizer.state())
+        self.saved = time.perf_counter()

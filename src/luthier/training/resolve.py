@@ -1,0 +1,198 @@
+"""From a configuration to a job: everything looked up, checked and filled in before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core import catalog
+from luthier.core.catalog import Entry
+from luthier.core.config import Document, from_mapping, read_yaml
+from luthier.core.dataset import Dataset, Splits
+from luthier.core.digest import digest_json
+from luthier.core.errors import DataError, InputError, UnsupportedError
+from luthier.core.model import ModelRecord
+from luthier.core.task import PromptTemplate
+from luthier.data.read import read
+from luthier.data.split import split
+from luthier.store.models import check_name, find
+from luthier.training.config import DataConfig, PromptConfig, RunConfig, read_run, with_defaults
+
+if TYPE_CHECKING:
+    from luthier.store.database import Store
+
+
+@dataclass(frozen=True)
+class Part:
+    """A chosen catalogue entry with its validated options."""
+
+    entry: Entry
+    config: Any
+
+    def as_dict(self) -> dict[str, Any]:
+        """Name and options, for manifests and keys."""
+        return {"name": self.entry.name, "config": self.config.model_dump()}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tuning, fully resolved. ``key`` is equal for equal work; ``origins`` says where each value came from."""
+
+    name: str
+    config: RunConfig
+    origins: Mapping[str, str]
+    base: ModelRecord
+    splits: Splits
+    prompt: PromptTemplate
+    method: Part
+    objective: Part
+    key: str
+
+    @property
+    def kind(self) -> str:
+        """Kind of the data."""
+        return self.splits.train.kind
+
+    @property
+    def serving(self) -> Mapping[str, str]:
+        """Engine -> swap, merge or no: where the result can be served."""
+        found: Mapping[str, str] = self.method.entry.module.SERVING[self.base.architecture]
+        return found
+
+    def values(self) -> dict[str, Any]:
+        """The resolved configuration, as a run stores it."""
+        return self.config.model_dump() | {
+            "name": self.name,
+            "method": {"name": self.method.entry.name, **self.method.config.model_dump()},
+            "objective": {"name": self.objective.entry.name, **self.objective.config.model_dump()},
+            "prompt": self.prompt.as_dict(),
+        }
+
+
+def resolve(
+    config: str | Path | Mapping[str, Any],
+    overrides: Iterable[str],
+    store: Store,
+    *,
+    splits: Splits | None = None,
+    prompt: PromptTemplate | None = None,
+) -> Job:
+    """Read and check everything that does not need the weights.
+
+    ``splits`` and ``prompt`` stand in for the sections ``data`` and ``prompt``. Raises InputError, NotFoundError, DataError or
+    UnsupportedError, whose messages say what to change.
+    """
+    document = from_mapping(config, overrides) if isinstance(config, Mapping) else read_yaml(config, overrides)
+    run = read_run(document)
+    base = find(store, run.model.base)
+    if base.kind not in ("base", "adapter"):
+        raise UnsupportedError(f"model.base must be a base model or an adapter; {base.name} is an {base.kind}")
+    method = _method(run, base)
+    splits = _splits(run.data, document, given=splits)
+    objective = _objective(run, base, splits.train)
+    prompt = _prompt(run, base, splits, given=prompt)
+    origins = {"train." + key: "default" for key in type(run.train).model_fields} | dict(document.origins)
+    layers = {
+        f"default of objective {objective.entry.name}": objective.entry.module.DEFAULTS.get(base.architecture, {}),
+        f"default of method {method.entry.name}": method.entry.module.DEFAULTS[base.architecture],
+    }
+    run = with_defaults(run, origins, layers)
+    work = [
+        run.train.model_dump(),
+        run.data.overlong,
+        method.as_dict(),
+        objective.as_dict(),
+        prompt.as_dict(),
+        splits.train.digest,
+        splits.validation.digest,
+        base.digest,
+    ]
+    name = check_name(run.name or _derived_name(base, method, splits.train, digest_json(work)))
+    return Job(name, run, origins, base, splits, prompt, method, objective, digest_json([name, *work]))
+
+
+def _method(run: RunConfig, base: ModelRecord) -> Part:
+    entry = catalog.load("methods", run.method.name)
+    fitting: Mapping[str, Any] = entry.module.DEFAULTS
+    if base.architecture not in fitting:
+        others = [
+            name
+            for name in catalog.names("methods")
+            if base.architecture in catalog.load("methods", name).module.DEFAULTS
+        ]
+        raise UnsupportedError(
+            f"method {entry.name} needs a model of architecture {' or '.join(fitting)}; {base.name} is of architecture "
+            f"{base.architecture}",
+            hint=f"for this model: method={' | method='.join(others)}",
+        )
+    return Part(entry, entry.configure(run.method.options))
+
+
+def _objective(run: RunConfig, base: ModelRecord, train: Dataset) -> Part:
+    if run.objective is not None:
+        entry = catalog.load("objectives", run.objective.name)
+        return Part(entry, entry.configure(run.objective.options))
+    entries = [catalog.load("objectives", name) for name in catalog.names("objectives")]
+    for entry in entries:
+        if train.kind in entry.module.DEFAULT_FOR and base.architecture in entry.module.ARCHITECTURES:
+            return Part(entry, entry.configure())
+    can = "; ".join(
+        f"{e.name}: {', '.join(e.module.KINDS)} with {' or '.join(e.module.ARCHITECTURES)}" for e in entries
+    )
+    raise UnsupportedError(
+        f"no objective fits data of kind {train.kind} ({train.name}) with {base.name}, an architecture {base.architecture}. {can}",
+        hint="luthier data inspect FILE shows what a file holds",
+    )
+
+
+def _splits(data: DataConfig, document: Document, *, given: Splits | None) -> Splits:
+    if given is not None:
+        if data.path or data.train:
+            raise InputError("give the data in the configuration or as splits, not both")
+        found = given
+    elif data.path:
+        cut = data.split
+        shares = {"train": cut.train, "validation": cut.validation, "test": cut.test}
+        found = split(_read(data, document, data.path), **shares, seed=cut.seed)
+    elif data.train:
+        train = _read(data, document, data.train)
+        rest = [
+            _read(data, document, path) if path else Dataset(f"no {part}", train.kind, ())
+            for part, path in (("validation", data.validation), ("test", data.test))
+        ]
+        found = Splits(train, *rest)
+    else:
+        raise InputError(
+            "data.path or data.train is required: the file with the examples",
+            hint="for example data.path=tickets.jsonl",
+        )
+    if not len(found.train):
+        raise DataError(f"there are no rows to train on in {found.train.name}")
+    kinds = {part.kind for part in (found.train, found.validation) if len(part)}
+    if len(kinds) > 1:
+        raise DataError(f"training and validation data must be of one kind; got {' and '.join(sorted(kinds))}")
+    return found
+
+
+def _read(data: DataConfig, document: Document, path: str) -> Dataset:
+    return read(document.path(path), skip_bad=data.skip_bad, limit=data.limit, columns=data.columns)
+
+
+def _prompt(run: RunConfig, base: ModelRecord, splits: Splits, *, given: PromptTemplate | None) -> PromptTemplate:
+    if given is not None:
+        return given
+    section = run.prompt
+    if section != PromptConfig():
+        if splits.train.kind == "chat":
+            raise InputError("prompt is for labelled and question data; chats are trained on as they are. Leave it out")
+        if base.architecture == "encoder":
+            raise InputError(f"prompt is for decoders; the encoder {base.name} reads the bare text. Leave it out")
+    return PromptTemplate(section.instruction, section.input, splits.train.labels)
+
+
+def _derived_name(base: ModelRecord, method: Part, train: Dataset, digest: str) -> str:
+    """``smollm2-135m-lora-tickets-1f3a9c``: other work gets another name."""
+    stem = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in Path(train.name).stem).strip("-.")
+    return "-".join(part for part in (base.name[:60], method.entry.name, stem[:40], digest[:6]) if part)

@@ -1,0 +1,334 @@
+"""``luthier tune``: from a configuration to a trained model in the store, with everything that led to it on record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.dataset import Dataset, Splits
+from luthier.core.errors import ConflictError, LuthierError, NotFoundError
+from luthier.core.model import ModelRecord
+from luthier.core.run import MetricSink, Progress, Run, no_progress
+from luthier.core.task import PromptTemplate
+from luthier.store import runs
+from luthier.store.artifacts import put, staged
+from luthier.store.database import Store, open_store
+from luthier.store.lineage import Node, record_edge
+from luthier.store.models import find, register
+from luthier.training.claim import claim
+from luthier.training.resolve import Job, resolve
+
+if TYPE_CHECKING:
+    from luthier.models.load import LoadedModel
+    from luthier.training.loop import Outcome, Work
+
+Scorer = Callable[["LoadedModel"], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The run, the model that it made, and the run's summary. ``reused``: the same work had been done before."""
+
+    run: Run
+    model: ModelRecord
+    summary: Mapping[str, Any]
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is about to be trained, told before the first step. ``serving``: engine -> swap, merge or no."""
+
+    job: Job
+    run: Run
+    rows: int
+    validation_rows: int
+    trainable_parameters: int
+    total_parameters: int
+    resumed_at: int
+    serving: Mapping[str, str]
+    dropped: int = 0
+    truncated: int = 0
+
+
+def tune(
+    config: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    splits: Splits | None = None,
+    prompt: PromptTemplate | None = None,
+    scorer: Scorer | None = None,
+    store: Store | None = None,
+    metrics: MetricSink | None = None,
+    progress: Progress = no_progress,
+    started: Callable[[Start], None] | None = None,
+    resume: bool = True,
+    replace: bool = False,
+) -> TuneResult:
+    """Train a model as ``config`` (a YAML file or its values) says and register it.
+
+    ``splits`` and ``prompt`` replace the sections of the same purpose. ``scorer`` adds validation metrics, computed on the model as it
+    is at each validation. The same work is done once: a finished run is returned as it is, an interrupted one goes on at its
+    last checkpoint (``resume=False`` starts anew). ``replace`` lets the result take a name that another model has.
+
+    Raises InputError and its kin for what cannot work, before anything is trained; ConflictError when another process tunes the same
+    name; TrainingError, StoreError; KeyboardInterrupt after Ctrl-C, with a checkpoint.
+    """
+    store = store or open_store()
+    job = resolve(config, overrides, store, splits=splits, prompt=prompt)
+    with claim(store, job.name):
+        earlier = _earlier(store, job) if resume else None
+        if isinstance(earlier, TuneResult):
+            return earlier
+        if not replace:
+            _require_free_name(store, job)
+        if earlier is not None:
+            run = runs.resume(store, earlier.id)
+        else:
+            run = runs.start(store, "tune", job.name, job.values(), job.origins, job.key)
+        try:
+            record, summary = _execute(
+                store, job, run, scorer=scorer, metrics=metrics, progress=progress, started=started, replace=replace
+            )
+        except KeyboardInterrupt:
+            runs.finish(store, run.id, "interrupted", {"error": "interrupted"})
+            raise
+        except Exception as error:
+            shown = error.message if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
+            runs.finish(store, run.id, "failed", {"error": shown})
+            raise
+        return TuneResult(runs.finish(store, run.id, "done", summary), record, summary)
+
+
+def _earlier(store: Store, job: Job) -> TuneResult | Run | None:
+    """The finished result of the same work, else a run of it that can go on."""
+    runs.recover(store)
+    unfinished = None
+    for run in runs.by_key(store, job.key):
+        if run.status == "done":
+            try:
+                record = find(store, job.name)
+            except NotFoundError:
+                continue
+            if record.run_id == run.id:
+                return TuneResult(run, record, run.summary, reused=True)
+        elif unfinished is None:
+            unfinished = run
+    return unfinished
+
+
+def _require_free_name(store: Store, job: Job) -> None:
+    try:
+        taken = find(store, job.name)
+    except NotFoundError:
+        return
+    raise ConflictError(
+        f"the name {job.name!r} is taken by another {taken.kind} (made {taken.created_at[:10]}, with other settings or data)",
+        hint="choose another: name=OTHER, or replace it: --force",
+    )
+
+
+def _execute(
+    store: Store,
+    job: Job,
+    run: Run,
+    *,
+    scorer: Scorer | None,
+    metrics: MetricSink | None,
+    progress: Progress,
+    started: Callable[[Start], None] | None,
+    replace: bool,
+) -> tuple[ModelRecord, dict[str, Any]]:
+    """Load, train, save, register. Heavy imports happen here."""
+    from luthier.training import checkpoint
+    from luthier.training.loop import train
+    from luthier.training.memory import peak_mb, reset_peak
+
+    folder = runs.folder(store, run.id)
+    point = checkpoint.latest(folder)
+    model, work, validation, limits = _prepare(store, job, progress)
+    reset_peak(model.device)
+    trainable, total = _parameter_counts(model)
+    start = Start(
+        job,
+        run,
+        len(work.rows),
+        len(validation.rows) if validation else 0,
+        trainable,
+        total,
+        point.position.step if point else 0,
+        job.serving,
+        len(limits.dropped),
+        len(limits.truncated),
+    )
+    if started is not None:
+        started(start)
+    _record_inputs(store, job, run)
+    with ExitStack() as stack:
+        log = stack.enter_context(runs.MetricsLog(folder / runs.METRICS))
+        log.truncate_after(start.resumed_at)
+
+        def sink(record: Mapping[str, Any]) -> None:
+            log.write(record)
+            if metrics is not None:
+                metrics(record)
+
+        outcome = train(
+            model.module,
+            work,
+            job.config.train,
+            folder=folder,
+            metrics=sink,
+            validate=_validator(model, job, validation, scorer),
+            resume=point,
+            progress=progress,
+        )
+    record = _save(store, job, run, model, trainable, replace=replace)
+    summary = _summary(start, outcome, peak_mb(model.device))
+    _draw(folder, job)
+    checkpoint.clear(folder)
+    return record, summary
+
+
+def _prepare(store: Store, job: Job, progress: Progress) -> tuple[LoadedModel, Work, Work | None, Any]:
+    """The model with what is trained in it, and the rows."""
+    import torch
+
+    from luthier.models.load import load_model
+    from luthier.models.merge import merge
+    from luthier.objectives._rows import Limits
+    from luthier.training.loop import Work
+
+    progress("load", 0, 1)
+    labels = job.prompt.labels if job.kind == "labelled" else ()
+    torch.manual_seed(job.config.train.seed)  # a new head and LoRA's A are random
+    train = job.config.train
+    model = load_model(store, job.base, dtype=train.dtype, device=train.device, labels=labels)
+    if job.base.kind == "adapter":
+        model = merge(model)
+        model.base = job.base
+    model.labels = labels
+    model.module.requires_grad_(False)
+    model = job.method.entry(model, job.method.config)
+    progress("load", 1, 1)
+    objective, config = job.objective.entry, job.objective.config
+    limits = Limits(model.context_length, job.config.data.overlong)
+
+    def work(dataset: Dataset) -> Work:
+        return Work(
+            objective.module.prepare(dataset, model, job.prompt, config, limits),
+            lambda rows: objective.module.collate(rows, model),
+            lambda batch: objective(model, batch, config),
+        )
+
+    return model, work(job.splits.train), work(job.splits.validation) if len(job.splits.validation) else None, limits
+
+
+def _validator(
+    model: LoadedModel, job: Job, validation: Work | None, scorer: Scorer | None
+) -> Callable[[], Mapping[str, float]] | None:
+    """Loss over the validation rows, and what the scorer says."""
+    from luthier.training.loop import mean_loss
+
+    if validation is None and scorer is None:
+        return None
+
+    def validate() -> dict[str, float]:
+        found: dict[str, float] = {}
+        if validation is not None:
+            found |= mean_loss(validation, max_tokens=job.config.train.max_tokens_per_batch)
+        if scorer is not None:
+            found |= scorer(model)
+        return found
+
+    return validate
+
+
+def _parameter_counts(model: LoadedModel) -> tuple[int, int]:
+    """(trainable, all)."""
+    counts = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
+    return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
+
+
+def _dataset(dataset: Dataset) -> Node:
+    return Node("dataset", dataset.digest, dataset.name)
+
+
+def _record_inputs(store: Store, job: Job, run: Run) -> None:
+    """Lineage: data and base went into the run."""
+    made_by = Node("run", run.id, job.name)
+    record_edge(store, Node("model", job.base.name), "base", made_by)
+    record_edge(store, _dataset(job.splits.train), "train", made_by)
+    if len(job.splits.validation):
+        record_edge(store, _dataset(job.splits.validation), "validation", made_by)
+
+
+def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, *, replace: bool) -> ModelRecord:
+    """Write the weights into the store, register the name, record where it came from."""
+    from luthier.models.attach import save_trained
+
+    prompt = job.prompt.as_dict() if model.architecture == "decoder" and job.kind != "chat" else None
+    saves = job.method.entry.module.SAVES
+    manifest = {
+        "saves": saves,
+        "prompt": prompt,
+        "method": job.method.as_dict(),
+        "objective": job.objective.as_dict(),
+        "run_id": run.id,
+    }
+    with staged(store) as folder:
+        save_trained(model, folder, manifest)
+        digest, size = put(store, folder)
+    record = ModelRecord(
+        name=job.name,
+        kind="adapter",
+        architecture=job.base.architecture,
+        digest=digest,
+        size_bytes=size,
+        licence=job.base.licence,
+        base=job.base.name,
+        run_id=run.id,
+        meta={
+            "method": job.method.entry.name,
+            "objective": job.objective.entry.name,
+            "saves": saves,
+            "serving": dict(job.serving),
+            "prompt": prompt,
+            "labels": list(model.labels),
+            "template_digest": model.template_digest,
+            "context_length": model.context_length,
+            "trainable_parameters": trainable,
+        },
+    )
+    record = register(store, record, replace=replace)
+    record_edge(store, Node("run", run.id, job.name), "made", Node("model", record.name))
+    return record
+
+
+def _summary(start: Start, outcome: Outcome, peak_mb: float) -> dict[str, Any]:
+    best = {name: round(value, 6) for name, value in outcome.best.items()}
+    return {
+        "model": start.job.name,
+        "rows": start.rows,
+        "dropped_rows": start.dropped,
+        "truncated_rows": start.truncated,
+        "trainable_parameters": start.trainable_parameters,
+        "total_parameters": start.total_parameters,
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "train_s": round(outcome.train_s, 3),
+        "tokens_per_s": round(outcome.tokens / outcome.train_s, 1) if outcome.train_s else 0.0,
+        "peak_mb": round(peak_mb, 1),
+        "ended": outcome.ended,
+        "best_step": outcome.best_step,
+        **best,
+    }
+
+
+def _draw(folder: Path, job: Job) -> None:
+    from luthier.training.curve import draw
+
+    draw(runs.read_metrics(folder / runs.METRICS), folder / "curve.png", title=job.name)

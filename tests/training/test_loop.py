@@ -1,0 +1,254 @@
+"""The loop: against a plain loop written out, its ends, its faults, and exact resume after kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training.toy import run_toy, toy_module, toy_rows, toy_work
+from torch import nn
+
+from luthier.core.errors import InputError, StoreError, TrainingError
+from luthier.data.batch import plan
+from luthier.objectives._loss import Loss
+from luthier.store.runs import read_metrics
+from luthier.training import checkpoint
+from luthier.training.config import TrainConfig
+from luthier.training.loop import Work, mean_loss, train
+from luthier.training.schedule import rate
+
+SCRIPT = Path(__file__).parent / "toy.py"
+
+
+def ignore(record: Mapping[str, Any]) -> None:
+    """A metric sink that keeps nothing."""
+
+
+def weights(module: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def test_equals_a_plain_loop_normalised_by_the_weight_of_the_whole_step(tmp_path: Path) -> None:
+    rows = toy_rows()
+    module, reference = toy_module(dropout=0.0), toy_module(dropout=0.0)
+    config = TrainConfig(
+        epochs=2, batch_size=8, max_tokens_per_batch=12, learning_rate=1e-2, clip=0.5, weight_decay=0.1
+    )
+    outcome = train(module, toy_work(module, rows), config, folder=tmp_path, metrics=ignore)
+    matrices = [p for p in reference.parameters() if p.ndim >= 2]
+    vectors = [p for p in reference.parameters() if p.ndim < 2]
+    adam = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}])
+    count = 0
+    for epoch in range(2):
+        steps = plan([r.length for r in rows], batch_size=8, max_tokens=12, seed=0, epoch=epoch)
+        assert any(len(step) > 1 for step in steps)
+        for step in steps:
+            chosen = [rows[i] for batch in step for i in batch]
+            adam.zero_grad()
+            toy_work(reference, rows).loss(chosen).value.backward()  # one batch, one mean over all it counts
+            nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+            for group in adam.param_groups:
+                group["lr"] = rate(count, total=6, peak=1e-2, schedule="cosine", warmup=0.1)
+            adam.step()
+            count += 1
+    assert (outcome.steps, outcome.ended) == (count, "epochs")
+    for one, other in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_seed_repeats_exactly_and_another_differs(tmp_path: Path) -> None:
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        module = toy_module()
+        run_toy(tmp_path / name, module, seed=seed)
+        found.append(torch.cat([w.flatten() for w in weights(module)]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_records(tmp_path: Path) -> None:
+    records: list[Mapping[str, Any]] = []
+    outcome = run_toy(tmp_path, toy_module(), records.append)
+    assert [r["step"] for r in records] == list(range(1, 13))
+    expected = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s", "elapsed_s", "peak_mb"}
+    assert all(expected <= set(r) for r in records)
+    assert [r["step"] for r in records if "validation_loss" in r] == [3, 6, 9, 12]
+    assert [records[i]["epoch"] for i in (2, 5, 11)] == [1, 2, 4]
+    assert records[-1]["tokens"] == outcome.tokens == 4 * sum(r.length for r in toy_rows())
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_the_best_weights_are_the_result(tmp_path: Path) -> None:
+    module = toy_module()
+    rows = toy_rows()
+    seen: list[list[torch.Tensor]] = []
+    losses = iter([3.0, 1.0, 2.0, 4.0])
+
+    def validate() -> dict[str, float]:
+        assert not module.training
+        seen.append(weights(module))
+        return {"loss": next(losses), "extra": 1.0}
+
+    config = TrainConfig(epochs=4, batch_size=8, learning_rate=1e-2)
+    outcome = train(module, toy_work(module, rows), config, folder=tmp_path, metrics=ignore, validate=validate)
+    assert outcome.best_step == 6
+    assert outcome.best == {"validation_loss": 1.0, "validation_extra": 1.0}
+    for one, other in zip(module.parameters(), seen[1], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_metric_that_should_rise_and_patience(tmp_path: Path) -> None:
+    module = toy_module()
+    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
+    config = TrainConfig(epochs=9, batch_size=8, metric="validation_macro_f1", patience=2, validate_every=2)
+    outcome = train(
+        module,
+        toy_work(module, toy_rows()),
+        config,
+        folder=tmp_path,
+        metrics=ignore,
+        validate=lambda: {"macro_f1": next(scores)},
+    )
+    assert (outcome.ended, outcome.steps, outcome.best_step) == ("patience", 8, 4)
+
+
+def test_an_unknown_metric_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.metric must be one of validation_loss; got 'accuracy'"):
+        run_toy(tmp_path, toy_module(), metric="accuracy")
+
+
+def test_ends_by_steps_and_by_time(tmp_path: Path) -> None:
+    assert run_toy(tmp_path / "a", toy_module(), max_steps=5).ended == "max_steps"
+    outcome = run_toy(tmp_path / "b", toy_module(), max_seconds=1e-9)
+    assert (outcome.ended, outcome.steps) == ("max_seconds", 1)
+    assert run_toy(tmp_path / "c", toy_module(), epochs=0.5).steps == 2
+
+
+def test_bf16_model(tmp_path: Path) -> None:
+    records: list[Mapping[str, Any]] = []
+    module = toy_module(dropout=0.0, dtype=torch.bfloat16)
+    run_toy(tmp_path, module, records.append, epochs=20)
+    validated = [r["validation_loss"] for r in records if "validation_loss" in r]
+    assert validated[-1] < 0.2 * validated[0]
+    assert all(p.dtype == torch.bfloat16 for p in module.parameters())
+
+
+def test_loss_that_is_no_number_names_step_and_rows_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    module = toy_module()
+    rows = toy_rows()
+    work = toy_work(module, rows)
+
+    def loss(batch: Any) -> Loss:
+        found = work.loss(batch)
+        return Loss(found.value * float("nan"), found.count) if any(r.source == "toy.jsonl:7" for r in batch) else found
+
+    config = TrainConfig(epochs=1, batch_size=1, checkpoint_every=1)
+    records: list[Mapping[str, Any]] = []
+    with pytest.raises(TrainingError, match=r"loss is nan at step \d+ \(rows toy\.jsonl:7\)") as caught:
+        train(module, Work(rows, list, loss), config, folder=tmp_path, metrics=records.append)
+    kept = checkpoint.latest(tmp_path)
+    assert kept is not None and kept.position.step == len(records)
+    assert f"checkpoint of step {len(records)} is kept" in str(caught.value)
+    assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
+
+
+def test_nothing_to_train_is_said(tmp_path: Path) -> None:
+    module = toy_module()
+    with pytest.raises(TrainingError, match="no rows"):
+        train(module, toy_work(module, []), TrainConfig(), folder=tmp_path, metrics=ignore)
+    module.requires_grad_(False)
+    with pytest.raises(TrainingError, match="no parameter"):
+        train(module, toy_work(module, toy_rows()), TrainConfig(), folder=tmp_path, metrics=ignore)
+
+
+def test_a_full_disk_ends_training_with_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = checkpoint.write_tensors, []
+
+    def filling(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        calls.append(path)
+        if len(calls) > 2:
+            raise OSError(28, "No space left on device")
+        real(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", filling)
+    with pytest.raises(StoreError, match="disk is full"):
+        run_toy(tmp_path, toy_module())
+    monkeypatch.undo()
+    straight, resumed = toy_module(), toy_module()
+    run_toy(tmp_path / "other", straight)
+    run_toy(tmp_path, resumed)
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_with_a_checkpoint_of_the_last_step(tmp_path: Path, number: signal.Signals) -> None:
+    straight, stopped = toy_module(), toy_module()
+    run_toy(tmp_path / "a", straight)
+
+    def sink(record: Mapping[str, Any]) -> None:
+        if record["step"] == 5:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        run_toy(tmp_path / "b", stopped, sink)
+    assert signal.getsignal(number) is before
+    kept = checkpoint.latest(tmp_path / "b")
+    assert kept is not None and kept.position.step == 5
+    resumed = toy_module()
+    run_toy(tmp_path / "b", resumed)
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
+
+
+@pytest.mark.parametrize("kills", [(1,), (5, 8), (3, 7, 11)])
+def test_killed_at_any_step_and_resumed_gives_the_same_weights_bit_for_bit(
+    tmp_path: Path, kills: tuple[int, ...]
+) -> None:
+    def start(folder: Path, slow_down_at: int) -> subprocess.Popen[str]:
+        folder.mkdir(exist_ok=True)
+        arguments = [sys.executable, "-m", "tests.training.toy", str(folder), str(slow_down_at)]
+        return subprocess.Popen(
+            arguments, cwd=SCRIPT.parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    folder = tmp_path / "run"
+    for step in kills:
+        process = start(folder, step)
+        assert process.stdout is not None and process.stdout.readline() == "there\n"
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=30) == -signal.SIGKILL
+        assert read_metrics(folder / "metrics.jsonl")[-1]["step"] == step
+    assert start(folder, 0).wait(timeout=60) == 0
+    straight = toy_module()
+    records: list[Mapping[str, Any]] = []
+    torch.set_num_threads(threads := torch.get_num_threads())
+    torch.set_num_threads(1)
+    try:
+        run_toy(tmp_path / "straight", straight, records.append)
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads((folder / "weights.json").read_text())
+    for name, value in straight.state_dict().items():
+        assert value.tolist() == found[name], name
+    logged = read_metrics(folder / "metrics.jsonl")
+    assert [r["step"] for r in logged] == list(range(1, 13))
+    timing = {"elapsed_s", "peak_mb", "tokens_per_s"}
+    for one, other in zip(logged, records, strict=True):
+        assert {k: v for k, v in one.items() if k not in timing} == {k: v for k, v in other.items() if k not in timing}
+
+
+def test_mean_loss_is_the_mean_over_all_that_is_counted() -> None:
+    module = toy_module().eval()
+    rows = toy_rows()
+    work = toy_work(module, rows)
+    assert mean_loss(work, max_tokens=7)["loss"] == pytest.approx(float(work.loss(rows).value.detach()), rel=1e-5)
