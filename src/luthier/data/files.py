@@ -159,7 +159,7 @@ def _line_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row]]:
         if not line.strip():
             continue
         try:
-            text = line.decode("utf-8")
+            text = line.rstrip(b"\r\n").decode("utf-8")
         except UnicodeDecodeError as error:
             yield number, Broken(_utf8_reason(error, begin))
             continue

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.core.dataset import Example
+from luthier.core.message import Message, ToolCall
+from luthier.data.formats import FORMATS, RowError, as_row, build, recognise
+
+U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+ASKED, SAID = Message("user", "q"), Message("assistant", "a")
+
+
+def made(row: dict[str, Any]) -> tuple[str, str, Example]:
+    form = recognise(row)
+    assert form is not None
+    return form.name, form.kind, build(form, row)
+
+
+@pytest.mark.parametrize(
+    "row, name, kind, example",
+    [
+        ({"text": "t", "label": "x"}, "text_label", "labelled", Example("", (Message("user", "t"),), "x")),
+        ({"text": "t", "label": 3}, "text_label", "labelled", Example("", (Message("user", "t"),), "3")),
+        ({"text": "t", "label": 3.0}, "text_label", "labelled", Example("", (Message("user", "t"),), "3")),
+        ({"text": "t", "label": True}, "text_label", "labelled", Example("", (Message("user", "t"),), "true")),
+        ({"text": "t", "label": " x "}, "text_label", "labelled", Example("", (Message("user", "t"),), "x")),
+        ({"text": "t"}, "text", "text", Example("", (Message("user", "t"),))),
+        ({"messages": [U, A]}, "messages", "chat", Example("", (ASKED, SAID))),
+        (
+            {
+                "messages": [
+                    {"role": "developer", "content": "s"},
+                    U,
+                    {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+                ]
+            },
+            "messages",
+            "chat",
+            Example("", (Message("system", "s"), ASKED, SAID)),
+        ),
+        (
+            {"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            "sharegpt",
+            "chat",
+            Example("", (Message("system", "s"), ASKED, SAID)),
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "q"},
+                    {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+                    {"from": "observation", "value": ""},
+                    {"from": "gpt", "value": "a"},
+                ]
+            },
+            "sharegpt",
+            "chat",
+            Example("", (ASKED, Message("assistant", "", (ToolCall("f", '{"x": 1}'),)), Message("tool", ""), SAID)),
+        ),
+        ({"instruction": "q", "input": "", "output": "a"}, "alpaca", "chat", Example("", (ASKED, SAID))),
+        (
+            {"instruction": "q", "input": "i", "output": "a", "system": "s", "history": [["h", "g"]]},
+            "alpaca",
+            "chat",
+            Example(
+                "",
+                (
+                    Message("system", "s"),
+                    Message("user", "h"),
+                    Message("assistant", "g"),
+                    Message("user", "q\n\ni"),
+                    SAID,
+                ),
+            ),
+        ),
+        ({"question": "q", "answer": "a"}, "question_answer", "question", Example("", (ASKED,), "a")),
+        ({"question": "q", "answer": 18}, "question_answer", "question", Example("", (ASKED,), "18")),
+        (
+            {"question": "q", "answers": ["a", "b"]},
+            "question_answers",
+            "question",
+            Example("", (ASKED,), "a", meta={"answers": ["a", "b"]}),
+        ),
+        (
+            {"question": "q", "answers": {"text": [], "answer_start": []}},
+            "question_answers",
+            "question",
+            Example("", (ASKED,), None, meta={"answers": []}),
+        ),
+        (
+            {"question": "q", "choices": ["no", "yes"], "answer": 1},
+            "multiple_choice",
+            "question",
+            Example("", (ASKED,), "yes", meta={"choices": ["no", "yes"], "answer": 1}),
+        ),
+        (
+            {"question": "q", "choices": ["no", "yes"], "answer": "B"},
+            "multiple_choice",
+            "question",
+            Example("", (ASKED,), "yes", meta={"choices": ["no", "yes"], "answer": "B"}),
+        ),
+        ({"prompt": "q", "completion": "a"}, "prompt_completion", "chat", Example("", (ASKED, SAID))),
+        ({"prompt": [U], "completion": [A]}, "prompt_completion", "chat", Example("", (ASKED, SAID))),
+        ({"prompt": "q", "response": "a"}, "prompt_response", "chat", Example("", (ASKED, SAID))),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": A | {"content": "b"}},
+            "preference",
+            "preference",
+            Example("", (ASKED,), chosen=(SAID,), rejected=(Message("assistant", "b"),)),
+        ),
+        (
+            {"chosen": [U, A], "rejected": [U, A | {"content": "b"}]},
+            "preference",
+            "preference",
+            Example("", (ASKED,), chosen=(SAID,), rejected=(Message("assistant", "b"),)),
+        ),
+        (
+            {"prompt": "q", "chosen": [U, A], "rejected": [U, A | {"content": "b"}]},
+            "preference",
+            "preference",
+            Example("", (ASKED,), chosen=(SAID,), rejected=(Message("assistant", "b"),)),
+        ),
+        (
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            },
+            "preference",
+            "preference",
+            Example("", (ASKED,), chosen=(SAID,), rejected=(Message("assistant", "b"),)),
+        ),
+        ({"prompt": [U], "completion": "a", "label": True}, "kto", "preference", Example("", (ASKED,), chosen=(SAID,))),
+        (
+            {"prompt": "q", "completion": "a", "label": "False"},
+            "kto",
+            "preference",
+            Example("", (ASKED,), rejected=(SAID,)),
+        ),
+        ({"messages": [U, A], "label": False}, "kto", "preference", Example("", (ASKED,), rejected=(SAID,))),
+        ({"messages": [U, A], "label": "math"}, "messages", "chat", Example("", (ASKED, SAID), meta={"label": "math"})),
+    ],
+)
+def test_each_way_of_writing(row: dict[str, Any], name: str, kind: str, example: Example) -> None:
+    assert made(row) == (name, kind, example)
+
+
+def test_unused_fields_and_tools_are_kept() -> None:
+    *_, example = made({"text": "t", "label": "x", "source": "web", "nothing": None, "score": float("nan")})
+    assert example.meta == {"source": "web"}
+    *_, example = made({"messages": [U, A], "tools": '[{"name": "f"}]'})
+    assert example.meta == {"tools": [{"name": "f"}]}
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"text": "", "label": "x"}, "text is empty"),
+        ({"text": " \n", "label": "x"}, "text is empty"),
+        ({"text": None, "label": "x"}, "text must be text; got null"),
+        ({"text": 5, "label": "x"}, "text must be text; got 5"),
+        ({"text": "half \ud83d", "label": "x"}, "text holds half of a surrogate pair at character 5"),
+        ({"text": "t", "label": None}, "label must be text, a whole number or true/false; got null"),
+        ({"text": "t", "label": float("nan")}, "label must be text, a whole number or true/false; got NaN"),
+        ({"text": "t", "label": 0.5}, "label must be text, a whole number or true/false; got 0.5"),
+        ({"text": "t", "label": ["a", "b"]}, 'label must be text, a whole number or true/false; got ["a", "b"]'),
+        ({"text": "t", "label": " "}, "label is empty"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": None}, "messages is missing"),
+        ({"messages": "hi"}, 'messages must be a list of messages; got "hi"'),
+        ({"messages": ["hi"]}, 'messages[0] must be an object with role and content; got "hi"'),
+        ({"messages": [U]}, "messages has no assistant turn"),
+        ({"messages": [U, {"content": "a"}]}, "messages[1]: role is missing"),
+        (
+            {"messages": [{"role": "robot", "content": "a"}, A]},
+            'messages[0]: unknown role "robot"; allowed: system, user',
+        ),
+        ({"messages": [{"role": "user", "content": ""}, A]}, "messages[0]: content is empty"),
+        ({"messages": [U, {"role": "assistant", "content": None}]}, "messages[1]: content must be text; got null"),
+        ({"messages": [U, A | {"weight": 0}]}, "messages[1]: weight 0 (a turn not to train on) is not supported"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, A]},
+            "messages[0]: only content parts of type 'text' are supported; got \"image_url\"",
+        ),
+        (
+            {"messages": [U, {"role": "assistant", "content": "", "tool_calls": [{}]}]},
+            "messages[1]: message.tool_calls entries",
+        ),
+        ({"messages": [U, {"role": "assistant", "content": "", "tool_calls": ["f"]}]}, "messages[1]: "),
+        ({"messages": [U, A], "tools": "no"}, "tools: not valid JSON"),
+        ({"messages": [U, A], "tools": ["no"]}, "tools must be a list of objects"),
+        ({"conversations": [{"from": "function_call", "value": "{"}]}, "conversations[0]: not valid JSON"),
+        ({"instruction": "q", "output": ""}, "output is empty"),
+        ({"instruction": "q", "input": 3, "output": "a"}, "input must be text; got 3"),
+        ({"instruction": "q", "output": "a", "history": [["h"]]}, "history[0] must be a pair of question and answer"),
+        ({"question": "q", "answer": ["a"]}, 'answer must be text; got ["a"]'),
+        ({"question": "q", "answers": "a"}, 'answers must be a list; got "a"'),
+        ({"question": "q", "choices": ["x"], "answer": 0}, "choices must be a list of at least two"),
+        (
+            {"question": "q", "choices": ["x", "y"], "answer": 2},
+            "answer must be one of the 2 choices or an index from 0; got 2",
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
+        ({"chosen": "a", "rejected": "b"}, "prompt is missing"),
+        (
+            {"chosen": [A], "rejected": [A | {"content": "b"}]},
+            "prompt is missing, and chosen and rejected share no beginning",
+        ),
+        (
+            {"prompt": "q", "chosen": [U], "rejected": "b"},
+            "chosen must begin with an assistant turn after the prompt; got role 'user'",
+        ),
+        (
+            {"prompt": "q", "completion": "a", "label": "good"},
+            'label of a completion must be true or false; got "good"',
+        ),
+        (
+            {"messages": [A], "label": True},
+            "a marked conversation must end with the assistant turn that the label is about",
+        ),
+    ],
+)
+def test_why_a_row_cannot_be_used(row: dict[str, Any], reason: str) -> None:
+    form = recognise(row)
+    assert form is not None
+    with pytest.raises(RowError) as raised:
+        build(form, row)
+    assert str(raised.value).startswith(reason)
+
+
+def test_unknown_fields_are_no_format() -> None:
+    assert recognise({"body": "t", "topic": "x"}) is None
+    assert recognise({}) is None
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
+TURNS = st.builds(
+    Message, st.sampled_from(["user", "assistant", "tool"]), WORDS, st.just(()), st.sampled_from([None, "call_1"])
+)
+REPLY = st.tuples(st.builds(Message, st.just("assistant"), WORDS))
+META = st.dictionaries(st.sampled_from(["source", "id"]), WORDS)
+EXAMPLES = st.one_of(
+    st.tuples(
+        st.just("labelled"),
+        st.builds(lambda t, x, m: Example("", (Message("user", t),), x.strip(), meta=m), WORDS, WORDS, META),
+    ),
+    st.tuples(st.just("text"), st.builds(lambda t, m: Example("", (Message("user", t),), meta=m), WORDS, META)),
+    st.tuples(
+        st.just("question"),
+        st.builds(lambda t, x, m: Example("", (Message("user", t),), x, meta=m), WORDS, WORDS, META),
+    ),
+    st.tuples(
+        st.just("question"),
+        st.builds(
+            lambda t, x: Example("", (Message("user", t),), x[0] if x else None, meta={"answers": x}),
+            WORDS,
+            st.lists(WORDS),
+        ),
+    ),
+    st.tuples(
+        st.just("chat"),
+        st.builds(lambda m, r, k: Example("", (*m, *r), meta=k), st.lists(TURNS, max_size=4), REPLY, META),
+    ),
+    st.tuples(
+        st.just("preference"),
+        st.builds(
+            lambda p, a, b: Example("", tuple(p), chosen=a, rejected=b), st.lists(TURNS, min_size=1), REPLY, REPLY
+        ).filter(lambda e: e.chosen != e.rejected),
+    ),
+    st.tuples(
+        st.just("preference"),
+        st.builds(lambda p, a: Example("", tuple(p), chosen=a), st.lists(TURNS, min_size=1), REPLY),
+    ),
+    st.tuples(
+        st.just("preference"),
+        st.builds(lambda p, a: Example("", tuple(p), rejected=a), st.lists(TURNS, min_size=1), REPLY),
+    ),
+)
+
+
+@given(EXAMPLES)
+def test_what_is_written_reads_back_the_same(drawn: tuple[str, Example]) -> None:
+    kind, example = drawn
+    name, read_kind, read = made(as_row(example, kind))  # type: ignore[arg-type]
+    assert (read_kind, read) == (kind, example), name
+
+
+def test_every_format_has_its_own_fields() -> None:
+    assert len({(form.name, form.needs) for form in FORMATS}) == len(FORMATS)
