@@ -172,7 +172,7 @@ class _Walk:
         known = {*self.models, *self.sql.execute(select(runs.c.name).distinct()).scalars()}
         raise NotFoundError(
             f"{name!r} is not in the lineage. {did_you_mean(name, known - {''})}",
-            hint="luthier models   or   luthier runs",
+            hint="luthier models",
         )
 
     def _recorded(self, name: str) -> list[Node]:

@@ -24,7 +24,7 @@ METRICS = "metrics.jsonl"
 _PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "xllamacpp", "numpy")
 
 
-def start(  # noqa: PLR0917 - the order of the columns
+def start(
     store: Store, kind: RunKind, name: str, config: Mapping[str, Any], origins: Mapping[str, str], key: str = ""
 ) -> Run:
     """Begin a run: make its folder (``config.json`` with values and their origins, ``environment.json``), then its row."""
@@ -54,7 +54,7 @@ def folder(store: Store, run_id: str) -> Path:
     """Where a run's files are."""
     place = store.home.runs / run_id
     if not place.is_dir():
-        raise StoreError(f"run {run_id} has no folder: {place} is missing", hint="luthier runs")
+        raise StoreError(f"run {run_id} has no folder: {place} is missing", hint="luthier doctor")
     return place
 
 

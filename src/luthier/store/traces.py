@@ -43,7 +43,7 @@ def list_traces(store: Store, model: str | None = None, limit: int = 100) -> lis
     return [_trace(row) for row in rows]
 
 
-def record_feedback(  # noqa: PLR0917 - the order of the columns
+def record_feedback(
     store: Store,
     trace_id: str,
     rating: int | None = None,
