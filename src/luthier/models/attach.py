@@ -127,16 +127,21 @@ def load_trained(store: Store, record: ModelRecord, *, dtype: str = "auto", devi
         loaded.labels = labels
         _check_template(record, manifest, loaded)
         return loaded
-    base = find(store, record.base or manifest["base"]["name"])
+    loaded = load_base(store, find(store, record.base or manifest["base"]["name"]), dtype=dtype, device=device)
+    attach(loaded, record, record.name, folder=folder)
+    select(loaded, record.name)
+    loaded.record, loaded.folder, loaded.labels = record, folder, labels
+    return loaded
+
+
+def load_base(store: Store, base: ModelRecord, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    """What an adapter is put on: a base model, or a tuned one merged into plain weights (tuning may start from tuning)."""
     loaded = load_model(store, base, dtype=dtype, device=device)
     if base.kind == "adapter":
         from luthier.models.merge import merge
 
         loaded = merge(loaded)
         loaded.base = base
-    attach(loaded, record, record.name, folder=folder)
-    select(loaded, record.name)
-    loaded.record, loaded.folder, loaded.labels = record, folder, labels
     return loaded
 
 

@@ -14,10 +14,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from luthier.core.engine import Sampling
 from luthier.models.decode import causal_model, hidden_states, logits
+from luthier.models.prefix import KeysValues, expanded
 from luthier.models.sample import Sampler
-
-KeysValues = list[tuple[torch.Tensor, torch.Tensor]]
-"""One (keys, values) pair a layer, each (rows, heads, length, size)."""
 
 
 class _Slab(DynamicLayer):  # type: ignore[misc]
@@ -147,13 +145,9 @@ class Answering:
         if not self._full_attention:
             return DynamicCache(config=config)
         cache = Cache(layers=[_Slab(self._room) for _ in range(config.num_hidden_layers)])
-        for number, (keys, values) in enumerate(self._prefix or []):
-            rows = len(self.rows)
-            cache.update(
-                keys[:, :, : self._shared].expand(rows, -1, -1, -1),
-                values[:, :, : self._shared].expand(rows, -1, -1, -1),
-                number,
-            )
+        if self._prefix and self._shared:
+            for number, (keys, values) in enumerate(expanded(self._prefix, self._shared, len(self.rows))):
+                cache.update(keys, values, number)
         return cache
 
     def _go_on(self, module: Any) -> torch.Tensor:

@@ -190,7 +190,10 @@ def _pretrained(auto_class: str, folder: Path, dtype: torch.dtype) -> Any:
     """The bare module; every weight that the architecture needs must come from the files."""
     import transformers
     from safetensors import SafetensorError
+    from transformers.utils import logging
 
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # the caller draws progress, and a server's log is no place for bars
     try:
         module, report = getattr(transformers, auto_class).from_pretrained(
             str(folder),
@@ -203,6 +206,9 @@ def _pretrained(auto_class: str, folder: Path, dtype: torch.dtype) -> Any:
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise DataError(f"{folder}: the model cannot be loaded: {error}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
     if missing:
         raise DataError(

@@ -9,7 +9,7 @@ Logits are computed only where a continuation reads them, log-softmax in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,9 +17,7 @@ import torch
 
 from luthier.data.batch import order_by_length
 from luthier.models.decode import attends_fully, hidden_states, logits
-
-_SHARE_AT_LEAST = 8
-"""A shorter common prefix is not worth a forward of its own."""
+from luthier.models.prefix import KeysValues, PrefixMemory, expanded, shared_prefix
 
 _LOGIT_ROWS = 512
 """Positions whose logits are held at once without gradients (512 x 50,000 x 4 bytes is 100 MB)."""
@@ -70,98 +68,83 @@ def _tree(continuations: Iterable[Sequence[int]]) -> _Tree:
 
 def packed_log_probs(module: Any, rows: Sequence[Row], device: torch.device) -> list[torch.Tensor]:
     """Summed log-probability of each continuation, differentiable: one fp32 vector (continuations,) a row, in one forward."""
-    if not attends_fully(module):
-        return _regroup(rows, _forward(module, _singly(rows), device, None, 0))
-    return _forward(module, rows, device, None, 0)
+    if attends_fully(module):
+        return _forward(module, rows, device, None, 0)
+    single = [Row(row.prompt, [continuation]) for row in rows for continuation in row.continuations]
+    flat = torch.cat(_forward(module, single, device, None, 0)) if single else torch.zeros(0, device=device)
+    return list(torch.split(flat, [len(row.continuations) for row in rows]))
 
 
-@torch.inference_mode()
 def score_rows(
-    module: Any,
-    rows: Sequence[Row],
-    device: torch.device,
-    *,
-    max_batch_tokens: int = 4096,
-    progress: Callable[[int, int], None] | None = None,
+    module: Any, rows: Sequence[Row], device: torch.device, *, max_batch_tokens: int = 8192
 ) -> list[list[float]]:
-    """Summed log-probability of each continuation, in nats; no gradients.
-
-    Rows are answered in batches of like lengths of at most ``max_batch_tokens`` tokens, padding included; results do not depend on
-    batch size or order. ``progress`` is called with (rows done, rows).
-    """
-    if not rows:
-        return []
-    if not attends_fully(module):
-        flat = _in_batches(
-            module, _singly(rows), device, max_batch_tokens=max_batch_tokens, shared=0, progress=progress
-        )
-        return [[float(v) for v in vector] for vector in _regroup(rows, flat)]
-    shared = common_prefix(rows)
-    vectors = _in_batches(module, rows, device, max_batch_tokens=max_batch_tokens, shared=shared, progress=progress)
-    return [vector.tolist() for vector in vectors]
-
-
-def common_prefix(rows: Sequence[Row]) -> int:
-    """Tokens that all prompts begin with, leaving at least one to each; 0 when sharing would not pay."""
-    if len(rows) < 2:
-        return 0
-    shortest, longest = min(rows, key=lambda r: list(r.prompt)).prompt, max(rows, key=lambda r: list(r.prompt)).prompt
-    most = min(len(row.prompt) for row in rows) - 1
-    shared = 0
-    while shared < most and shortest[shared] == longest[shared]:  # first and last in order differ earliest
-        shared += 1
-    return shared if shared >= _SHARE_AT_LEAST else 0
-
-
-def _in_batches(
-    module: Any,
-    rows: Sequence[Row],
-    device: torch.device,
-    *,
-    max_batch_tokens: int,
-    shared: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[torch.Tensor]:
-    """The batches behind ``score_rows``, with the first ``shared`` prompt tokens computed once."""
-    prefix = prefix_cache(module, rows[0].prompt[:shared], device) if shared else None
-    sizes = [len(row.prompt) - shared + len(_tree(row.continuations).tokens) for row in rows]
-    out: list[torch.Tensor] = [torch.empty(0)] * len(rows)
-    done = 0
-    for batch in order_by_length(sizes, max_batch_tokens):
-        for index, vector in zip(
-            batch, _forward(module, [rows[i] for i in batch], device, prefix, shared), strict=True
-        ):
-            out[index] = vector
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(rows))
+    """Summed log-probability of each continuation, in nats; no gradients. See ``score_batches``."""
+    out: list[list[float]] = [[]] * len(rows)
+    for scored in score_batches(module, rows, device, max_batch_tokens=max_batch_tokens):
+        for index, values in scored:
+            out[index] = values
     return out
 
 
-def prefix_cache(module: Any, ids: Sequence[int], device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values of a prefix, one (1, heads, length, size) pair a layer."""
+@torch.inference_mode()
+def score_batches(
+    module: Any,
+    rows: Sequence[Row],
+    device: torch.device,
+    *,
+    max_batch_tokens: int = 8192,
+    memory: PrefixMemory | None = None,
+    owner: str | None = None,
+) -> Iterator[list[tuple[int, list[float]]]]:
+    """One batch at a time: (row index, its continuations' summed log-probabilities) of each row in it.
+
+    Batches hold rows of like lengths, at most ``max_batch_tokens`` tokens with padding; results depend neither on their size nor on
+    the order. ``memory`` keeps common beginnings for later calls, under ``owner``.
+    """
+    memory = PrefixMemory() if memory is None else memory
+    if not attends_fully(module):
+        yield from _one_by_one(module, rows, device, max_batch_tokens)
+        return
+    shared, prefix = shared_prefix(module, [row.prompt for row in rows], device, memory, owner)
+    sizes = [len(row.prompt) - shared + len(_tree(row.continuations).tokens) for row in rows]
+    for batch in order_by_length(sizes, max_batch_tokens):
+        cache = _cache(prefix, shared, len(batch)) if shared or len(rows) == 1 else None
+        vectors = _forward(module, [rows[i] for i in batch], device, cache, shared)
+        if cache is not None and len(rows) == 1:
+            read = len(rows[0].prompt)
+            memory.put(owner, rows[0].prompt, [(k.keys[:, :, :read], k.values[:, :, :read]) for k in cache.layers])
+        yield [(index, vector.tolist()) for index, vector in zip(batch, vectors, strict=True)]
+
+
+def _one_by_one(
+    module: Any, rows: Sequence[Row], device: torch.device, max_batch_tokens: int
+) -> Iterator[list[tuple[int, list[float]]]]:
+    """As ``score_batches`` for models that one mask does not fit: a row a continuation, causal attention, nothing shared."""
+    single = [(index, Row(row.prompt, [c])) for index, row in enumerate(rows) for c in row.continuations]
+    out: list[list[float]] = [[] for _ in rows]
+    values = [0.0] * len(single)
+    for batch in order_by_length([len(r.prompt) + len(r.continuations[0]) for _, r in single], max_batch_tokens):
+        for place, vector in zip(batch, _forward(module, [single[i][1] for i in batch], device, None, 0), strict=True):
+            values[place] = float(vector)
+    for (index, _), value in zip(single, values, strict=True):
+        out[index].append(value)
+    yield list(enumerate(out))
+
+
+def _cache(prefix: KeysValues | None, shared: int, rows: int) -> Any:
+    """A transformers cache that begins with the shared tokens: views until a layer appends to them."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    hidden_states(module, torch.tensor([list(ids)], device=device), cache=cache)
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def _expanded(prefix: list[tuple[torch.Tensor, torch.Tensor]], rows: int) -> Any:
-    """A cache for ``rows`` rows over the same prefix: views until a layer appends to them."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for number, (keys, values) in enumerate(prefix):
-        cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
+    for number, (keys, values) in enumerate(expanded(prefix, shared, rows) if prefix and shared else []):
+        cache.update(keys, values, number)
     return cache
 
 
-def _forward(module: Any, rows: Sequence[Row], device: torch.device, prefix: Any, shared: int) -> list[torch.Tensor]:
-    """One padded forward over packed rows whose first ``shared`` prompt tokens are in ``prefix``."""
+def _forward(module: Any, rows: Sequence[Row], device: torch.device, cache: Any, shared: int) -> list[torch.Tensor]:
+    """One padded forward over packed rows whose first ``shared`` prompt tokens are in ``cache``."""
     trees = [_tree(row.continuations) for row in rows]
     input_ids, positions, mask = _pack(module, rows, trees, device, shared)
-    cache = _expanded(prefix, len(rows)) if shared else None
     hidden = hidden_states(module, input_ids, position_ids=positions, mask=mask, cache=cache)
     places: dict[int, int] = {}  # flat hidden position -> row of the gathered matrix
     reads: list[tuple[int, int, int]] = []  # (gathered row, token, output)
@@ -235,17 +218,3 @@ def _branches(tree: _Tree) -> torch.Tensor:
         if parent >= 0:
             seen[node] |= seen[parent]
     return seen
-
-
-def _singly(rows: Sequence[Row]) -> list[Row]:
-    """One row a continuation, for models that one mask does not fit."""
-    return [Row(row.prompt, [continuation]) for row in rows for continuation in row.continuations]
-
-
-def _regroup(rows: Sequence[Row], vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    out, at = [], 0
-    for row in rows:
-        count = len(row.continuations)
-        out.append(torch.cat(list(vectors[at : at + count])) if count else torch.zeros(0))
-        at += count
-    return out

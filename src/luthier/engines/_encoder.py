@@ -1,0 +1,144 @@
+"""The torch engine for encoders: vectors, and answers from a classification head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from luthier.core.engine import (
+    GENERATE,
+    SCORE,
+    STREAM,
+    ContinuationScore,
+    Delta,
+    EngineInfo,
+    Generation,
+    Sampling,
+    ScoreRequest,
+    Vectors,
+    require,
+)
+from luthier.core.errors import InputError, did_you_mean
+from luthier.core.message import Prompt, last_user_text
+from luthier.core.run import Progress, no_progress
+from luthier.data.batch import order_by_length, pad
+from luthier.models.encoder import encode_texts
+from luthier.models.load import LoadedModel
+from luthier.models.sample import Sampler
+
+if TYPE_CHECKING:
+    from luthier.engines._shared import SharedBase
+
+
+class EncoderEngine:
+    """Embeds texts; with a head it also answers with one of its labels.
+
+    A prompt is read as its last user turn. Text over the context length is cut, as sentence-transformers does.
+    """
+
+    def __init__(self, base: SharedBase, key: str | None, info: EngineInfo, max_batch_tokens: int) -> None:
+        self._base, self._key, self._info = base, key, info
+        self._max_batch_tokens = max_batch_tokens
+        self._open = True
+
+    @property
+    def info(self) -> EngineInfo:
+        """What answers; ``labels`` are the only answers."""
+        return self._info
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
+    ) -> list[Generation]:
+        """The likeliest label of each prompt; with a temperature, a label drawn from their probabilities."""
+        require(self, GENERATE)
+        start = time.perf_counter()
+        ids, logits = self._logits(prompts, "generate", progress)
+        drawn, log_probs = Sampler(sampling, [[]] * len(prompts), logits.device).draw(logits)
+        took = time.perf_counter() - start
+        return [
+            Generation(
+                text=_before(self._info.labels[label], sampling.stop),
+                token_ids=(),
+                prompt_token_ids=tuple(row),
+                finish_reason="stop",
+                logprob=log_prob,
+                first_token_s=took,
+                latency_s=took,
+                prompt_tokens=len(row),
+            )
+            for row, label, log_prob in zip(ids, drawn.tolist(), log_probs.tolist(), strict=True)
+        ]
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:
+        """The label in one piece."""
+        require(self, STREAM)
+        answer = self.generate([prompt], sampling)[0]
+        return iter([Delta(answer.text), Delta("", answer)])
+
+    def score(
+        self, requests: Sequence[ScoreRequest], progress: Progress = no_progress
+    ) -> list[tuple[ContinuationScore, ...]]:
+        """Log-softmax over the labels. Raises InputError for a continuation that is not a label."""
+        require(self, SCORE)
+        place = {label: index for index, label in enumerate(self._info.labels)}
+        for text in (text for request in requests for text in request.continuations):
+            if text not in place:
+                raise InputError(
+                    f"{self._info.model} scores its own labels only; got {text!r}. {did_you_mean(text, place)}",
+                    hint=f"labels: {', '.join(place)}",
+                )
+        _, logits = self._logits([request.prompt for request in requests], "score", progress)
+        log_probs = logits.log_softmax(-1).tolist()
+        return [
+            tuple(ContinuationScore(row[place[text]], 1) for text in request.continuations)
+            for request, row in zip(requests, log_probs, strict=True)
+        ]
+
+    def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> Vectors:
+        """Unit-length pooled vectors, shape (texts, width), float32."""
+        _, vectors = self._pooled(texts, "embed", progress)
+        vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
+
+    def close(self) -> None:
+        """Give the base up; it is freed when nobody else uses it."""
+        if self._open:
+            self._open = False
+            self._base.leave(self._key)
+
+    def _logits(
+        self, prompts: Sequence[Prompt], stage: str, progress: Progress
+    ) -> tuple[list[list[int]], torch.Tensor]:
+        ids, vectors = self._pooled([last_user_text(prompt) for prompt in prompts], stage, progress)
+        with self._base.using(self._key) as loaded, torch.inference_mode():
+            return ids, loaded.module.classify(vectors)
+
+    def _pooled(self, texts: Sequence[str], stage: str, progress: Progress) -> tuple[list[list[int]], torch.Tensor]:
+        """Token ids and pooled vectors (texts, width), fp32, batched by length."""
+        with self._base.using(self._key) as loaded:
+            ids = encode_texts(loaded.tokenizer, texts, self._info.context_length)
+            out = torch.empty(len(ids), loaded.module.width, device=loaded.device)
+        done = 0
+        for batch in order_by_length([len(row) for row in ids], self._max_batch_tokens):
+            with self._base.using(self._key) as loaded:
+                out[batch] = _forward(loaded, [ids[i] for i in batch])
+            done += len(batch)
+            progress(stage, done, len(ids))
+        return ids, out
+
+
+@torch.inference_mode()
+def _forward(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    batch = pad(rows, loaded.tokenizer.pad_token_id or 0)
+    pooled: torch.Tensor = loaded.module.pooled(batch.ids.to(loaded.device), batch.attention_mask.to(loaded.device))
+    return pooled
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first stop text."""
+    places = [place for place in (text.find(s) for s in stop if s) if place >= 0]
+    return text[: min(places)] if places else text

@@ -1,0 +1,132 @@
+"""One base in memory for many engines: who uses it, and whose turn it is."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import EngineError
+
+if TYPE_CHECKING:
+    from luthier.core.model import ModelRecord
+    from luthier.models.load import LoadedModel
+    from luthier.store.database import Store
+
+
+class Turns:
+    """A lock that is given out in the order in which it was asked for.
+
+    A plain lock would let a tight loop take it again and again while others wait.
+    """
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._held = False
+
+    def __enter__(self) -> None:
+        with self._mutex:
+            if not self._held:
+                self._held = True
+                return
+            mine = threading.Lock()
+            mine.acquire()
+            self._waiting.append(mine)
+        try:
+            mine.acquire()
+        except BaseException:  # Ctrl-C while waiting: leave the queue, or pass on a turn that has just come
+            with self._mutex:
+                waiting = mine in self._waiting
+                if waiting:
+                    self._waiting.remove(mine)
+            if not waiting:
+                self.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        with self._mutex:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._held = False
+
+
+class SharedBase:
+    """A loaded base and the engines that use it.
+
+    Every use goes through ``using``, which waits for its turn and selects the adapter; work is cut into short uses (one decoding
+    step, one batch), so that engines on the same base take turns. ``memory`` is read and written only inside ``using``.
+    """
+
+    def __init__(self, store: Store, load: Callable[[], LoadedModel], forget: Callable[[], Any]) -> None:
+        from luthier.models.prefix import PrefixMemory
+
+        self._store, self._load, self._forget = store, load, forget
+        self.memory = PrefixMemory()
+        self._turns = Turns()
+        self._users: dict[str | None, int] = {}
+        self._loaded: LoadedModel | None = None
+
+    def join(self, name: str | None, record: ModelRecord | None) -> None:
+        """One more engine answers as ``name`` (None: the bare base); its adapter is attached when it is the first to."""
+        from luthier.models.attach import attach
+
+        with self._turns:
+            try:
+                if self._loaded is None:
+                    self._loaded = self._load()
+                if name is not None and record is not None and name not in self._loaded.attached:
+                    attach(self._loaded, record, name, store=self._store)
+                self._users[name] = self._users.get(name, 0) + 1
+            finally:
+                self._free_unused()
+
+    def leave(self, name: str | None) -> None:
+        """One engine less; what nobody uses is freed."""
+        from luthier.models.attach import detach
+
+        with self._turns:
+            if self._loaded is None or not self._users.get(name):
+                return
+            self._users[name] -= 1
+            if not self._users[name]:
+                del self._users[name]
+                self.memory.forget(name)
+                if name is not None:
+                    detach(self._loaded, name)
+            self._free_unused()
+
+    def _free_unused(self) -> None:
+        if not self._users:
+            self._loaded = None
+            self._forget()
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[LoadedModel]:
+        """The base with ``name`` selected, for as long as the block runs. Raises EngineError after the engine was closed."""
+        from luthier.models.attach import select
+
+        with self._turns:
+            if self._loaded is None or not self._users.get(name):
+                raise EngineError("the engine was closed")
+            if name is not None or self._loaded.attached:
+                select(self._loaded, name)
+            try:
+                yield self._loaded
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                raise EngineError(
+                    "memory ran out while answering",
+                    hint="lower the engine's max_batch_tokens, or answer shorter prompts",
+                ) from error
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    text = str(error)  # torch has an own class for GPUs only
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "not enough memory" in text

@@ -1,0 +1,380 @@
+"""PyTorch, in this process: every stored base and everything that tuning makes of it.
+
+Adapters of one base share it in memory and are switched from step to step. Prompts that begin alike are read once, labels are scored
+side by side in one forward, and answers of one call are decoded together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from luthier.core.catalog import EntryConfig
+from luthier.core.engine import (
+    EMBED,
+    GENERATE,
+    SCORE,
+    STREAM,
+    ContinuationScore,
+    Delta,
+    Engine,
+    EngineInfo,
+    Generation,
+    Sampling,
+    ScoreRequest,
+    Vectors,
+)
+from luthier.core.errors import InputError, UnsupportedError
+from luthier.core.message import Prompt
+from luthier.core.model import ModelRecord
+from luthier.core.run import Progress, no_progress
+from luthier.data.batch import order_by_length, pad
+from luthier.engines._shared import SharedBase
+from luthier.engines._text import AnswerText
+from luthier.models.decode import attends_fully, hidden_states
+from luthier.models.generate import Answering
+from luthier.models.load import LoadedModel
+from luthier.models.prefix import KeysValues, shared_prefix
+from luthier.models.score import Row, score_batches
+
+if TYPE_CHECKING:
+    from luthier.engines._target import EngineTarget
+
+
+class Config(EntryConfig):
+    """``dtype`` auto is bf16 where the hardware computes in it, else fp32; ``device`` auto, cpu, cuda, cuda:N or mps.
+
+    ``max_batch_tokens`` bounds what is computed together, padding and new tokens included. ``threads`` of the CPU (for the whole
+    process); left out, the physical cores.
+    """
+
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    device: str = "auto"
+    max_batch_tokens: int = Field(default=8192, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+
+
+def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the name of the catalogue's function
+    """A decoder or encoder from the store. Bases are shared among targets that carry the same ``shared`` mapping.
+
+    Raises UnsupportedError for records without torch weights, and what loading raises (``models.load``, ``models.attach``).
+    """
+    from luthier.models.load import set_threads
+
+    record, store = model.record, model.store
+    if record is None or store is None:
+        raise InputError(f"engine torch opens stored models; {model.name!r} is none", hint="luthier models")
+    if record.kind not in ("base", "adapter"):
+        raise UnsupportedError(
+            f"engine torch opens base models and adapters; {record.name} is an {record.kind}",
+            hint="use engine llamacpp for an export; an endpoint is opened by its name",
+        )
+    if config.threads is not None:
+        set_threads(config.threads)
+    base, key = _share(model, record, config)
+    base.join(key, record if key is not None else None)
+    try:
+        with base.using(key) as loaded:
+            info = _info(model.name, record, loaded, key)
+    except BaseException:
+        base.leave(key)
+        raise
+    if record.architecture == "encoder":
+        from luthier.engines._encoder import EncoderEngine
+
+        return EncoderEngine(base, key, info, config.max_batch_tokens)
+    return DecoderEngine(base, key, info, config.max_batch_tokens)
+
+
+def _share(model: EngineTarget, record: ModelRecord, config: Config) -> tuple[SharedBase, str | None]:
+    """The base that ``record`` lives on, and its key there (None: it is the base, or whole weights of its own)."""
+    from luthier.models.attach import load_base, read_manifest
+    from luthier.models.load import load_model
+    from luthier.store.artifacts import path_of
+    from luthier.store.models import find
+
+    store = model.store
+    assert store is not None
+    under, key = record, None
+    if record.kind == "adapter":
+        manifest = read_manifest(path_of(store, record.digest))
+        if manifest["saves"] != "weights":
+            under, key = find(store, record.base or manifest["base"]["name"]), record.digest
+    load = load_model if key is None else load_base
+    place = ("torch", str(store.home.root), under.digest, key is None and under.kind, config.dtype, config.device)
+    shared = model.shared
+    if place not in shared:
+        shared[place] = SharedBase(
+            store,
+            lambda: load(store, under, dtype=config.dtype, device=config.device),
+            lambda: shared.pop(place, None),
+        )
+    return shared[place], key
+
+
+def _info(name: str, record: ModelRecord, loaded: LoadedModel, key: str | None) -> EngineInfo:
+    labels = loaded.labels if record.architecture == "encoder" else ()
+    can = {GENERATE, STREAM, SCORE, EMBED} if record.architecture == "decoder" or labels else {EMBED}
+    others = [f".{a.peft_name}." for other, a in loaded.attached.items() if other != key and a.peft_name]
+    held = sum(t.nbytes for n, t in loaded.module.named_parameters() if not any(other in f"{n}." for other in others))
+    return EngineInfo(
+        model=name,
+        engine="torch",
+        capabilities=frozenset(can),
+        model_digest=record.digest,
+        base_digest=loaded.base.digest,
+        template_digest=loaded.template_digest,
+        context_length=loaded.context_length,
+        labels=labels,
+        meta=(
+            ("dtype", str(loaded.dtype).removeprefix("torch.")),
+            ("device", str(loaded.device)),
+            ("weights_mb", held / 1e6),
+        ),
+    )
+
+
+class DecoderEngine:
+    """A causal language model, or one of its adapters."""
+
+    def __init__(self, base: SharedBase, key: str | None, info: EngineInfo, max_batch_tokens: int) -> None:
+        self._base, self._key, self._info = base, key, info
+        self._max_batch_tokens = max_batch_tokens
+        self._open = True
+        with base.using(key) as loaded:
+            assert loaded.renderer is not None  # decoders have one
+            self._renderer, self._device = loaded.renderer, loaded.device
+            self._full_attention = attends_fully(loaded.module)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What answers."""
+        return self._info
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
+    ) -> list[Generation]:
+        """One answer a prompt, decoded together; an answer does not depend on what else is asked (in fp32, to rounding).
+
+        Raises InputError when a prompt fills the context. ``max_new_tokens`` is cut to what fits after the prompt.
+        """
+        ids = self._prompt_ids(prompts)
+        if not ids:
+            return []
+        shared, prefix = self._prefix(ids)
+        answers = [self._answer(row, sampling, incremental=bool(sampling.stop)) for row in ids]
+        done = 0
+        for batch in self._batches([len(row) - shared for row in ids], [answer.limit for answer in answers]):
+            for _ in self._decode([answers[i] for i in batch], sampling, shared, prefix):
+                pass
+            done += len(batch)
+            progress("generate", done, len(ids))
+        return [answer.generation() for answer in answers]
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:
+        """The answer piece by piece. Between pieces the model is free for others. Raises as ``generate``, before the first piece."""
+        ids = self._prompt_ids([prompt])
+        answer = self._answer(ids[0], sampling, incremental=True)
+        return self._pieces(answer, sampling)
+
+    def _pieces(self, answer: _Answer, sampling: Sampling) -> Iterator[Delta]:
+        shared, prefix = self._prefix([answer.prompt])
+        for piece in self._decode([answer], sampling, shared, prefix):
+            if piece:
+                yield Delta(piece)
+        yield Delta("", answer.generation())
+
+    def score(
+        self, requests: Sequence[ScoreRequest], progress: Progress = no_progress
+    ) -> list[tuple[ContinuationScore, ...]]:
+        """Log-likelihood of each continuation; all of a request in one packed forward.
+
+        Raises InputError for an empty continuation, or a prompt and continuation that together pass the context.
+        """
+        rows = self._rows(requests)
+        if not rows:
+            return []
+        with self._base.using(self._key) as loaded:
+            batches = score_batches(
+                loaded.module,
+                rows,
+                loaded.device,
+                max_batch_tokens=self._max_batch_tokens,
+                memory=self._base.memory,
+                owner=self._key,
+            )
+        out: list[tuple[ContinuationScore, ...]] = [()] * len(rows)
+        done = 0
+        while True:
+            with self._base.using(self._key):
+                scored = next(batches, None)
+            if scored is None:
+                return out
+            for index, values in scored:
+                lengths = map(len, rows[index].continuations)
+                out[index] = tuple(ContinuationScore(v, n) for v, n in zip(values, lengths, strict=True))
+            done += len(scored)
+            progress("score", done, len(rows))
+
+    def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> Vectors:
+        """Unit-length means of the last hidden states over the raw text's tokens, shape (texts, width), float32."""
+        ids = self._prompt_ids(texts)
+        with self._base.using(self._key) as loaded:
+            width = loaded.module.get_input_embeddings().weight.shape[1]
+        out = np.zeros((len(ids), width), dtype=np.float32)
+        done = 0
+        for batch in order_by_length([len(row) for row in ids], self._max_batch_tokens):
+            with self._base.using(self._key) as loaded:
+                out[batch] = _mean_hidden(loaded, [ids[i] for i in batch])
+            done += len(batch)
+            progress("embed", done, len(ids))
+        return out
+
+    def close(self) -> None:
+        """Give the base up; it is freed when nobody else uses it."""
+        if self._open:
+            self._open = False
+            self._base.leave(self._key)
+
+    def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        ids = self._renderer.prompt_ids_batch(prompts)
+        for number, row in enumerate(ids):
+            if len(row) >= self._info.context_length:
+                which = f"prompt {number + 1} of {len(ids)}" if len(ids) > 1 else "the prompt"
+                raise InputError(
+                    f"{which} has {len(row)} tokens; {self._info.model} reads {self._info.context_length} in all, answer included"
+                )
+        return ids
+
+    def _rows(self, requests: Sequence[ScoreRequest]) -> list[Row]:
+        prompts = self._prompt_ids([request.prompt for request in requests])
+        known: dict[tuple[str, bool], list[int]] = {}
+        rows = []
+        for request, prompt in zip(requests, prompts, strict=True):
+            turn = not isinstance(request.prompt, str)
+            for text in request.continuations:
+                if (text, turn) not in known:
+                    known[text, turn] = self._renderer.continuation_ids(text, ends_turn=turn)
+                size = len(known[text, turn])
+                if size == 0:
+                    raise InputError("continuations must not be empty; got ''")
+                if len(prompt) + size > self._info.context_length:
+                    raise InputError(
+                        f"prompt and continuation have {len(prompt)} + {size} tokens; "
+                        f"{self._info.model} reads {self._info.context_length}"
+                    )
+            rows.append(Row(prompt, [known[text, turn] for text in request.continuations]))
+        return rows
+
+    def _prefix(self, ids: Sequence[Sequence[int]]) -> tuple[int, KeysValues | None]:
+        with self._base.using(self._key) as loaded:
+            return shared_prefix(loaded.module, ids, self._device, self._base.memory, self._key)
+
+    def _answer(self, prompt: list[int], sampling: Sampling, *, incremental: bool) -> _Answer:
+        limit = min(sampling.max_new_tokens, self._info.context_length - len(prompt))
+        return _Answer(prompt, limit, self._renderer, sampling.stop, incremental=incremental)
+
+    def _batches(self, lengths: list[int], limits: list[int]) -> Iterator[list[int]]:
+        """Rows to decode together. Models with windowed layers take rows of one length only."""
+        if self._full_attention:
+            sizes = [length + limit for length, limit in zip(lengths, limits, strict=True)]
+            yield from order_by_length(sizes, self._max_batch_tokens)
+            return
+        for length in sorted(set(lengths), reverse=True):
+            rows = [i for i, own in enumerate(lengths) if own == length]
+            yield from order_by_length([length + limits[i] for i in rows], self._max_batch_tokens, names=rows)
+
+    def _decode(
+        self, answers: Sequence[_Answer], sampling: Sampling, shared: int, prefix: KeysValues | None
+    ) -> Iterator[str]:
+        """Fill ``answers``; after each step yields the first one's new text, with the model free for others meanwhile."""
+        batch = Answering(
+            [answer.prompt for answer in answers],
+            sampling,
+            self._device,
+            prefix=prefix,
+            shared=shared,
+            full_attention=self._full_attention,
+        )
+        for answer in answers:
+            answer.begin()
+        first = True
+        while not batch.done:
+            with self._base.using(self._key) as loaded:
+                rows, tokens, log_probs = batch.step(loaded.module)
+                if first and len(answers) == 1 and self._full_attention:
+                    self._base.memory.put(self._key, answers[0].prompt, batch.prompt_cache())
+            first = False
+            pieces = [answers[r].take(t, p) for r, t, p in zip(rows, tokens, log_probs, strict=True)]
+            batch.finish(row for row in rows if answers[row].finish_reason)
+            yield pieces[0]
+
+
+@torch.inference_mode()
+def _mean_hidden(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Vectors:
+    batch = pad(rows, 0)
+    hidden = hidden_states(
+        loaded.module, batch.ids.to(loaded.device)
+    ).float()  # causal: padding on the right is never seen
+    mask = batch.attention_mask.to(loaded.device)[:, :, None].float()
+    vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
+
+
+class _Answer:
+    """One answer while it grows."""
+
+    def __init__(self, prompt: list[int], limit: int, renderer: Any, stop: Sequence[str], *, incremental: bool) -> None:
+        self.prompt, self.limit = prompt, limit
+        self.finish_reason = ""
+        self._renderer = renderer
+        self._text = AnswerText(renderer.decode, stop) if incremental else None
+        self._ids: list[int] = []
+        self._log_probs: list[float] = []
+        self._start = self._first_s = self._latency_s = 0.0
+
+    def begin(self) -> None:
+        """Time runs from now."""
+        self._start = time.perf_counter()
+
+    def take(self, token: int, log_prob: float) -> str:
+        """One more token; returns the text that can be shown, and sets ``finish_reason`` when it was the last."""
+        piece = ""
+        if token in self._renderer.stop_ids:
+            self.finish_reason = "stop"
+        else:
+            self._ids.append(token)
+            self._log_probs.append(log_prob)
+            if self._text is not None:
+                piece = self._text.push(token)
+                if self._text.stopped:
+                    self.finish_reason = "stop"
+            if not self.finish_reason and len(self._ids) >= self.limit:
+                self.finish_reason = "length"
+        self._latency_s = time.perf_counter() - self._start
+        self._first_s = self._first_s or self._latency_s
+        if self.finish_reason and self._text is not None:
+            piece += self._text.finish()
+            if self._text.stopped:
+                self.finish_reason = "stop"
+        return piece
+
+    def generation(self) -> Generation:
+        """The finished answer."""
+        ids = self._text.ids if self._text is not None else tuple(self._ids)
+        return Generation(
+            text=self._text.text if self._text is not None else self._renderer.decode(ids),
+            token_ids=ids,
+            prompt_token_ids=tuple(self.prompt),
+            finish_reason=self.finish_reason,
+            logprob=sum(self._log_probs[: len(ids)]),
+            first_token_s=self._first_s,
+            latency_s=self._latency_s,
+            prompt_tokens=len(self.prompt),
+            completion_tokens=len(ids),
+        )

@@ -1,0 +1,132 @@
+"""Prompts that begin alike: compute the beginning once, within a call and from call to call.
+
+Keys and values of a token depend only on the tokens before it, so those of a shared instruction, of few-shot examples or of a chat's
+history can be used again (prompt caching as in llama.cpp; RadixAttention, Zheng et al. 2024, keeps a whole tree of them).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from luthier.models.decode import attends_fully, hidden_states
+
+KeysValues: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
+"""One (keys, values) pair a layer, each (rows, heads, length, size)."""
+
+SHARE_AT_LEAST = 16
+"""A shorter common beginning is not worth a forward of its own."""
+
+
+class PrefixMemory:
+    """Keys and values of recent prompts, least recently used out first; at most ``max_bytes``.
+
+    ``owner`` says whose they are (an adapter's name, None for the bare base): weights that differ give other keys and values.
+    Not safe from several threads: whoever holds the model holds this too.
+    """
+
+    def __init__(self, max_bytes: int = 128 * 2**20) -> None:
+        self.max_bytes = max_bytes
+        self._held: OrderedDict[tuple[str | None, tuple[int, ...]], KeysValues] = OrderedDict()
+
+    def longest(self, owner: str | None, ids: Sequence[int]) -> tuple[int, KeysValues | None]:
+        """The most tokens of ``ids`` that some held prompt begins with, and that prompt's keys and values."""
+        best, found = 0, None
+        for key in self._held:
+            if key[0] == owner and (common := common_length(key[1], ids)) > best:
+                best, found = common, key
+        if found is None or best < SHARE_AT_LEAST:
+            return 0, None
+        self._held.move_to_end(found)
+        return best, self._held[found]
+
+    def put(self, owner: str | None, ids: Sequence[int], values: KeysValues) -> None:
+        """Hold a prompt's keys and values; a held prompt that it only continues makes room for it."""
+        size = _bytes(values)
+        if size > self.max_bytes // 2:
+            return
+        ids = tuple(ids)
+        for key in [k for k in self._held if k[0] == owner and k[1] == ids[: len(k[1])]]:
+            del self._held[key]
+        self._held[(owner, ids)] = values
+        while sum(map(_bytes, self._held.values())) > self.max_bytes:
+            self._held.popitem(last=False)
+
+    def forget(self, owner: str | None) -> None:
+        """Drop what belongs to ``owner``."""
+        for key in [k for k in self._held if k[0] == owner]:
+            del self._held[key]
+
+
+@torch.inference_mode()
+def shared_prefix(
+    module: Any, prompts: Sequence[Sequence[int]], device: torch.device, memory: PrefixMemory, owner: str | None
+) -> tuple[int, KeysValues | None]:
+    """How many first tokens of all ``prompts`` need no forward in their rows, and their keys and values (of one row).
+
+    For several prompts their common beginning is computed unless ``memory`` holds it; for a single one only what is held counts.
+    """
+    if not prompts or not attends_fully(module):
+        return 0, None
+    most = common_prefix(prompts)
+    if most < SHARE_AT_LEAST:
+        return 0, None
+    ids = prompts[0][:most]
+    known, values = memory.longest(owner, ids)
+    if len(prompts) == 1 or known == most:
+        return known, values
+    values = _compute(module, ids, device, known, values)
+    memory.put(owner, ids, values)
+    return most, values
+
+
+def expanded(values: KeysValues, shared: int, rows: int) -> KeysValues:
+    """The first ``shared`` tokens' keys and values as ``rows`` rows: views, nothing is copied."""
+    return [(k[:, :, :shared].expand(rows, -1, -1, -1), v[:, :, :shared].expand(rows, -1, -1, -1)) for k, v in values]
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with, leaving at least one to each."""
+    if not prompts:
+        return 0
+    smallest, largest = min(prompts, key=tuple), max(prompts, key=tuple)  # first and last in order differ earliest
+    return min(common_length(smallest, largest), min(map(len, prompts)) - 1)
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning of two sequences."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # comparing slices is fast: halve instead of walking
+        middle = (low + high + 1) // 2
+        if list(one[low:middle]) == list(other[low:middle]):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _compute(
+    module: Any, ids: Sequence[int], device: torch.device, known: int, values: KeysValues | None
+) -> KeysValues:
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for number, (k, v) in enumerate(expanded(values, known, 1) if values and known else []):
+        cache.update(k, v, number)
+    mask = None
+    if known:  # without a mask the model would take the new tokens for the first ones
+        size = len(ids) - known
+        kind = next(module.parameters()).dtype
+        mask = torch.full((size, size), torch.finfo(kind).min, dtype=kind, device=device).triu(1)
+        mask = torch.cat([mask.new_zeros(size, known), mask], dim=1)[None, None]
+    positions = torch.arange(known, len(ids), device=device)[None]
+    new = torch.tensor([list(ids[known:])], device=device)
+    hidden_states(module, new, position_ids=positions, mask=mask, cache=cache)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _bytes(values: KeysValues) -> int:
+    return sum(k.nbytes + v.nbytes for k, v in values)
