@@ -80,4 +80,5 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
     if decoder:
         return replace(model, module=wrapped)
     model.module.body = wrapped
+    model.module.head.requires_grad_(True)
     return model
