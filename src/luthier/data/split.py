@@ -1,0 +1,131 @@
+"""Cut a dataset in train, validation and test: by label in proportion, copies of a text never on two sides.
+
+Which side a row falls on depends on its content and the seed alone, never on the order of the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from luthier.core.dataset import Dataset, Example, Splits
+from luthier.core.digest import digest_text
+from luthier.core.errors import DataError, InputError
+from luthier.data.dedupe import content_key
+
+NAMES = ("train", "validation", "test")
+
+
+def split(
+    dataset: Dataset, *, train: float = 0.6, validation: float = 0.15, test: float = 0.25, seed: int = 0
+) -> Splits:
+    """Cut ``dataset`` by the given fractions, which must add up to 1; ``validation`` and ``test`` may be 0.
+
+    Each label is cut in proportion, and one with at least as many different texts as there are splits is in all of them; a rarer one is
+    in train at least. Raises
+    InputError for impossible fractions, DataError when there are fewer different texts than splits.
+    """
+    fractions = {"train": train, "validation": validation, "test": test}
+    _check(fractions)
+    wanted = {name: share for name, share in fractions.items() if share > 0}
+    by_key: dict[str, list[Example]] = {}
+    for example in dataset.examples:
+        by_key.setdefault(content_key(example), []).append(example)
+    if len(by_key) < len(wanted):
+        raise DataError(
+            f"{dataset.name} has {len(by_key)} different texts, which cannot fill {len(wanted)} splits ({', '.join(wanted)})"
+        )
+    order = {key: digest_text(f"{seed}\n{key}") for key in by_key}
+    strata: dict[str, list[str]] = {}
+    for key in sorted(by_key, key=order.__getitem__):
+        strata.setdefault(_label(by_key[key]) if dataset.kind == "labelled" else "", []).append(key)
+    chosen: dict[str, list[str]] = {name: [] for name in NAMES}
+    for label in sorted(strata):
+        sizes = {key: len(by_key[key]) for key in strata[label]}
+        for name, keys in _deal(sizes, wanted).items():
+            chosen[name] += keys
+    _fill_empty(chosen, wanted)
+    parts = {
+        name: Dataset(
+            f"{dataset.name}/{name}",
+            dataset.kind,
+            tuple(e for key in sorted(keys, key=order.__getitem__) for e in sorted(by_key[key], key=lambda e: e.id)),
+            dataset.format,
+        )
+        for name, keys in chosen.items()
+    }
+    return Splits(**parts)
+
+
+def check_labels(splits: Splits) -> None:
+    """Raise DataError when a classifier cannot be taught or judged on these splits: one label only, or one that training never shows."""
+    if splits.train.kind != "labelled":
+        return
+    if len(splits.train.labels) < 2:
+        only = ", ".join(map(repr, splits.train.labels)) or "none"
+        raise DataError(
+            f"a classification task needs at least two labels in train; got only one label: {only}",
+            hint="add rows of another label, or train on conversations instead",
+        )
+    for name in NAMES[1:]:
+        counts = getattr(splits, name).label_counts()
+        unseen = sorted(counts.keys() - set(splits.train.labels))
+        if unseen:
+            label = unseen[0]
+            more = f" (also {', '.join(map(repr, unseen[1:]))})" if unseen[1:] else ""
+            raise DataError(
+                f"label {label!r} occurs in {name} ({counts[label]} rows) but never in train{more}",
+                hint="add rows of it to train, take it out, or correct its spelling",
+            )
+
+
+def _check(fractions: Mapping[str, float]) -> None:
+    for name, share in fractions.items():
+        if not (math.isfinite(share) and 0 <= share <= 1):
+            raise InputError(f"{name} must be a fraction between 0 and 1; got {share}")
+    if not fractions["train"]:
+        raise InputError("train must be above 0; got 0")
+    total = sum(fractions.values())
+    if abs(total - 1) > 1e-6:
+        raise InputError(f"train + validation + test must be 1; got {total:g}")
+
+
+def _label(examples: Sequence[Example]) -> str:
+    """The label of a group of copies: the most frequent one, the first in the alphabet among equals."""
+    counts = Counter(e.target or "" for e in examples)
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
+def _targets(rows: int, wanted: Mapping[str, float]) -> dict[str, int]:
+    """Rows for each split: by largest remainder, then one row each as far as they reach (train, then test, then validation)."""
+    exact = {name: rows * share for name, share in wanted.items()}
+    out = {name: int(share + 1e-9) for name, share in exact.items()}
+    left = rows - sum(out.values())
+    for name in sorted(out, key=lambda name: (round(out[name] - exact[name], 9), -wanted[name]))[:left]:
+        out[name] += 1
+    for name in [name for name in ("train", "test", "validation") if name in out][:rows]:
+        if not out[name]:
+            out[max(out, key=lambda other: out[other])] -= 1
+            out[name] = 1
+    return out
+
+
+def _deal(sizes: Mapping[str, int], wanted: Mapping[str, float]) -> dict[str, list[str]]:
+    """Give groups of copies (large ones first) to the split that lacks most rows."""
+    lacking = _targets(sum(sizes.values()), wanted)
+    out: dict[str, list[str]] = {name: [] for name in wanted}
+    for key in sorted(sizes, key=lambda key: -sizes[key]):
+        name = max(lacking, key=lambda name: (lacking[name], wanted[name]))
+        out[name].append(key)
+        lacking[name] -= sizes[key]
+    _fill_empty(out, wanted if len(sizes) >= len(wanted) else ["train"])
+    return out
+
+
+def _fill_empty(chosen: dict[str, list[str]], wanted: Iterable[str]) -> None:
+    """Move one group to each wanted split that has none, out of the split with the most groups."""
+    for name in wanted:
+        if not chosen[name]:
+            fullest = max(chosen, key=lambda other: len(chosen[other]))
+            chosen[name].append(chosen[fullest].pop())
