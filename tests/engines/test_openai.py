@@ -369,7 +369,7 @@ class Words:
 
 @pytest.fixture
 def words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.engines._renderer.renderer_of", lambda store, name: Words())
+    monkeypatch.setattr("luthier.engines.openai._renderer_of", lambda store, name: Words())
 
 
 def test_with_a_tokenizer_prompts_are_token_ids_and_scores_come_from_the_echo(endpoint: Endpoint, words: None) -> None:

@@ -45,6 +45,7 @@ from luthier.engines._concurrent import run_all
 if TYPE_CHECKING:
     from luthier.data.render import Renderer
     from luthier.engines._target import EngineTarget
+    from luthier.store.database import Store
 
 Answer = TypeVar("Answer")
 
@@ -90,9 +91,7 @@ def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the nam
     if config.tokenizer:
         if model.store is None:
             raise InputError("tokenizer needs a store to look the model up in; got none")
-        from luthier.engines._renderer import renderer_of
-
-        renderer = renderer_of(model.store, config.tokenizer)
+        renderer = _renderer_of(model.store, config.tokenizer)
     config = config.model_copy(update={"base_url": url, "model": served})
     return OpenAIEngine(model.name, config, key, renderer)
 
@@ -330,6 +329,17 @@ class OpenAIEngine:
         if self._key:
             text = text.replace(self._key, "***")
         return text[:500]
+
+
+def _renderer_of(store: Store, name: str) -> Renderer:
+    from luthier.models.load import load_renderer
+    from luthier.store.artifacts import path_of
+    from luthier.store.models import find
+
+    record = find(store, name)
+    if record.kind != "base" or record.architecture != "decoder":
+        raise InputError(f"tokenizer must name a stored base decoder; {name} is an {record.architecture} {record.kind}")
+    return load_renderer(path_of(store, record.digest))
 
 
 def _generation(

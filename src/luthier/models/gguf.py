@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import numpy.typing as npt
 
 from luthier.core.errors import DataError, InputError, MismatchError, UnsupportedError
 from luthier.core.run import Progress, no_progress
+from luthier.models.read_gguf import Gguf, read_header
 
 if TYPE_CHECKING:
     import gguf
@@ -39,6 +38,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
 }
 """Hugging Face class -> llama.cpp architecture."""
 
@@ -49,6 +49,8 @@ _IN_BLOCK = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -73,8 +75,6 @@ class Shape:
             raise UnsupportedError(f"GGUF export knows {', '.join(ARCHITECTURES)}; this model is a {named}")
         if config.get("use_sliding_window", named == "MistralForCausalLM") and config.get("sliding_window"):
             raise UnsupportedError(f"GGUF export of a {named} with sliding_window is not supported")
-        if (config.get("attention_bias") or config.get("mlp_bias")) and named != "Qwen2ForCausalLM":
-            raise UnsupportedError(f"GGUF export of a {named} with attention_bias or mlp_bias is not supported")
         heads = int(config["num_attention_heads"])
         tied = bool(config.get("tie_word_embeddings", False))
         return Shape(ARCHITECTURES[named], heads, int(config.get("num_key_value_heads") or heads), tied)
@@ -128,7 +128,9 @@ def export_base(model: LoadedModel, path: Path, type: str = "F16", *, progress: 
         for (name, value), kind in zip(tensors, kinds, strict=True):
             stored = gguf.quant_shape_to_byte_shape(tuple(value.shape), kind)
             writer.add_tensor_info(name, tuple(value.shape), np.dtype(np.float32), math.prod(stored), raw_dtype=kind)
-        _write_head(writer)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
         for done, ((name, value), kind) in enumerate(zip(tensors, kinds, strict=True), 1):
             plain = shape.reorder(name, value.detach().to("cpu").float().numpy())
             writer.write_tensor_data(_quantized(name, plain, kind))
@@ -144,8 +146,8 @@ def export_lora(folder: Path, base_folder: Path, path: Path, *, name: str = "") 
     """
     from luthier.models.weights import read_tensors
 
+    refuse_beyond_lora(folder)
     config, base = _read_json(folder / "adapter_config.json"), _read_json(base_folder / "config.json")
-    _refuse_beyond_lora(config, folder)
     shape = Shape.of(base)
     pairs: dict[str, dict[str, Array]] = {}
     for key, tensor in read_tensors(folder / "adapter_model.safetensors").items():
@@ -169,18 +171,22 @@ def export_lora(folder: Path, base_folder: Path, path: Path, *, name: str = "") 
             rows = shape.reorder(target, pair["B"] * np.float32(folded))
             writer.add_tensor(f"{target}.lora_a", np.ascontiguousarray(pair["A"]))
             writer.add_tensor(f"{target}.lora_b", np.ascontiguousarray(rows))
-        _write_head(writer)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
 
 
 _MERGE = "fold it into the weights instead: luthier export NAME --merge"
 
 
-def _refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
+def refuse_beyond_lora(folder: Path) -> None:
+    """Raise UnsupportedError, naming the reason, unless the PEFT adapter in ``folder`` is one that a LoRA GGUF can hold."""
+    if not (folder / "adapter_config.json").exists():
+        raise UnsupportedError(f"{folder}: holds no PEFT adapter", hint=_MERGE)
+    config = _read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
-        raise UnsupportedError(
-            f"{folder}: a LoRA GGUF needs a LoRA adapter; got {config.get('peft_type')}", hint=_MERGE
-        )
+        raise UnsupportedError(f"a LoRA GGUF needs a LoRA adapter; got {config.get('peft_type')}", hint=_MERGE)
+    embeds = {"embed_tokens", "lm_head"} & set(config.get("target_modules") or ())
     bias = config.get("bias", "none")
     for key, bad in {
         "use_dora": config.get("use_dora"),
@@ -188,6 +194,7 @@ def _refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
         "lora_bias": config.get("lora_bias"),
         "fan_in_fan_out": config.get("fan_in_fan_out"),
         "modules_to_save": config.get("modules_to_save"),
+        "target_modules": sorted(embeds),
         "layer_replication": config.get("layer_replication"),
     }.items():
         if bad:
@@ -307,94 +314,16 @@ def _written(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
         aside.unlink(missing_ok=True)
 
 
-def _write_head(writer: gguf.GGUFWriter) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
+def check_gguf(path: Path, *, holds: str = "model") -> Gguf:
+    """Check the head of a GGUF file, that every tensor lies inside the file, and that it holds a ``model`` or an ``adapter``.
 
-
-def check_gguf(path: Path) -> dict[str, Any]:
-    """Walk through a GGUF file's head, check that every tensor lies inside the file, and return its metadata (arrays as lengths).
-
-    Takes a tenth of a second; llama.cpp itself may end the process over a damaged file. Raises DataError that says what is wrong.
+    Takes a tenth of a second, so that llama.cpp never sees a damaged file. Raises DataError that says what is wrong.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Head(data).walk()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, struct.error) as error:
-        cut = isinstance(error, struct.error)
-        reason = "it ends in the middle of its head" if cut else str(error)
-        raise DataError(f"{path}: not a whole GGUF file: {reason}", hint=_AGAIN) from error
-
-
-_AGAIN = "make it again: luthier export NAME, or luthier pull NAME for a pulled file"
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_STRING, _ARRAY = 8, 9
-
-
-class _Head:
-    """A cursor over the head of a GGUF file. Raises ValueError or struct.error for damage."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.at = data, 0
-
-    def walk(self) -> dict[str, Any]:
-        import gguf
-
-        if self.data[:4] != b"GGUF":
-            raise ValueError(f"it starts with {self.data[:4]!r} instead of b'GGUF'")
-        self.at = 4
-        version, tensors, keys = self._take("<I"), self._take("<Q"), self._take("<Q")
-        if version not in (2, 3):
-            raise ValueError(f"version {version} is not known (2 and 3 are)")
-        metadata = {self._string(): self._value(self._take("<I")) for _ in range(self._count(keys, 12))}
-        needed = 0
-        for _ in range(self._count(tensors, 24)):
-            name, size = self._string(), [self._take("<Q") for _ in range(self._count(self._take("<I"), 8))]
-            kind, offset = gguf.GGMLQuantizationType(self._take("<I")), self._take("<Q")
-            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-            if not size or size[0] % block:
-                raise ValueError(f"tensor {name!r} of shape {size} cannot be {kind.name}")
-            needed = max(needed, offset + math.prod(size) // block * block_bytes)
-        alignment = int(metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)) or 1
-        needed += -(-self.at // alignment) * alignment if tensors else 0
-        if needed > len(self.data):
-            raise ValueError(f"its head promises {needed:,} bytes; the file has {len(self.data):,}")
-        return metadata
-
-    def _take(self, code: str) -> Any:
-        (value,) = struct.unpack_from(code, self.data, self.at)
-        self.at += struct.calcsize(code)
-        return value
-
-    def _count(self, count: int, least: int) -> int:
-        """``count`` things of at least ``least`` bytes, when so many can be in the rest of the file."""
-        if count * least > len(self.data) - self.at:
-            raise struct.error
-        return count
-
-    def _string(self) -> str:
-        length = self._count(self._take("<Q"), 1)
-        text = self.data[self.at : self.at + length].decode("utf-8")
-        self.at += length
-        return text
-
-    def _value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self._string()
-        if kind != _ARRAY:
-            if kind not in _SCALARS:
-                raise ValueError(f"a value of unknown type {kind}")
-            return self._take(_SCALARS[kind])
-        inner, length = self._take("<I"), self._take("<Q")
-        if inner in _SCALARS:
-            self.at += self._count(length, struct.calcsize(_SCALARS[inner])) * struct.calcsize(_SCALARS[inner])
-        else:
-            for _ in range(self._count(length, 8)):
-                self._value(inner)
-        return length
+    header = read_header(path)
+    found = header.metadata.get("general.type", "model")
+    if found != holds or (holds == "model" and "token_embd.weight" not in header.tensors):
+        raise DataError(f"{path}: expected a GGUF {holds}; it holds {found!r} with {len(header.tensors)} tensors")
+    return header
 
 
 def _read_json(path: Path) -> dict[str, Any]:

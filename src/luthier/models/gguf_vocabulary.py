@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import MismatchError, UnsupportedError
+from luthier.models.gguf_tokenizer import PRE_TOKENIZERS
 
 if TYPE_CHECKING:
     import gguf
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """llama.cpp's token types."""
-
-_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPLITS: Mapping[str, str] = {
-    rf"{_LETTERS}|\p{{N}}{{1,3}}|{_REST}": "llama-bpe",
-    rf"{_LETTERS}|\p{{N}}|{_REST}": "qwen2",
-}
-"""How a tokenizer cuts text before merging -> llama.cpp's name for it."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +93,18 @@ def split_name(described: Mapping[str, Any]) -> str:
         )
     steps = _steps(described.get("pre_tokenizer"))
     kinds = [step["type"] for step in steps]
-    name = None
+    if kinds[-2:] == ["ByteLevel", "Split"] and steps[-1].get("behavior") == "Removed":
+        steps, kinds = steps[:-1], kinds[:-1]  # drops bytes that have no token, which llama.cpp does by itself
+    rule = None
     if kinds[-1:] == ["ByteLevel"] and not steps[-1].get("add_prefix_space"):
         whole = steps[-1].get("use_regex", True)
         if kinds == ["ByteLevel"] and whole:
-            name = "gpt-2"
+            rule = (False, "")
         elif kinds == ["Digits", "ByteLevel"] and whole and steps[0].get("individual_digits"):
-            name = "smollm"
+            rule = (True, "")
         elif kinds == ["Split", "ByteLevel"] and not whole and steps[0].get("behavior") == "Isolated":
-            name = _SPLITS.get((steps[0].get("pattern") or {}).get("Regex", ""))
+            rule = (False, (steps[0].get("pattern") or {}).get("Regex", ""))
+    name = next((known for known, its in PRE_TOKENIZERS.items() if its == rule), None)
     composed = normalizer is not None and _steps(normalizer, "normalizers") != [{"type": "NFC"}]
     if name is None or composed or bool(model.get("ignore_merges")) != (name == "llama-bpe"):
         raise UnsupportedError(
