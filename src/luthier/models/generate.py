@@ -18,6 +18,10 @@ from luthier.models.prefix import KeysValues, expanded
 from luthier.models.sample import Sampler
 
 
+FIRST_ROOM = 256
+"""New tokens that the cache has room for at once; it doubles when they were not enough."""
+
+
 class _Slab(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values in a buffer with room to grow: appending writes, it does not copy."""
 
@@ -86,7 +90,7 @@ class Answering:
             None  # (rows, 1, 1, kv) additive: hides the padding; None when there is none
         )
         self._last = torch.empty(0)
-        self._room = self._width + min(sampling.max_new_tokens, 256)
+        self._room = self._width + min(sampling.max_new_tokens, FIRST_ROOM)
 
     @torch.inference_mode()
     def step(self, module: Any) -> tuple[list[int], list[int], list[float]]:

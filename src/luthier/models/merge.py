@@ -16,7 +16,7 @@ def merge(model: LoadedModel) -> LoadedModel:
     """
     encoder = model.architecture == "encoder"
     inner = model.module.body if encoder else model.module
-    if not hasattr(inner, "merge_and_unload"):
+    if not hasattr(inner, "peft_config"):
         return model
     if inner.active_peft_config.is_prompt_learning:
         kind = inner.active_peft_config.peft_type
