@@ -69,7 +69,8 @@ def _line(node: dict[str, Any]) -> str:
 
     detail, kind, name = node["detail"], node["kind"], node["label"] or node["id"]
     if kind in ("trace", "feedback") and "count" in detail:
-        name = f"{detail['count']:,} {'answers' if kind == 'trace' else 'statements'}"
+        noun = "answer" if kind == "trace" else "statement"
+        name = f"{detail['count']:,} {noun}{'' if detail['count'] == 1 else 's'}"
         said = (
             [f"last {len(detail['latest'])} shown"]
             if len(detail.get("latest", ())) < detail["count"] and kind == "trace"

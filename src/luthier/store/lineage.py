@@ -346,10 +346,11 @@ class _Walk:
         if not node.id.endswith(_ALL):
             row = self.sql.execute(select(feedback).where(feedback.c.id == node.id)).first()
             return _statement(row) if row else {}
-        query = select(feedback.c.rating, func.count()).join(traces, traces.c.id == feedback.c.trace_id)
-        query = query.where(traces.c.model == node.id.removesuffix(_ALL)).group_by(feedback.c.rating)
-        counts: dict[int | None, int] = dict(self.sql.execute(query).tuples().all())
-        return {"count": sum(counts.values()), "up": counts.get(1, 0), "down": counts.get(-1, 0)}
+        rating = feedback.c.rating
+        query = select(func.count(), func.count().filter(rating == 1), func.count().filter(rating == -1))
+        query = query.select_from(feedback).join(traces, traces.c.id == feedback.c.trace_id)
+        count, up, down = self.sql.execute(query.where(traces.c.model == node.id.removesuffix(_ALL))).one()
+        return {"count": count, "up": up, "down": down}
 
 
 def _plain(node: Node) -> dict[str, str]:
