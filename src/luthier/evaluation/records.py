@@ -1,0 +1,109 @@
+"""What was asked, answered and scored, example by example: the lines of a run's ``records.jsonl``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import InputError
+from luthier.core.run import Run
+from luthier.store.database import Store
+from luthier.store.runs import MetricsLog, find_run, folder, list_runs, read_metrics
+
+RECORDS = "records.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One example. ``index`` is its place in the split (equal rows have equal ids).
+
+    ``answer`` is the label or the text that was scored; ``parsed`` is False when generated text was none of the labels. ``tie``
+    says that several labels were equally likely and the first was taken. ``logprobs`` are nats per label text. ``latency_s`` is
+    the example's share of its batch, which is less than a request that comes alone waits (see ``summary.latency``).
+    ``prompt_tokens`` is 0 where the engine does not say. ``error`` is why the engine could not answer.
+    """
+
+    index: int
+    id: str
+    source: str
+    input: str
+    target: str
+    answer: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: Mapping[str, float] = field(default_factory=dict)
+    parsed: bool = True
+    tie: bool = False
+    latency_s: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_digest: str = ""
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain form for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Record:
+        """Inverse of ``as_dict``; keys of newer versions are dropped."""
+        return Record(**{key: data[key] for key in _NAMES if key in data})
+
+
+_NAMES = tuple(f.name for f in fields(Record))
+
+
+class RecordsLog:
+    """Appends records in blocks; a block is on the disk when ``append`` returns."""
+
+    def __init__(self, place: Path) -> None:
+        self._log = MetricsLog(place / RECORDS)
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Write a block of records and flush it."""
+        for record in records:
+            self._log.write(record.as_dict())
+        self._log.sync()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._log.close()
+
+
+def read_records(place: Path) -> list[Record]:
+    """The records of a run's folder in the order of the split; a half-written last line is left out."""
+    found = {record.index: record for record in map(Record.from_dict, read_metrics(place / RECORDS))}
+    return [found[index] for index in sorted(found)]
+
+
+def wrong_first(records: Iterable[Record], primary: str) -> list[Record]:
+    """The records whose primary score is below 1, worst first; of equal ones, the surest of its mistake first."""
+    wrong = [r for r in records if r.scores.get(primary, 0.0) < 1.0]
+    return sorted(wrong, key=lambda r: (r.scores.get(primary, 0.0), -_margin(r), r.index))
+
+
+def _margin(record: Record) -> float:
+    """Nats by which the given answer was preferred to the target; 0 without log-probabilities."""
+    if record.answer in record.logprobs and record.target in record.logprobs:
+        return record.logprobs[record.answer] - record.logprobs[record.target]
+    return 0.0
+
+
+def find(store: Store, name: str) -> Run:
+    """A run by id, by the start of id or name, or ``latest``: the one that last began or ended (of a tournament and its parts, the
+    tournament). Raises NotFoundError, or InputError when there is no run yet."""
+    if name != "latest":
+        return find_run(store, name)
+    newest = list_runs(store, limit=200)
+    if not newest:
+        raise InputError("there is no run yet", hint="luthier eval MODEL TASK.yaml   or   luthier tournament TASK.yaml")
+    return max(newest, key=lambda run: (run.finished_at or run.created_at, run.created_at))
+
+
+def load_records(store: Store, run: Run) -> list[Record]:
+    """The records of a run of kind ``eval``."""
+    if run.kind != "eval":
+        raise InputError(f"run {run.id} is of kind {run.kind}; only eval runs have records")
+    return read_records(folder(store, run.id))

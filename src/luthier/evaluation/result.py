@@ -1,0 +1,125 @@
+"""From records to a result: scores with intervals, per-label figures, confusions, and what was counted on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.core.run import Run
+from luthier.core.task import Task
+from luthier.evaluation.loop import Scorer, scorers_of
+from luthier.evaluation.records import Record
+from luthier.evaluation.statistics import RESAMPLES, Statistic, bootstrap, percentile_interval
+from luthier.scorers._score import Resampler, aggregate
+
+UNPARSED = "(unparsed)"
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One evaluation. ``scores`` maps scorer to ``{value, low, high, level}``; the first is the primary one.
+
+    ``labels`` maps label to precision, recall, F1 and support; ``confusion[target][answer]`` counts. ``counts`` has examples,
+    unparsed, ties, errors. ``latency`` is of single requests (seconds), ``memory`` in MB.
+    """
+
+    run: Run
+    model: str
+    task: str
+    split: str
+    strategy: str
+    primary: str
+    scores: Mapping[str, Mapping[str, float]]
+    labels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    confusion: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    latency: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    records: tuple[Record, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """The primary score."""
+        return float(self.scores[self.primary]["value"])
+
+    def confused(self, most: int = 5) -> list[tuple[str, str, int]]:
+        """The commonest mistakes: (target, answer, how often)."""
+        found = [(t, a, n) for t, row in self.confusion.items() for a, n in row.items() if a != t]
+        return sorted(found, key=lambda x: (-x[2], x[0], x[1]))[:most]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain form for JSON, without the records."""
+        return {"run": self.run.id, "model": self.model, "split": self.split, **_plain(self)}
+
+    @staticmethod
+    def from_run(run: Run, records: Sequence[Record]) -> EvalResult:
+        """A result as a finished run's summary holds it."""
+        summary = dict(run.summary)
+        return EvalResult(run=run, records=tuple(records), **{k: summary[k] for k in _SUMMARY})
+
+
+_SUMMARY = (
+    "model", "task", "split", "strategy", "primary", "scores", "labels", "confusion", "counts", "latency", "memory",
+    "seconds",
+)  # fmt: skip
+
+
+def _plain(result: EvalResult) -> dict[str, Any]:
+    return {key: getattr(result, key) for key in _SUMMARY}
+
+
+def summarise(task: Task, records: Sequence[Record]) -> dict[str, Any]:
+    """The part of a run's summary that follows from its records: primary, scores, labels, confusion, counts."""
+    scorers = scorers_of(task)
+    answers, targets = [r.answer for r in records], [r.target for r in records]
+    statistics: list[Statistic] = [Resampler(s.entry, s.config, answers, targets) for s in scorers]
+    replicates = bootstrap(statistics, len(records), RESAMPLES)
+    scores = {
+        scorer.label: percentile_interval(aggregate(scorer.entry, scorer.config, answers, targets), drawn).as_dict()
+        for scorer, drawn in zip(scorers, replicates, strict=True)
+    }
+    classify = task.kind == "classify"
+    shown = [r.answer if r.answer in task.labels else UNPARSED for r in records] if classify else []
+    return {
+        "primary": scorers[0].label,
+        "scores": scores,
+        "labels": per_label(shown, targets, task.labels) if classify else {},
+        "confusion": _confusion(shown, targets) if classify else {},
+        "counts": {
+            "examples": len(records),
+            "unparsed": sum(not r.parsed and not r.error for r in records),
+            "ties": sum(r.tie for r in records),
+            "errors": sum(bool(r.error) for r in records),
+        },
+    }
+
+
+def per_label(answers: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and support of each label; 0 where a ratio has no denominator (scikit-learn's ``zero_division=0``)."""
+    given, wanted = Counter(answers), Counter(targets)
+    hits = Counter(t for t, a in zip(targets, answers, strict=True) if t == a)
+    out: dict[str, dict[str, float]] = {}
+    for label in labels:
+        total = wanted[label] + given[label]
+        out[label] = {
+            "precision": hits[label] / given[label] if given[label] else 0.0,
+            "recall": hits[label] / wanted[label] if wanted[label] else 0.0,
+            "f1": 2 * hits[label] / total if total else 0.0,
+            "support": wanted[label],
+        }
+    return out
+
+
+def _confusion(answers: Sequence[str], targets: Sequence[str]) -> dict[str, dict[str, int]]:
+    out: dict[str, dict[str, int]] = {}
+    for (target, answer), count in sorted(Counter(zip(targets, answers, strict=True)).items()):
+        out.setdefault(target, {})[answer] = count
+    return out
+
+
+def statistic_of(scorer: Scorer, records: Sequence[Record]) -> Resampler:
+    """A scorer's figure over resamples of ``records``."""
+    return Resampler(scorer.entry, scorer.config, [r.answer for r in records], [r.target for r in records])
