@@ -80,6 +80,9 @@ def _byte_level_bpe(tokens: list[str], merges: list[str], pre: str) -> Any:
     if expression:
         steps.append(pre_tokenizers.Split(Regex(expression), "isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not expression))
+    lost = "".join(sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(tokens)))
+    if lost:  # bytes without a token are dropped; llama.cpp does not join what stood on their two sides
+        steps.append(pre_tokenizers.Split(Regex("[" + "".join(f"\\x{{{ord(c):x}}}" for c in lost) + "]"), "removed"))
     raw.pre_tokenizer = pre_tokenizers.Sequence(steps)
     raw.decoder = decoders.ByteLevel()
     return raw
