@@ -106,7 +106,8 @@ def _share(model: EngineTarget, record: ModelRecord, config: Config) -> tuple[Sh
         if manifest["saves"] != "weights":
             under, key = find(store, record.base or manifest["base"]["name"]), record.digest
     load = load_model if key is None else load_base
-    place = ("torch", str(store.home.root), under.digest, key is None and under.kind, config.dtype, config.device)
+    own = key is None and record.kind == "adapter"
+    place = ("torch", str(store.home.root), under.digest, own, config.dtype, config.device)
     shared = model.shared
     if place not in shared:
         shared[place] = SharedBase(

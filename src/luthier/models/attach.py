@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import DataError, InputError, MismatchError, NotFoundError, StoreError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.data.render import mismatch
-from luthier.models.load import Attached, LoadedModel, load_folder, load_model
+from luthier.models.load import Attached, LoadedModel, load_folder, load_model, quiet_transformers
 from luthier.models.weights import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -252,7 +252,8 @@ def _save_adapter(model: Any, folder: Path, base_name: str) -> None:
 
 def _save_weights(model: LoadedModel, folder: Path) -> None:
     whole = model.module if model.architecture == "decoder" else model.module.body
-    whole.save_pretrained(str(folder))
+    with quiet_transformers():
+        whole.save_pretrained(str(folder))
     for pattern in _TOKENIZER_FILES:
         for source in model.base_folder.glob(pattern):
             target = folder / source.relative_to(model.base_folder)

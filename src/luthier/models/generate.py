@@ -17,7 +17,6 @@ from luthier.models.decode import causal_model, hidden_states, logits
 from luthier.models.prefix import KeysValues, expanded
 from luthier.models.sample import Sampler
 
-
 FIRST_ROOM = 256
 """New tokens that the cache has room for at once; it doubles when they were not enough."""
 

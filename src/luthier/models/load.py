@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -190,25 +191,20 @@ def _pretrained(auto_class: str, folder: Path, dtype: torch.dtype) -> Any:
     """The bare module; every weight that the architecture needs must come from the files."""
     import transformers
     from safetensors import SafetensorError
-    from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # the caller draws progress, and a server's log is no place for bars
     try:
-        module, report = getattr(transformers, auto_class).from_pretrained(
-            str(folder),
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
+        with quiet_transformers():
+            module, report = getattr(transformers, auto_class).from_pretrained(
+                str(folder),
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise DataError(f"{folder}: the model cannot be loaded: {error}") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
     if missing:
         raise DataError(
@@ -220,6 +216,22 @@ def _pretrained(auto_class: str, folder: Path, dtype: torch.dtype) -> Any:
 
         module.set_attn_implementation(register())
     return module
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and reports from transformers: callers draw their own, and what matters in a report is raised."""
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def choose_device(name: str = "auto") -> torch.device:
