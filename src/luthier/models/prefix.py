@@ -78,7 +78,7 @@ def shared_prefix(
     known, values = memory.longest(owner, ids)
     if len(prompts) == 1 or known == most:
         return known, values
-    values = _compute(module, ids, device, known, values)
+    values = compute(module, ids, device, known, values)
     memory.put(owner, ids, values)
     return most, values
 
@@ -108,9 +108,10 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     return low
 
 
-def _compute(
+def compute(
     module: Any, ids: Sequence[int], device: torch.device, known: int, values: KeysValues | None
 ) -> KeysValues:
+    """Keys and values of ``ids``, of which the first ``known`` are in ``values``. With gradients when they are enabled."""
     from transformers import DynamicCache
 
     cache = DynamicCache()

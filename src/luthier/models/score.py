@@ -17,7 +17,15 @@ import torch
 
 from luthier.data.batch import order_by_length
 from luthier.models.decode import attends_fully, hidden_states, logits
-from luthier.models.prefix import KeysValues, PrefixMemory, expanded, shared_prefix
+from luthier.models.prefix import (
+    SHARE_AT_LEAST,
+    KeysValues,
+    PrefixMemory,
+    common_prefix,
+    compute,
+    expanded,
+    shared_prefix,
+)
 
 _LOGIT_ROWS = 512
 """Positions whose logits are held at once without gradients (512 x 50,000 x 4 bytes is 100 MB)."""
@@ -67,9 +75,17 @@ def _tree(continuations: Iterable[Sequence[int]]) -> _Tree:
 
 
 def packed_log_probs(module: Any, rows: Sequence[Row], device: torch.device) -> list[torch.Tensor]:
-    """Summed log-probability of each continuation, differentiable: one fp32 vector (continuations,) a row, in one forward."""
+    """Summed log-probability of each continuation, differentiable: one fp32 vector (continuations,) a row.
+
+    One forward for all rows, after one for what all prompts begin with (the instruction); its gradient is the sum over the rows.
+    """
     if attends_fully(module):
-        return _forward(module, rows, device, None, 0)
+        prompts = [row.prompt for row in rows]
+        shared = common_prefix(prompts) if len(rows) > 1 else 0
+        if shared < SHARE_AT_LEAST:
+            return _forward(module, rows, device, None, 0)
+        prefix = compute(module, prompts[0][:shared], device, 0, None)
+        return _forward(module, rows, device, _cache(prefix, shared, len(rows)), shared)
     single = [Row(row.prompt, [continuation]) for row in rows for continuation in row.continuations]
     flat = torch.cat(_forward(module, single, device, None, 0)) if single else torch.zeros(0, device=device)
     return list(torch.split(flat, [len(row.continuations) for row in rows]))
