@@ -1,0 +1,358 @@
+"""``luthier data``: look at a dataset, cut it, see what a model will be taught, make one of feedback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from luthier.core.dataset import Dataset, Example, RowProblem
+    from luthier.core.message import Conversation
+    from luthier.core.task import PromptTemplate
+    from luthier.data.inspect import Copies, Inspection, Lengths
+    from luthier.data.render import Renderer
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="JSONL, JSON, CSV, TSV, Parquet or hub:org/name[:split].")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="FIELD=NAME", help="Which of the file's fields stands for FIELD."),
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without broken rows and count them.")]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="A pulled model, for its tokens and template.")
+]
+
+BAR = 40
+LISTED = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    data = typer.Typer(
+        name="data",
+        help="Inspect, split and render datasets; make one of feedback.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    data.command("inspect")(inspect_command)
+    data.command("split")(split_command)
+    data.command("render")(render_command)
+    data.command("from-feedback")(from_feedback_command)
+    app.add_typer(data)
+
+
+def inspect_command(
+    file: File,
+    *,
+    model: Model = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Report rows over this many tokens.")] = None,
+    column: Columns = None,
+    skip_bad: SkipBad = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count rows, lengths, labels, copies, contradictions, languages and broken rows.
+
+    Exits with 2 when rows are broken, unless --skip-bad.
+    """
+    from luthier.cli import _print
+    from luthier.data.inspect import inspect
+
+    tokenizer, renderer, longest = _tokens(model) if model else (None, None, None)
+    report = inspect(
+        file,
+        tokenizer=tokenizer,
+        renderer=renderer,
+        context_length=context or longest,
+        columns=_columns(column),
+    )
+    if as_json:
+        _print.show_json(report.as_dict())
+    else:
+        _show_inspection(report, file)
+    if report.problems and not skip_bad:
+        raise typer.Exit(2)
+
+
+def split_command(
+    file: File,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for train.jsonl, validation.jsonl and test.jsonl.")],
+    train: Annotated[float, typer.Option(help="Share of rows.")] = 0.8,
+    validation: Annotated[float, typer.Option(help="Share of rows; may be 0.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of rows; may be 0.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Another seed is another cut.")] = 0,
+    column: Columns = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Cut a file by label, copies of a text on one side, the same for any order of its rows."""
+    from luthier.cli import _print
+    from luthier.core.errors import DataError
+    from luthier.data.read import read, write
+    from luthier.data.split import NAMES, check_labels, split
+
+    dataset = read(file, skip_bad=skip_bad, columns=_columns(column))
+    _say_skipped(dataset)
+    splits = split(dataset, train=train, validation=validation, test=test, seed=seed)
+    try:
+        check_labels(splits)
+    except DataError as error:
+        _print.warn(str(error))
+    parts = [part for part in (getattr(splits, name) for name in NAMES) if len(part)]
+    paths = [write(part, out / f"{part.name.rsplit('/', 1)[1]}.jsonl") for part in parts]
+    labels = dataset.labels or ()
+    rows = [[label, *(part.label_counts()[label] for part in parts)] for label in labels]
+    rows.append(["[bold]rows[/]", *(len(part) for part in parts)])
+    names = [path.stem for path in paths]
+    _print.show(
+        _print.table(
+            ["label" if labels else "", *names], [[_cell(value) for value in row] for row in rows], right=names
+        )
+    )
+    for path in paths:
+        _print.say(f"wrote {path}")
+
+
+def render_command(
+    file: File,
+    *,
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="A pulled model, for its tokens and template.")],
+    mask: Annotated[bool, typer.Option("--mask", help="Show which tokens are trained on.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+    instruction: Annotated[
+        str, typer.Option(help="System turn of labelled and question rows ({labels} is replaced).")
+    ] = "",
+    column: Columns = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Show rows exactly as the model is taught them: template, tokens and, with --mask, the trained part."""
+    from luthier.cli import _print
+    from luthier.core.errors import UnsupportedError
+    from luthier.core.task import PromptTemplate
+    from luthier.data.read import read
+
+    _, renderer, _ = _tokens(model)
+    if renderer is None:
+        raise UnsupportedError(f"{model} is an encoder: it reads bare text and has no chat template")
+    dataset = read(file, skip_bad=skip_bad, limit=rows, columns=_columns(column))
+    _say_skipped(dataset)
+    prompt = PromptTemplate(instruction, labels=dataset.labels)
+    for number, example in enumerate(dataset.examples, 1):
+        _print.say(f"[dim]row {number}, {_escape(example.source)}[/]")
+        _show_row(renderer, example, dataset, prompt, mask)
+
+
+def from_feedback_command(
+    *,
+    model: Annotated[str | None, typer.Option(help="Only answers of this model.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="labelled, chat or preference; default: what the feedback holds.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="The dataset's name.")] = "feedback",
+    out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.jsonl here.")] = None,
+) -> None:
+    """Make training examples of traces with feedback. They hold what users wrote: check them for personal data."""
+    from luthier.cli import _print
+    from luthier.core.errors import InputError
+    from luthier.data import feedback
+    from luthier.data.read import write
+    from luthier.store.database import open_store
+
+    if kind is not None and kind not in feedback.KINDS:
+        raise InputError(f"--kind must be one of {', '.join(feedback.KINDS)}; got {kind!r}")
+    dataset = feedback.from_feedback(open_store(), model=model, kind=kind, name=name)  # type: ignore[arg-type]
+    path = write(dataset, out or Path(f"{name}.jsonl"))
+    counts = dataset.label_counts() if dataset.kind == "labelled" else {}
+    if counts:
+        _print.show(_bars([(label, count) for label, count in sorted(counts.items(), key=lambda item: -item[1])]))
+    _print.say(f"{len(dataset):,} {dataset.kind} examples from feedback, {len(dataset.problems):,} statements not used")
+    _problems(dataset.problems)
+    _print.say(f"wrote {_escape(str(path))}; look for personal data before you pass it on")
+
+
+# ---- what the commands share
+
+
+def _columns(pairs: list[str] | None) -> dict[str, str]:
+    from luthier.core.errors import InputError
+
+    out = {}
+    for pair in pairs or ():
+        field, equals, own = pair.partition("=")
+        if not (field and equals and own):
+            raise InputError(f"--column must be FIELD=NAME, for example text=body; got {pair!r}")
+        out[field] = own
+    return out
+
+
+def _tokens(name: str) -> tuple[Any, Renderer | None, int | None]:
+    """(text -> number of tokens, renderer of a decoder, context length) of a stored model."""
+    from luthier.models.load import load_renderer, load_tokenizer
+    from luthier.store.artifacts import path_of
+    from luthier.store.database import open_store
+    from luthier.store.models import find
+
+    store = open_store()
+    record = find(store, name)
+    while record.kind == "endpoint" and record.meta.get("target"):
+        record = find(store, str(record.meta["target"]))
+    if record.base and record.base != record.name:
+        record = find(store, record.base)
+    folder, longest = path_of(store, record.digest), record.meta.get("context_length")
+    if record.architecture == "decoder":
+        return None, load_renderer(folder), longest
+    tokenizer = load_tokenizer(folder)
+    return lambda text: len(tokenizer(text)["input_ids"]), None, longest
+
+
+def _say_skipped(dataset: Dataset) -> None:
+    from luthier.cli import _print
+
+    if dataset.problems:
+        _print.warn(f"left out {len(dataset.problems):,} broken rows:")
+        _problems(dataset.problems)
+
+
+def _problems(problems: tuple[RowProblem, ...]) -> None:
+    from luthier.cli import _print
+
+    for problem in problems[:LISTED]:
+        _print.err().print(f"  {problem}", markup=False)
+    if len(problems) > LISTED:
+        _print.say(f"  ... and {len(problems) - LISTED:,} more")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:,}" if isinstance(value, int) else value if str(value).startswith("[bold]") else _escape(str(value))
+
+
+# ---- render
+
+
+def _conversation(example: Example, dataset: Dataset, prompt: PromptTemplate) -> Conversation:
+    """The row as a conversation to train on: of labelled and question rows the task's prompt and the answer."""
+    from luthier.core.message import Message
+
+    if dataset.kind == "chat":
+        return example.messages
+    if dataset.kind == "preference":
+        return (*example.messages, *(example.chosen or example.rejected))
+    return (*prompt.messages(example.text), Message("assistant", example.target or ""))
+
+
+def _show_row(renderer: Renderer, example: Example, dataset: Dataset, prompt: PromptTemplate, mask: bool) -> None:
+    from rich.text import Text
+
+    from luthier.cli import _print
+    from luthier.data.render import render_text, render_tokens
+
+    tools = example.meta.get("tools")
+    if dataset.kind == "text":
+        _print.out().print(example.text, markup=False)
+        return
+    conversation = _conversation(example, dataset, prompt)
+    rendered = renderer.training_ids(conversation, tools)
+    if mask and _print.out().is_terminal:
+        text = Text()
+        for at, (piece, trained, _) in enumerate(render_tokens(renderer, conversation, tools)):
+            shade = ("black on green3", "black on green1") if trained else ("dim", "dim")
+            text.append(piece, style=shade[at % 2])
+        _print.out().print(text)
+    else:
+        _print.out().print(render_text(renderer, conversation, mask, tools), markup=False)
+    _print.say(f"[dim]{len(rendered.ids):,} tokens, {sum(rendered.mask):,} trained on[/]")
+    if rendered.untrained:
+        turns = ", ".join(str(at + 1) for at in rendered.untrained)
+        _print.warn(
+            f"assistant turns {turns} are not trained on: the template shows them otherwise than the model would say them"
+        )
+
+
+# ---- inspect
+
+
+def _show_inspection(report: Inspection, file: str) -> None:
+    from luthier.cli import _print
+
+    show = _print.show
+    show(f"[bold]{_escape(file)}[/]  {report.rows:,} rows, kind [bold]{report.kind}[/], format {report.format}")
+    fields = ", ".join(
+        f"{name}" if count == report.rows else f"{name} ({count:,})" for name, count in report.fields.items()
+    )
+    show(f"fields: {_escape(fields)}")
+    show("")
+    show(_lengths_table(report.lengths, report.characters))
+    show(_bars([(f"{low:,} - {high:,}", count) for low, high, count in report.lengths.histogram]))
+    if report.labels:
+        show(f"\n[bold]{len(report.labels)} labels[/]")
+        show(_bars([(label, count) for label, count in report.labels.items()][:30]))
+    if report.turns:
+        show("\n[bold]messages a conversation[/]")
+        show(_bars([(str(turns), count) for turns, count in report.turns.items()][:15]))
+    show(f"\n[bold]languages[/] (guessed on {report.language_sample:,} rows)  {_language_line(report)}")
+    show(
+        f"[bold]copies[/]  exact {report.duplicates:,}   nearly the same {report.near_duplicates:,}"
+        + (f"   several labels {report.conflicts:,}" if report.labels else "")
+        + (f"   over {report.context_length:,} tokens {report.overlong:,}" if report.context_length else "")
+    )
+    _show_copies("texts with several labels", report.conflict_rows)
+    _show_copies("copies", report.duplicate_rows)
+    _show_copies("nearly the same", report.near_duplicate_rows)
+    for source in report.overlong_rows:
+        _print.out().print(f"  too long: {source}", markup=False)
+    for warning in report.warnings:
+        _print.warn(warning)
+    _problems(report.problems)
+
+
+def _lengths_table(*lengths: Lengths) -> RenderableType:
+    from luthier.cli import _print
+
+    columns = ["length in", "mean", "median", "90%", "99%", "longest", "all rows"]
+    rows = [
+        (x.unit, f"{x.mean:,.1f}", f"{x.p50:,}", f"{x.p90:,}", f"{x.p99:,}", f"{x.max:,}", f"{x.total:,}")
+        for x in lengths
+    ]
+    return _print.table(columns, rows, right=columns[1:])
+
+
+def _bars(rows: list[tuple[str, int]]) -> RenderableType:
+    from rich.table import Table
+
+    most, total = max(count for _, count in rows) or 1, sum(count for _, count in rows) or 1
+    made = Table.grid(padding=(0, 1))
+    made.add_column(justify="right")
+    made.add_column(justify="right")
+    made.add_column(justify="right", style="dim")
+    made.add_column(style="cyan")
+    for label, count in rows:
+        eighths = round(count / most * BAR * 8)
+        bar = "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
+        made.add_row(_escape(label), f"{count:,}", f"{count / total:.1%}", bar or ("▏" if count else ""))
+    return made
+
+
+def _language_line(report: Inspection) -> str:
+    total = report.language_sample or 1
+    named = [(code, count) for code, count in report.languages.items() if count / total >= 0.01]
+    rest = total - sum(count for _, count in named)
+    parts = [f"{code} {count / total:.0%}" for code, count in named]
+    return ", ".join(parts + ([f"other {rest / total:.1%}"] if rest else []))
+
+
+def _show_copies(title: str, rows: tuple[Copies, ...]) -> None:
+    from luthier.cli import _print
+
+    for copies in rows[:5]:
+        lines = ", ".join(source.rsplit(":", 1)[-1] for source in copies.sources)
+        labels = f" {', '.join(f'{k} x{v}' for k, v in copies.labels.items())}" if len(copies.labels) > 1 else ""
+        _print.out().print(f"  {title}: lines {lines}{labels}: {copies.text}", markup=False, style="dim")
