@@ -78,6 +78,8 @@ def _start(settings: Settings, loras: tuple[Path, ...], socket: Path) -> Any:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
     kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{settings.cache_type.upper()}")
     params.cache_type_k = params.cache_type_v = kind
+    if settings.cache_type == "f32":  # flash attention would round to f16 all the same
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in loras]
     params.lora_init_without_apply = True
     try:

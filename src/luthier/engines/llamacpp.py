@@ -50,7 +50,7 @@ class Config(EntryConfig):
     """``type`` of the base's weights: F16, BF16, F32, Q8_0, Q4_0, Q4_1, or ``source`` for the GGUF that was pulled.
 
     ``context_length`` tokens (at most the model's) for each of ``parallel`` requests at once. ``threads`` 0: one a physical core.
-    ``cache_type``: what keys and values are kept in. ``gpu_layers`` -1: as many as llama.cpp finds room for. ``timeout_s`` bounds the
+    ``cache_type``: what keys and values are kept in (f32 computes as exactly as torch does in fp32). ``gpu_layers`` -1: as many as llama.cpp finds room for. ``timeout_s`` bounds the
     wait for the next piece of an answer.
     """
 
@@ -126,13 +126,13 @@ def find_files(store: Store, record: ModelRecord, type: str) -> Files:  # noqa: 
     if record.kind == "base":
         return Files(_base_file(store, record, type), None, path_of(store, record.digest))
     if record.kind == "export":
-        target = find(store, str(record.meta["target"]))
-        base = find(store, record.base or target.name)
-        whole = path_of(store, target.digest)
-        folder = whole if (whole / "config.json").is_file() else path_of(store, base.digest)
         if record.meta.get("holds") == "lora":
+            base = find(store, record.base or "")
             return Files(_base_file(store, base, type), gguf_file(store, record), path_of(store, base.digest))
-        return Files(gguf_file(store, record), None, folder)
+        whole = path_of(store, find(store, str(record.meta["target"])).digest)
+        if not (whole / "config.json").is_file():  # merged: the tokenizer is the base's
+            whole = path_of(store, find(store, record.base or "").digest)
+        return Files(gguf_file(store, record), None, whole)
     if record.kind != "adapter":
         raise UnsupportedError(f"engine llamacpp cannot open {record.name}, an {record.kind}")
     made = export(record.name, type="F16" if type == "source" else type, store=store)
@@ -244,7 +244,7 @@ class LlamaEngine:
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
             "repeat_penalty": sampling.repetition_penalty,
-            "repeat_last_n": -1,
+            "repeat_last_n": self._info.context_length,
             "seed": secrets.randbits(31) if sampling.seed is None else sampling.seed % 2**31,
             "stop": list(sampling.stop),
             "n_probs": 1,
@@ -323,6 +323,8 @@ class LlamaEngine:
     def _score(self, request: ScoreRequest) -> tuple[ContinuationScore, ...]:
         turn = not isinstance(request.prompt, str)
         wanted = [self._renderer.continuation_ids(text, ends_turn=turn) for text in request.continuations]
+        if not all(wanted):
+            raise InputError("continuations must not be empty; got ''")
         prompt = self._prompt_ids(request.prompt, max(map(len, wanted), default=0))
         lora, known = self._server.lora(self._lora), dict[tuple[int, ...], float]()
         for ids in wanted:
