@@ -238,6 +238,15 @@ def test_prompts_that_share_their_shots_are_the_same_from_the_cache(renderer: Re
     assert [renderer.prompt_ids(p) for p in prompts] == expected
 
 
+def test_threads_get_what_one_caller_gets(renderer: Renderer, tokenizer: Any) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    prompts = [talk(*(f"turn {at} of {n % 7}" for at in range(n % 5 * 2 + 1))) for n in range(200)]
+    fresh = Renderer(tokenizer)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(fresh.prompt_ids, prompts)) == [renderer.prompt_ids(p) for p in prompts]
+
+
 # ---- raw text, decoding, stops
 
 

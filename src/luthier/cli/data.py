@@ -291,7 +291,14 @@ def _show_inspection(report: Inspection, file: str) -> None:
     show(f"fields: {_escape(fields)}")
     show("")
     show(_lengths_table(report.lengths, report.characters))
-    show(_bars([(f"{low:,} - {high:,}", count) for low, high, count in report.lengths.histogram]))
+    show(
+        _bars(
+            [
+                (f"{low:,} - {high:,}" if high > low else f"{low:,}", count)
+                for low, high, count in report.lengths.histogram
+            ]
+        )
+    )
     if report.labels:
         show(f"\n[bold]{len(report.labels)} labels[/]")
         show(_bars([(label, count) for label, count in report.labels.items()][:30]))
@@ -354,5 +361,5 @@ def _show_copies(title: str, rows: tuple[Copies, ...]) -> None:
 
     for copies in rows[:5]:
         lines = ", ".join(source.rsplit(":", 1)[-1] for source in copies.sources)
-        labels = f" {', '.join(f'{k} x{v}' for k, v in copies.labels.items())}" if len(copies.labels) > 1 else ""
+        labels = f" ({', '.join(f'{k}: {v}' for k, v in copies.labels.items())})" if len(copies.labels) > 1 else ""
         _print.out().print(f"  {title}: lines {lines}{labels}: {copies.text}", markup=False, style="dim")
