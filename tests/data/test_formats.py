@@ -141,7 +141,7 @@ def made(row: dict[str, Any]) -> tuple[str, str, Example]:
             "preference",
             Example("", (ASKED,), rejected=(SAID,)),
         ),
-        ({"messages": [U, A], "label": False}, "kto", "preference", Example("", (ASKED,), rejected=(SAID,))),
+        ({"messages": [U, A], "label": False}, "kto_messages", "preference", Example("", (ASKED,), rejected=(SAID,))),
         ({"messages": [U, A], "label": "math"}, "messages", "chat", Example("", (ASKED, SAID), meta={"label": "math"})),
     ],
 )

@@ -301,10 +301,10 @@ def _show_inspection(report: Inspection, file: str) -> None:
     )
     if report.labels:
         show(f"\n[bold]{len(report.labels)} labels[/]")
-        show(_bars([(label, count) for label, count in report.labels.items()][:30]))
+        show(_bars(_first(list(report.labels.items()), 30)))
     if report.turns:
         show("\n[bold]messages a conversation[/]")
-        show(_bars([(str(turns), count) for turns, count in report.turns.items()][:15]))
+        show(_bars(_first([(str(turns), count) for turns, count in report.turns.items()], 15)))
     show(f"\n[bold]languages[/] (guessed on {report.language_sample:,} rows)  {_language_line(report)}")
     show(
         f"[bold]copies[/]  exact {report.duplicates:,}   nearly the same {report.near_duplicates:,}"
@@ -330,6 +330,12 @@ def _lengths_table(*lengths: Lengths) -> RenderableType:
         for x in lengths
     ]
     return _print.table(columns, rows, right=columns[1:])
+
+
+def _first(rows: list[tuple[str, int]], most: int) -> list[tuple[str, int]]:
+    """The first rows, and one for all that follow."""
+    rest = sum(count for _, count in rows[most:])
+    return [*rows[:most], ("others", rest)] if rest else rows
 
 
 def _bars(rows: list[tuple[str, int]]) -> RenderableType:

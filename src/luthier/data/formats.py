@@ -391,7 +391,7 @@ class _MarkedChat(Format):
 
 FORMATS: tuple[Format, ...] = (
     _format("preference", "preference", ["chosen", "rejected"], _pair),
-    _MarkedChat("kto", "preference", ("messages", "label"), _marked),
+    _MarkedChat("kto_messages", "preference", ("messages", "label"), _marked),
     _format("messages", "chat", ["messages"], lambda row: _chat(row, "messages")),
     _format("sharegpt", "chat", ["conversations"], lambda row: _chat(row, "conversations")),
     _format("kto", "preference", ["prompt", "completion", "label"], _marked),
