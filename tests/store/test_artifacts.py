@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -191,8 +192,11 @@ def test_a_staging_folder_without_a_lock_goes_after_an_hour(store):
     assert not place.exists()
 
 
-def test_discard_removes_and_is_harmless_twice(store):
-    digest, _ = put(store)
-    artifacts.discard(store, digest)
-    artifacts.discard(store, digest)
+def test_discard_removes_what_no_model_uses(store):
+    digest, size = put(store)
+    record = register(store, ModelRecord("mine", "base", "decoder", digest, size))
+    assert not artifacts.discard_unused(store, digest)
+    artifacts.verify(store, digest)
+    register(store, replace(record, digest="e" * 64), replace=True)
     assert list(store.home.artifacts.iterdir()) == [] and list(store.home.staging.iterdir()) == []
+    assert not artifacts.discard_unused(store, digest)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.digest import digest_text
-from luthier.core.errors import DataError, InputError, NotFoundError, StoreError, UnsupportedError
+from luthier.core.errors import ConflictError, DataError, InputError, NotFoundError, StoreError, UnsupportedError
 from luthier.core.model import Architecture, ModelRecord
 from luthier.core.run import Progress, no_progress
 from luthier.models.inventory import KNOWN
@@ -147,7 +147,13 @@ def _pull(store: Store, source: Source, name: str, progress: Progress, *, force:
         licence=_SPDX.get(licence.lower(), licence),
         meta=meta,
     )
-    return register(store, record, replace=force)
+    try:
+        return register(store, record, replace=force)
+    except ConflictError as error:
+        artifacts.discard_unused(store, digest)
+        raise ConflictError(
+            error.message, hint=f"keep both: luthier pull {source.text} --name OTHER   (or replace it: --force)"
+        ) from error
 
 
 def _normalise(fetched: Path, source: Source, folder: Path, progress: Progress, name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from luthier.core.digest import digest_json
 from luthier.core.errors import StoreError
@@ -180,14 +180,18 @@ def files(store: Store, digest: str) -> dict[str, int]:
     return {name: int(entry["bytes"]) for name, entry in listed.items()}
 
 
-def discard(store: Store, digest: str) -> None:
-    """Remove an artifact that no model uses. One rename first, so that nobody ever sees half of it."""
+def discard_unused(store: Store, digest: str) -> bool:
+    """Remove an artifact unless a model uses it; returns whether it went. One rename first, so that nobody sees half of it."""
     folder = store.home.artifacts / digest
-    if folder.exists():
-        old = store.home.staging / f"discarded-{secrets.token_hex(6)}"
-        with disk_errors(folder):
-            folder.rename(old)
-        shutil.rmtree(old, ignore_errors=True)
+    with store.read() as connection:
+        used = connection.execute(select(func.count()).where(models.c.digest == digest)).scalar_one()
+    if used or not digest or not folder.exists():
+        return False
+    old = store.home.staging / f"discarded-{secrets.token_hex(6)}"
+    with disk_errors(folder):
+        folder.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+    return True
 
 
 def _damage(folder: Path, *, deep: bool) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
-from sqlalchemy import RowMapping, delete, func, insert, select, update
+from sqlalchemy import RowMapping, delete, insert, select, update
 
 from luthier.core.errors import ConflictError, InputError, NotFoundError, nearest
 from luthier.core.model import ModelKind, ModelRecord
@@ -33,7 +33,8 @@ def check_name(name: str) -> str:
 def register(store: Store, record: ModelRecord, *, replace: bool = False) -> ModelRecord:
     """Write a model's row and return it as stored.
 
-    A name that exists with the same digest and kind is updated; with another one it is a ConflictError unless ``replace``.
+    A name that exists with the same digest and kind is updated; with another one it is a ConflictError unless ``replace``, which
+    also removes the old weights when no other model has them.
     """
     check_name(record.name)
     if record.kind not in get_args(ModelKind):
@@ -52,6 +53,8 @@ def register(store: Store, record: ModelRecord, *, replace: bool = False) -> Mod
             connection.execute(insert(models).values(**values))
         else:
             connection.execute(update(models).where(models.c.name == record.name).values(**values))
+    if row is not None and row["digest"] != record.digest:
+        artifacts.discard_unused(store, row["digest"])
     return _record(values)
 
 
@@ -103,9 +106,7 @@ def remove(store: Store, name: str) -> None:
                 f"{name!r} is needed by {', '.join(users)}", hint=f"first: luthier models --remove {users[0]}"
             )
         connection.execute(delete(models).where(models.c.name == name))
-        shared = connection.execute(select(func.count()).where(models.c.digest == record.digest)).scalar_one()
-    if not shared and record.digest:
-        artifacts.discard(store, record.digest)
+    artifacts.discard_unused(store, record.digest)
 
 
 def _row(record: ModelRecord) -> dict[str, Any]:
