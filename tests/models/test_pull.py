@@ -322,7 +322,7 @@ def test_a_full_disk_is_a_store_error_and_leaves_the_old_model(store, folder, mo
 def test_a_pull_killed_at_any_stage_is_done_by_the_next(store, gguf_file):
     """Each attempt is a fork of one process that has torch loaded already."""
     code = (
-        "import os, signal, sys, torch, transformers\nfrom luthier.models.pull import pull\n"
+        "import os, signal, sys, torch\nfrom transformers import AutoConfig, LlamaForCausalLM, PreTrainedTokenizerFast\nfrom luthier.models.pull import pull\n"
         "for when in sys.argv[1:]:\n"
         "  def die(stage, done, total):\n   if f'{stage} {done}' == when: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"  child = os.fork()\n  if child == 0: pull('file:{gguf_file}', progress=die); os._exit(0)\n"
