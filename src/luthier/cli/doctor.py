@@ -60,4 +60,5 @@ def _draw(report: Report) -> None:
     ]
     _print.show(_print.table(["", "work", "verdict", ""], work, title="What to expect"))
     wrong = sum(each.verdict == "broken" for each in report.findings)
-    _print.show(f"[bold red]{wrong} things to put right first[/]" if wrong else "[bold green]Ready.[/]")
+    things = "1 thing" if wrong == 1 else f"{wrong} things"
+    _print.show(f"[bold red]{things} to put right first[/]" if wrong else "[bold green]Ready.[/]")
