@@ -151,7 +151,7 @@ def test_runs_of_dead_processes_are_put_right(home):
     path = runs.folder(store, run.id) / "environment.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": 2**22 + 1}))
     finding = next(f for f in examine().findings if f.topic == "Store")
-    assert "1 runs of dead processes marked interrupted" in finding.advice
+    assert "1 run of dead processes marked interrupted" in finding.advice
     assert runs.find_run(store, run.id).status == "interrupted"
 
 

@@ -161,6 +161,8 @@ def _refuse_duplicates(node: Any, file: str) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise InputError(f"{file}:{key.start_mark.line + 1}: a key must be a word; got a list or a mapping")
             if key.value in seen:
                 raise InputError(f"{file}:{key.start_mark.line + 1}: key {key.value!r} occurs twice")
             seen.add(key.value)

@@ -328,7 +328,9 @@ def _store(root: Path | str | None) -> list[Finding]:
             "Disk", disk.found, "poor", "a run of a small model takes 1 GB; free space, or move LUTHIER_HOME"
         )
     done = [
-        f"{len(recovered)} runs of dead processes marked interrupted" if recovered else "",
+        f"{len(recovered)} run{'' if len(recovered) == 1 else 's'} of dead processes marked interrupted"
+        if recovered
+        else "",
         f"{cleaned} half-written folders removed" if cleaned else "",
     ]
     found = f"{store.engine.url.render_as_string()}, schema {store.version()}"
