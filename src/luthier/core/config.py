@@ -74,7 +74,7 @@ def from_mapping(values: Mapping[str, Any], overrides: Iterable[str] = (), *, fo
     """A document from Python values (origin ``python``)."""
     import copy
 
-    document = Document(copy.deepcopy(dict(values)), {k: "python" for k in _flat(values)}, folder or Path())
+    document = Document(copy.deepcopy(dict(values)), dict.fromkeys(_flat(values), "python"), folder or Path())
     apply_overrides(document, overrides)
     return document
 
