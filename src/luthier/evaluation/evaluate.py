@@ -192,12 +192,12 @@ class _Work:
                 progress=self.progress,
             )
             latency = measure(self.asked.engine, self.task, self.examples, self.progress)
+        except KeyboardInterrupt:
+            finish(self.store, run.id, "interrupted", {"error": "interrupted"})
+            raise
         except BaseException as error:
-            status: Literal["interrupted", "failed"] = (
-                "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            )
             reason = error.message if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
-            finish(self.store, run.id, status, {"error": reason})
+            finish(self.store, run.id, "failed", {"error": reason})
             raise
         finally:
             log.close()

@@ -1,0 +1,191 @@
+"""Entrants: each is a model, a way to ask it, and, when it is trained, a way to train it.
+
+models: {decoder: smollm2-135m, encoder: minilm-l6}   # what short names stand for; these are the defaults
+entrants:
+  - zero_shot                                         # a strategy: asks models.decoder
+  - lora                                              # a method: tunes a model of its own size and asks that
+  - {name: few-shot-8, strategy: {name: few_shot, shots: 8}}
+  - {method: {name: lora, rank: 32}, model: minilm-l6, train: {epochs: 2}}
+  - {model: "openai:gpt-x@https://host/v1"}           # anything that answers
+train: {epochs: 3}                                    # for every trained entrant; its own ``train`` wins
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from luthier.core import catalog
+from luthier.core.catalog import EntryConfig
+from luthier.core.config import validate
+from luthier.core.errors import InputError, NotFoundError, did_you_mean
+from luthier.core.task import TaskKind
+from luthier.tasks.own import Config as TaskConfig
+
+MODELS: Mapping[str, str] = {"decoder": "smollm2-135m", "encoder": "minilm-l6"}
+ENTRANTS: Mapping[TaskKind, tuple[str, ...]] = {
+    "classify": ("zero_shot", "few_shot", "lora", "full", "linear_probe"),
+    "generate": ("zero_shot", "few_shot", "lora"),
+}
+
+
+class EntrantConfig(EntryConfig):
+    """One item of ``entrants``. ``strategy``, ``method`` and ``objective`` are a name, or a mapping with ``name`` and options."""
+
+    name: str | None = Field(default=None, min_length=1, max_length=60)
+    model: str | None = None
+    strategy: str | dict[str, Any] | None = None
+    method: str | dict[str, Any] | None = None
+    objective: str | dict[str, Any] | None = None
+    train: dict[str, Any] = Field(default_factory=dict)
+    engine: str | None = None
+
+    @field_validator("strategy", "method", "objective")
+    @classmethod
+    def _named(cls, value: str | dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is None or isinstance(value, dict):
+            if value is not None and not isinstance(value.get("name"), str):
+                raise ValueError("must be a name, or a mapping with a name")
+            return value
+        return {"name": value}
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One resolved entrant. ``method`` is None when nothing is trained; then ``objective`` and ``train`` are empty."""
+
+    name: str
+    model: str
+    strategy: Mapping[str, Any] | None = None
+    method: Mapping[str, Any] | None = None
+    objective: Mapping[str, Any] | None = None
+    train: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = "auto"
+
+    @property
+    def way(self) -> str:
+        """How it adapts the model, in a word or two."""
+        parts = [str(part["name"]) for part in (self.method, self.strategy) if part is not None]
+        return " + ".join(parts) or "as it is"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain form for JSON."""
+        return asdict(self)
+
+    def tune_config(self) -> dict[str, Any]:
+        """What ``tune`` is told; data and prompt come from the task."""
+        assert self.method is not None
+        config: dict[str, Any] = {"model": {"base": self.model}, "method": dict(self.method)}
+        if self.objective is not None:
+            config["objective"] = dict(self.objective)
+        if self.train:
+            config["train"] = dict(self.train)
+        return config
+
+
+def read_entrants(
+    config: TaskConfig, kind: TaskKind, *, engine: str = "auto", origins: Mapping[str, str] | None = None
+) -> tuple[Entrant, ...]:
+    """The entrants of a task file, or the default ones.
+
+    Raises InputError for two of one name, settings that have no use, or unknown keys; NotFoundError for unknown strategies and
+    methods.
+    """
+    for role in config.models:
+        if role not in MODELS:
+            raise InputError(f"models: {role!r} is not a role. {did_you_mean(role, MODELS)}")
+    models = {**MODELS, **config.models}
+    items = config.entrants if config.entrants is not None else ENTRANTS[kind]
+    if not items:
+        raise InputError("entrants is empty; name at least one, or leave the key out for the default ones")
+    origins = origins or {}
+    parsed = [_parse(item, f"entrants.{i}", origins) for i, item in enumerate(items)]
+    entrants = [_resolve(entry, models, kind, config.train, engine) for entry in parsed]
+    return _named([entry.name for entry in parsed], entrants)
+
+
+def _parse(item: str | Mapping[str, Any], key: str, origins: Mapping[str, str]) -> EntrantConfig:
+    if not isinstance(item, str):
+        inner = {k.removeprefix(key + "."): v for k, v in origins.items() if k.startswith(key + ".")}
+        return validate(EntrantConfig, item, where=key, origins=inner)
+    strategies, methods = catalog.names("strategies"), catalog.names("methods")
+    if item in strategies:
+        return EntrantConfig(strategy={"name": item})
+    if item in methods:
+        return EntrantConfig(method={"name": item})
+    where = f" ({origins[key]})" if key in origins else ""
+    raise NotFoundError(
+        f"{key}: {item!r} is neither a strategy nor a method{where}. {did_you_mean(item, (*strategies, *methods))}"
+    )
+
+
+def _resolve(
+    entry: EntrantConfig, models: Mapping[str, str], kind: TaskKind, train: Mapping[str, Any], engine: str
+) -> Entrant:
+    strategy, method, objective = _mapping(entry.strategy), _mapping(entry.method), _mapping(entry.objective)
+    if strategy is not None:
+        catalog.load("strategies", strategy["name"])
+    if method is None:
+        for key, value in (("objective", objective), ("train", entry.train)):
+            if value:
+                raise InputError(
+                    f"entrant {entry.name or entry.model or 'without a name'}: {key} needs a method to use it"
+                )
+        if strategy is None and entry.model is None:
+            raise InputError("an entrant needs a model, a strategy or a method; got none of them")
+    role = "decoder" if method is None or kind == "generate" else _role(method["name"])
+    return Entrant(
+        name="",
+        model=entry.model or models[role],
+        strategy=strategy,
+        method=method,
+        objective=objective,
+        train={**train, **entry.train} if method is not None else {},
+        engine=entry.engine or engine,
+    )
+
+
+def _role(method: str) -> str:
+    """Which of ``models`` a method tunes when the entrant names none.
+
+    What is kept as an adapter suits the decoder, whose base many adapters share; what is kept as whole weights or a head, the
+    smaller encoder.
+    """
+    module = catalog.load("methods", method).module
+    wanted = "decoder" if module.SAVES == "adapter" else "encoder"
+    fitting = tuple(module.DEFAULTS)
+    return wanted if wanted in fitting else str(fitting[0])
+
+
+def _mapping(value: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _named(given: Sequence[str | None], entrants: Sequence[Entrant]) -> tuple[Entrant, ...]:
+    """Give each entrant its name: its own, else how it adapts, with the model where that says too little."""
+    short = [e.way if (e.method or e.strategy) else e.model for e in entrants]
+    often = Counter(name for name, own in zip(short, given, strict=True) if own is None)
+    names = [
+        own or (name if often[name] == 1 and name not in given else f"{name} {entrant.model}")
+        for own, name, entrant in zip(given, short, entrants, strict=True)
+    ]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"{names.count(twice[0])} entrants are called {twice[0]!r}",
+            hint=f"give each a name: {{name: {twice[0]}-2, ...}}",
+        )
+    return tuple(replace(entrant, name=name) for entrant, name in zip(entrants, names, strict=True))
+
+
+def choose_only(entrants: Sequence[Entrant], only: Sequence[str]) -> tuple[Entrant, ...]:
+    """The entrants named in ``only`` (all when it is empty). Raises NotFoundError for a name that none has."""
+    known = [entrant.name for entrant in entrants]
+    for name in only:
+        if name not in known:
+            raise NotFoundError(f"entrant {name!r} is not in this tournament. {did_you_mean(name, known)}")
+    return tuple(entrant for entrant in entrants if not only or entrant.name in only)

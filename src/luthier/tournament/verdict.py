@@ -1,0 +1,162 @@
+"""The verdict: who leads, what a paired test can tell apart, and which entrant to keep.
+
+The rule, also printed with every verdict: of all entrants that the test cannot tell from the leader, keep the simplest. Simpler is
+what needs no training before what does; then the smaller base model; then fewer trained parameters; then the shorter latency.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from luthier.tournament.board import Comparison, Standing
+from luthier.tournament.figures import count, interval, megabytes, metric, milliseconds, probability, score, signed
+
+LEVEL = 0.05
+RULE = (
+    "Of all entrants that a paired test cannot tell from the leader, keep the simplest: no training before training, then the "
+    "smaller base model, then fewer trained parameters, then the shorter latency."
+)
+TEST = (
+    "paired bootstrap over the test examples, two-sided, Holm-adjusted over all pairs of entrants (the leader is picked by looking), "
+    f"level {LEVEL:g}"
+)
+_POWER = 2.8  # 1.96 + 0.84: standard errors between no difference and one that is found in 80% of tournaments
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``leader`` has the best score, ``keep`` is the advice. ``level_with`` are the entrants that cannot be told from the leader."""
+
+    sentence: str
+    leader: str = ""
+    keep: str = ""
+    level_with: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    rule: str = RULE
+    test: str = TEST
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain form for JSON."""
+        return asdict(self)
+
+
+def simplicity(standing: Standing) -> tuple[float, ...]:
+    """Sorts simpler entrants first; what is not known counts as the most."""
+
+    def known(value: float | None) -> float:
+        return math.inf if value is None else float(value)
+
+    return (
+        float(standing.trained),
+        known(standing.base_mb),
+        known(standing.trainable_parameters),
+        known(standing.latency_p50_s),
+    )
+
+
+def decide(standings: Sequence[Standing], comparisons: Sequence[Comparison], scorer: str) -> Verdict:
+    """The verdict over ranked standings; failed ones are left out of it."""
+    done = [s for s in standings if s.status == "done"]
+    if not done:
+        return Verdict("No entrant finished, so there is nothing to compare.")
+    leader = done[0]
+    opening = f"{_called(leader)}: {metric(scorer)} {_score(leader)}"
+    if len(done) == 1:
+        return Verdict(f"Only {opening} finished; there is nothing to compare it with.", leader.name, leader.name)
+    against = {s.name: _between(leader.name, s.name, comparisons) for s in done[1:]}
+    level = [s for s in done[1:] if against[s.name].p_adjusted >= LEVEL]
+    keep = min([leader, *level], key=simplicity)
+    beaten = [s for s in done[1:] if s not in level]
+    parts = [f"{_called(leader)} {'wins' if not level else 'leads'}: {metric(scorer)} {_score(leader)}"]
+    parts += _over(leader, beaten, against)
+    sentence = ", ".join(parts)
+    if level:
+        told = " and ".join(f"{s.name} ({_gap(against[s.name])})" for s in level[:3])
+        told += f" and {len(level) - 3} more" if len(level) > 3 else ""
+        sentence += f"; no detectable difference to {told}: " + (
+            f"keep the simplest, {keep.name}"
+            if keep is not leader
+            else f"keep {leader.name}, which is also the simplest of them"
+        )
+    return Verdict(
+        sentence + ".",
+        leader.name,
+        keep.name,
+        tuple(s.name for s in level),
+        tuple(_reasons(leader, keep, done, level, against)),
+    )
+
+
+def _over(leader: Standing, beaten: Sequence[Standing], against: dict[str, Comparison]) -> list[str]:
+    """By how much the leader beats the next entrant, and the best that was not trained."""
+    if not beaten:
+        return []
+    shown = [beaten[0]]
+    untrained = next((s for s in beaten if not s.trained), None)
+    if leader.trained and untrained is not None and untrained is not beaten[0]:
+        shown.append(untrained)
+    return [f"{signed(against[s.name].value)} over {s.name} ({probability(against[s.name].p_adjusted)})" for s in shown]
+
+
+def _reasons(
+    leader: Standing,
+    keep: Standing,
+    done: Sequence[Standing],
+    level: Sequence[Standing],
+    against: dict[str, Comparison],
+) -> list[str]:
+    out = []
+    if keep is not leader:
+        out.append(f"{keep.name} is simpler than {leader.name}: {_simpler(keep, leader)}.")
+    if level:
+        closest = max((against[s.name] for s in level), key=lambda c: c.high - c.low)
+        visible = _POWER * (closest.high - closest.low) / (2 * 1.96)
+        examples = leader.counts.get("examples", 0)
+        out.append(
+            f"No detectable difference is not proof of equality: with {examples} test examples, a true difference under about "
+            f"{visible:.2f} would often go unnoticed."
+        )
+    for standing in done:
+        for what, word in (
+            ("unparsed", "answers that were none of the labels"),
+            ("errors", "examples that the engine refused"),
+        ):
+            number = standing.counts.get(what, 0)
+            if number:
+                out.append(f"{standing.name} has {number} {word}; they count as wrong.")
+    return out
+
+
+def _simpler(keep: Standing, leader: Standing) -> str:
+    if keep.trained != leader.trained:
+        return "it needs no training"
+    if keep.base_mb != leader.base_mb:
+        return f"its base model is smaller ({megabytes(keep.base_mb)} against {megabytes(leader.base_mb)})"
+    if keep.trainable_parameters != leader.trainable_parameters:
+        return f"it trains {count(keep.trainable_parameters)} parameters against {count(leader.trainable_parameters)}"
+    return f"it answers in {milliseconds(keep.latency_p50_s)} against {milliseconds(leader.latency_p50_s)}"
+
+
+def _between(leader: str, other: str, comparisons: Sequence[Comparison]) -> Comparison:
+    for c in comparisons:
+        if (c.first, c.second) == (leader, other):
+            return c
+        if (c.second, c.first) == (leader, other):
+            return Comparison(leader, other, -c.value, -c.high, -c.low, c.p, c.p_adjusted)
+    raise KeyError(f"{leader} and {other} were not compared")
+
+
+def _called(standing: Standing) -> str:
+    return standing.name if standing.model in standing.name else f"{standing.name} on {standing.model}"
+
+
+def _score(standing: Standing) -> str:
+    s = standing.score
+    return f"{score(s['value'])} {interval(s['low'], s['high'])}"
+
+
+def _gap(c: Comparison) -> str:
+    return f"{signed(-c.value)} [{signed(-c.high)}, {signed(-c.low)}], {probability(c.p_adjusted)}"
