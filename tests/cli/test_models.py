@@ -43,7 +43,7 @@ def filled(home):
 def test_the_table_says_what_where_from_and_how_large(filled, capsys):
     assert run("models") == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
-    assert all(word in rows["smol"] for word in ("base", "decoder", "Q4_1", "371 MB", "Apache-2.0", "pypi:x==1"))
+    assert all(word in rows["smol"] for word in ("base decoder", "Q4_1", "371 MB", "Apache-2.0", "pypi:x==1"))
     assert all(word in rows["support"] for word in ("adapter", "lora", "2.0 MB", "smol", "run_1"))
     assert "endpoint" in rows["live"] and "support" in rows["live"]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PIPE_WIDTH = 160
 _PLAIN_EVERY_S = 10.0
+_IN_BYTES = ("download", "unpack")
 
 
 def out() -> Console:
@@ -67,18 +68,30 @@ def show_json(value: Any) -> None:
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None, right: Iterable[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    title: str | None = None,
+    right: Iterable[str] = (),
+    cut: Iterable[str] = (),
 ) -> RenderableType:
-    """A table; columns named in ``right`` are aligned right. Cells that are text are read as rich markup."""
+    """A table; columns named in ``right`` are aligned right, those in ``cut`` end in … where the terminal is too narrow (others
+    are folded). Cells that are text are read as rich markup."""
     from rich import box
     from rich.table import Table
 
-    right = set(right)
+    right, cut = set(right), set(cut)
     made = Table(
         title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold", pad_edge=False
     )
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        made.add_column(
+            column,
+            justify="right" if column in right else "left",
+            overflow="ellipsis" if column in cut else "fold",
+            no_wrap=column in cut,
+            max_width=max(out().width // 6, 12) if column in cut else None,
+        )
     for row in rows:
         made.add_row(*("" if cell is None else cell if _renders(cell) else str(cell) for cell in row))
     return made
@@ -111,7 +124,7 @@ def duration(seconds: float) -> str:
 def progress() -> Iterator[Progress]:
     """Draws ``core.run.Progress`` calls on stderr while the block runs: a bar a stage with rate and time left.
 
-    A stage that starts with ``download`` counts bytes. A total of 0 is an unknown one. Without a terminal there is a plain
+    A stage that starts with ``download`` or ``unpack`` counts bytes. A total of 0 is an unknown one. Without a terminal there is a plain
     line when a stage begins and ends, and every ten seconds between.
     """
     if err().is_terminal:
@@ -202,7 +215,7 @@ class _Plain:
 
 
 def _amount(stage: str, done: int, total: int) -> str:
-    if stage.startswith("download"):
+    if stage.startswith(_IN_BYTES):
         return f"{size(done)} of {size(total)}" if total else size(done)
     return f"{done:,}/{total:,}" if total else f"{done:,}"
 
@@ -211,6 +224,6 @@ def _rate(stage: str, done: int, seconds: float) -> str:
     if done <= 0 or seconds < 0.2:
         return ""
     rate = done / seconds
-    if stage.startswith("download"):
+    if stage.startswith(_IN_BYTES):
         return f"{size(rate)}/s"
     return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2f}/s"

@@ -43,8 +43,9 @@ def register(app: typer.Typer) -> None:
             of = record.meta.get("target") or record.base or ""
             made = (record.run_id or "") if record.kind != "base" else str(record.meta.get("source", "")).split("#")[0]
             size = _print.size(record.size_bytes) if record.size_bytes else ""
-            created = record.created_at[:16].replace("T", " ")
+            kind_of = f"{record.kind} {record.architecture}"
             name = f"[bold]{record.name}[/]"
-            rows.append((name, record.kind, record.architecture, how, size, record.licence, of, made, created))
-        columns = ["name", "kind", "architecture", "how", "size", "licence", "of", "made by", "created (UTC)"]
-        _print.show(_print.table(columns, rows, right=["size"]))
+            rows.append((name, kind_of, how, size, record.licence, of, made, record.created_at[:10]))
+        columns = ["name", "kind", "how", "size", "licence", "of", "made by", "created"]
+        fit = len(columns) if _print.out().width >= 110 else -2  # a narrow terminal shows what a model is, not its past
+        _print.show(_print.table(columns[:fit], [row[:fit] for row in rows], right=["size"], cut=["made by"]))
