@@ -90,7 +90,7 @@ def table(
             justify="right" if column in right else "left",
             overflow="ellipsis" if column in cut else "fold",
             no_wrap=column in cut,
-            max_width=max(out().width // 6, 12) if column in cut else None,
+            max_width=max(out().width // 6, 12) if column in cut and out().is_terminal else None,
         )
     for row in rows:
         made.add_row(*("" if cell is None else cell if _renders(cell) else str(cell) for cell in row))
