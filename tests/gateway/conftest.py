@@ -142,3 +142,15 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             return Server(stack.enter_context(running(models, **settings)), store)
 
         yield started
+
+
+@pytest.fixture
+def make_fake() -> Callable[..., Engine]:
+    """``make_fake(name, **config)``: a fake engine."""
+    return fake
+
+
+@pytest.fixture
+def scripted() -> type[Scripted]:
+    """The class of engines that say what the test tells them to."""
+    return Scripted

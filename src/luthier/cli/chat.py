@@ -41,12 +41,18 @@ def chat(
 ) -> None:
     """Talk to a model, streaming. Without a terminal each line of stdin is a turn, and only the answers are printed."""
     from luthier.core.engine import GENERATE, Sampling, require
+    from luthier.gateway.service import Price, serve_as
+    from luthier.store.database import open_store
     from luthier.strategies._load import load
 
-    opened = load(model, engine=engine, raw=raw)
+    store = open_store()
+    opened = load(model, engine=engine, store=store, raw=raw)
     try:
         require(opened, GENERATE)
-        task = system is None and bool(opened.info.labels or opened.info.prompt_digest)
+        asked, task = opened, False
+        if not raw:  # the way it is served: bound to its task, if it has one
+            served = serve_as(model, opened, store, Price())
+            asked, task = served.engine, served.temperature == 0.0 and system is None
         sampling = Sampling(
             max_new_tokens=max_tokens,
             temperature=(0.0 if task else TALKATIVE) if temperature is None else temperature,
@@ -55,7 +61,7 @@ def chat(
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        failed = _talk(_Talk(opened, sampling, system, forgetful=task))
+        failed = _talk(_Talk(asked, sampling, system, forgetful=task))
     finally:
         opened.close()
     if failed:

@@ -277,6 +277,7 @@ class EventStream(Response):
     def __init__(self, events: AsyncIterator[str], call: Call[Piece], trace_id: str) -> None:
         self.events = events
         self.call = call
+        self._id = trace_id
         self.status_code = 200
         self.background = None
         self.init_headers({
@@ -288,12 +289,10 @@ class EventStream(Response):
         """Send the events as they come."""
         try:
             await unless_gone(receive, self._send_all(send))
+        except TimeoutError:  # before OSError, of which it is one
+            logger.warning("stream %s was cut: its client read nothing for %g s", self._id, SEND_TIMEOUT_S)
         except (ClientGoneError, OSError):
-            logger.info("the client left stream %s", self.headers["x-request-id"])
-        except TimeoutError:
-            logger.warning(
-                "stream %s was cut: its client read nothing for %g s", self.headers["x-request-id"], SEND_TIMEOUT_S
-            )
+            logger.info("the client left stream %s", self._id)
         finally:
             self.call.stop()
 

@@ -121,7 +121,7 @@ def count_tokens(served: Served, texts: list[str]) -> int:
     if served.tokenizer is None:
         return 0
     most = served.engine.info.context_length or 2**31
-    encoded = _tokenizer(str(served.tokenizer)).encode_batch_fast(texts)
+    encoded = _tokenizer(str(served.tokenizer / "tokenizer.json")).encode_batch_fast(texts)
     return sum(min(len(each.ids), most) for each in encoded)
 
 

@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.engine import Engine, Generation
 from luthier.core.errors import InputError, LuthierError, NotFoundError, did_you_mean
+from luthier.core.message import Prompt
 from luthier.core.model import ModelRecord
 from luthier.gateway.keys import Keys
+from luthier.gateway.labels import Counter, answer_with_labels
 from luthier.gateway.limits import Gate
 from luthier.gateway.traces import TraceWriter
 from luthier.gateway.wire import RequestError
@@ -20,6 +23,9 @@ from luthier.store.artifacts import path_of
 from luthier.store.database import Store
 from luthier.store.models import find
 from luthier.store.traces import record_traces
+
+if TYPE_CHECKING:
+    from luthier.data.render import Renderer
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,10 @@ def serve_as(name: str, engine: Engine, store: Store, price: Price) -> Served:
         record = find(store, name)
     except NotFoundError:
         record = None
-    labels = engine.info.labels or (labels_of(store, record) if record is not None else ())
+    labels = engine.info.labels
+    if record is not None and not labels:
+        labels = labels_of(store, record)
+        engine = answer_with_labels(engine, labels, prompt_counter(store, record, engine))
     bound = bool(labels or engine.info.prompt_digest or (record is not None and record.kind == "endpoint"))
     most = record.meta.get("max_new_tokens") if record is not None else None
     return Served(
@@ -110,20 +119,44 @@ def serve_as(name: str, engine: Engine, store: Store, price: Price) -> Served:
         price=price,
         temperature=0.0 if bound else 1.0,
         max_new_tokens=most if isinstance(most, int) and most > 0 else 256,
-        tokenizer=_tokenizer_file(store, record),
+        tokenizer=_tokenizer_folder(store, record) if record is not None else None,
     )
 
 
-def _tokenizer_file(store: Store, record: ModelRecord | None) -> Path | None:
-    """The base's ``tokenizer.json``, to count what is embedded; engines do not say."""
-    if record is None or record.architecture != "encoder":
-        return None
+def prompt_counter(store: Store, record: ModelRecord, engine: Engine) -> Counter:
+    """Counts a prompt's tokens as ``engine`` reads it, with its own renderer; for answers that come from scores."""
+    rewrite = getattr(engine, "rewrite", None)  # a strategy's: what the inner engine is asked instead
+
+    @cache
+    def renderer() -> Renderer | None:
+        from luthier.models.load import load_renderer
+
+        folder = _tokenizer_folder(store, record)
+        return load_renderer(folder) if folder is not None else None
+
+    def count(prompt: Prompt) -> int:
+        known = renderer()
+        return len(known.prompt_ids(rewrite(prompt) if rewrite else prompt)) if known is not None else 0
+
+    return count
+
+
+def _tokenizer_folder(store: Store, record: ModelRecord) -> Path | None:
+    """Where a stored model's tokenizer is: with its weights, or with those that it was made from."""
+    names = [record.meta.get("target"), record.base] if record.kind in ("endpoint", "export") else [record.base]
     try:
-        base = find(store, record.base) if record.base else record
-        path = path_of(store, base.digest) / "tokenizer.json"
+        folder = path_of(store, record.digest) if record.digest else None
     except LuthierError:
-        return None
-    return path if path.is_file() else None
+        folder = None
+    if folder is not None and (folder / "tokenizer.json").is_file():
+        return folder
+    for name in names:
+        if isinstance(name, str) and name != record.name:
+            try:
+                return _tokenizer_folder(store, find(store, name))
+            except NotFoundError:
+                continue
+    return None
 
 
 def labels_of(store: Store, record: ModelRecord) -> tuple[str, ...]:

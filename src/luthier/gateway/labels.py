@@ -1,0 +1,122 @@
+"""Models that answer a closed set of labels: served the way they were proven.
+
+Evaluation takes the likeliest label by the log-probability of its whole text (``evaluation/loop.py``). A decoder that wrote freely
+instead could say something else, or no label at all, so what is served scores the labels too.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from luthier.core.engine import (
+    GENERATE,
+    SCORE,
+    STREAM,
+    ContinuationScore,
+    Delta,
+    Engine,
+    EngineInfo,
+    Generation,
+    Sampling,
+    ScoreRequest,
+    Vectors,
+)
+from luthier.core.errors import EngineError
+from luthier.core.message import Prompt
+from luthier.core.run import Progress, no_progress
+
+Counter = Callable[[Prompt], int]
+
+
+def answer_with_labels(engine: Engine, labels: Sequence[str], count: Counter | None = None) -> Engine:
+    """``engine``, answering with one of ``labels``; itself when there are none, it does so anyway, or it cannot score.
+
+    ``count`` gives the tokens of a prompt, for the counts of an answer.
+    """
+    info = engine.info
+    if not labels or info.labels or SCORE not in info.capabilities:
+        return engine
+    return LabelEngine(engine, tuple(labels), count)
+
+
+class LabelEngine:
+    """``inner``, whose only answers are ``labels``: the likeliest, the first of equals, or with a temperature one drawn."""
+
+    def __init__(self, inner: Engine, labels: tuple[str, ...], count: Counter | None) -> None:
+        self.inner = inner
+        self._labels = labels
+        self._count = count
+        self._info = inner.info.with_(labels=labels, capabilities=inner.info.capabilities | {GENERATE, STREAM})
+
+    @property
+    def info(self) -> EngineInfo:
+        """The inner engine's, with the labels."""
+        return self._info
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
+    ) -> list[Generation]:
+        """One label a prompt. Raises EngineError when a log-probability is not a number."""
+        start = time.perf_counter()
+        scored = self.inner.score([ScoreRequest(prompt, self._labels) for prompt in prompts], progress)
+        chance = np.random.default_rng(sampling.seed)
+        took = time.perf_counter() - start
+        return [
+            self._generation(prompt, row, _choose([each.logprob for each in row], sampling, chance), sampling, took)
+            for prompt, row in zip(prompts, scored, strict=True)
+        ]
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:
+        """The label in one piece."""
+        answer = self.generate([prompt], sampling)[0]
+        return iter([Delta(answer.text), Delta("", answer)])
+
+    def score(
+        self, requests: Sequence[ScoreRequest], progress: Progress = no_progress
+    ) -> list[tuple[ContinuationScore, ...]]:
+        """The inner engine's."""
+        return self.inner.score(requests, progress)
+
+    def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> Vectors:
+        """The inner engine's."""
+        return self.inner.embed(texts, progress)
+
+    def close(self) -> None:
+        """Close the inner engine."""
+        self.inner.close()
+
+    def _generation(
+        self, prompt: Prompt, row: Sequence[ContinuationScore], chosen: int, sampling: Sampling, took: float
+    ) -> Generation:
+        text = self._labels[chosen]
+        ends = [text.index(stop) for stop in sampling.stop if stop in text]
+        return Generation(
+            text=text[: min(ends)] if ends else text,
+            token_ids=(),
+            prompt_token_ids=(),
+            finish_reason="stop",
+            logprob=row[chosen].logprob,
+            first_token_s=took,
+            latency_s=took,
+            prompt_tokens=self._count(prompt) if self._count is not None else 0,
+            completion_tokens=row[chosen].tokens,
+        )
+
+
+def _choose(logprobs: Sequence[float], sampling: Sampling, chance: np.random.Generator) -> int:
+    """The index of the likeliest label, or one drawn with temperature, top_k and top_p."""
+    if any(math.isnan(each) for each in logprobs):
+        raise EngineError("a label's log-probability is not a number")
+    best = max(range(len(logprobs)), key=lambda index: logprobs[index])
+    if sampling.temperature == 0.0 or logprobs[best] == -math.inf:
+        return best
+    shares = np.exp((np.asarray(logprobs) - logprobs[best]) / sampling.temperature)
+    order = np.argsort(-shares, kind="stable")[: sampling.top_k or None]
+    kept = shares[order] / shares[order].sum()
+    within = np.cumsum(kept) - kept < sampling.top_p - 1e-9  # the likeliest always is
+    drawn = chance.choice(order[within], p=kept[within] / kept[within].sum())
+    return int(drawn)

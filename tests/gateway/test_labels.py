@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from luthier.core.engine import GENERATE, SCORE, STREAM, ContinuationScore, Sampling
+from luthier.core.errors import EngineError
+from luthier.core.message import user
+from luthier.gateway.labels import answer_with_labels
+
+LABELS = ("billing", "refund", "late delivery")
+ASKED = user("pay me back")
+
+
+@pytest.fixture
+def scorer(scripted: Any) -> Any:
+    """An engine that would say prose, and scores the labels as it is told."""
+
+    class Scorer(scripted):
+        logprobs = (-3.0, -1.0, -2.0)
+
+        def score(self, requests: Any, progress: Any = None) -> Any:
+            return [tuple(ContinuationScore(each, 2) for each in self.logprobs) for _ in requests]
+
+    return Scorer(capabilities=frozenset({GENERATE, STREAM, SCORE}))
+
+
+def test_the_likeliest_label_answers(scorer: Any) -> None:
+    engine = answer_with_labels(scorer, LABELS, lambda prompt: 7)
+    assert engine.info.labels == LABELS
+    first, second = engine.generate([ASKED, "raw text"], Sampling())
+    assert (first.text, first.logprob, first.prompt_tokens, first.completion_tokens) == ("refund", -1.0, 7, 2)
+    assert second.text == "refund"
+    deltas = list(engine.stream(ASKED, Sampling()))
+    assert "".join(delta.text for delta in deltas) == "refund"
+    assert deltas[-1].generation.text == "refund"
+
+
+def test_the_answer_is_the_one_that_evaluation_counts(make_fake: Any) -> None:
+    """Same engine, same labels: evaluation's way of asking and the served one agree, ties included."""
+    from luthier.core.dataset import Dataset, Example, Splits
+    from luthier.core.task import PromptTemplate, Task
+    from luthier.evaluation.loop import AskLabels
+
+    texts = [f"ticket {number}: {LABELS[number % 3]} or something" for number in range(30)] + ["nothing"]
+    examples = tuple(Example(str(n), user(text), "refund") for n, text in enumerate(texts))
+    empty = Dataset("d", "labelled", ())
+    task = Task("t", "classify", Splits(empty, empty, empty), PromptTemplate(labels=LABELS), (("exact", {}),))
+    engine = make_fake("fake")
+    counted = [answer.text for answer in AskLabels(engine, task)(examples, lambda *_: None)]
+    served = answer_with_labels(engine, LABELS).generate([e.messages for e in examples], Sampling())
+    assert [generation.text for generation in served] == counted
+    assert len(set(counted)) > 1
+
+
+def test_equal_labels_go_to_the_first(scorer: Any) -> None:
+    scorer.logprobs = (-1.0, -1.0, -1.0)
+    assert answer_with_labels(scorer, LABELS).generate([ASKED], Sampling())[0].text == "billing"
+
+
+def test_with_a_temperature_labels_are_drawn_by_their_share(scorer: Any) -> None:
+    engine = answer_with_labels(scorer, LABELS)
+    drawn = Counter(g.text for g in engine.generate([ASKED] * 4000, Sampling(temperature=0.5, seed=1)))
+    weights = [math.exp(each / 0.5) for each in scorer.logprobs]
+    for label, weight in zip(LABELS, weights, strict=True):
+        assert drawn[label] / 4000 == pytest.approx(weight / sum(weights), abs=0.03)
+    again = Counter(g.text for g in engine.generate([ASKED] * 4000, Sampling(temperature=0.5, seed=1)))
+    assert drawn == again
+
+
+@pytest.mark.parametrize(
+    ("limits", "possible"),
+    [({"top_k": 1}, {"refund"}), ({"top_k": 2}, {"refund", "late delivery"}), ({"top_p": 0.01}, {"refund"}),
+     ({"top_p": 0.8}, {"refund", "late delivery"}), ({}, set(LABELS))],
+)  # fmt: skip
+def test_top_k_and_top_p(scorer: Any, limits: dict[str, Any], possible: set[str]) -> None:
+    made = answer_with_labels(scorer, LABELS).generate([ASKED] * 500, Sampling(temperature=1.0, seed=3, **limits))
+    assert {g.text for g in made} == possible
+
+
+def test_stop_cuts(scorer: Any) -> None:
+    scorer.logprobs = (-3.0, -2.0, -1.0)
+    assert answer_with_labels(scorer, LABELS).generate([ASKED], Sampling(stop=(" deliv",)))[0].text == "late"
+
+
+def test_not_a_number_is_an_error(scorer: Any) -> None:
+    scorer.logprobs = (-3.0, math.nan, -1.0)
+    with pytest.raises(EngineError):
+        answer_with_labels(scorer, LABELS).generate([ASKED], Sampling())
+
+
+def test_engines_that_need_no_help_stay_as_they_are(scorer: Any, scripted: Any, make_fake: Any) -> None:
+    assert answer_with_labels(scorer, ()) is scorer
+    unable = scripted()
+    assert answer_with_labels(unable, LABELS) is unable
+    closed = make_fake("fake", labels=LABELS)
+    assert answer_with_labels(closed, LABELS) is closed
