@@ -14,7 +14,6 @@ import luthier
 from luthier.core.engine import Engine, Sampling
 from luthier.core.errors import EngineError, InputError, MismatchError, NotFoundError, UnsupportedError
 from luthier.core.message import last_user_text, user
-from luthier.core.model import ModelRecord
 from luthier.core.run import no_progress
 from luthier.core.task import Task
 from luthier.engines.fake import Config as FakeConfig
@@ -24,7 +23,6 @@ from luthier.evaluation.records import RECORDS, load_records, read_records
 from luthier.evaluation.result import EvalResult
 from luthier.store.database import Store, open_store
 from luthier.store.lineage import lineage
-from luthier.store.models import register
 from luthier.store.runs import find_run, folder, list_runs
 from luthier.strategies.zero_shot import wrap
 from luthier.tasks.own import read_task
@@ -130,6 +128,15 @@ def test_equal_work_is_not_done_twice(store: Store, task: Task) -> None:
     fresh = evaluate(engine, task, store=store, fresh=True)
     assert fresh.run.id != first.run.id
     assert fresh.scores == first.scores
+
+
+def test_an_engine_that_does_not_say_what_it_is_is_asked_anew(store: Store, task: Task) -> None:
+    engine = Counted()
+    engine._info = engine._info.with_(model_digest="")
+    first = evaluate(engine, task, store=store)
+    second = evaluate(engine, task, store=store)
+    assert second.run.id != first.run.id
+    assert len(engine.asked) == 2 * (len(task.examples("test")) + 22)
 
 
 def test_other_work_is_other_work(store: Store, task: Task, path: Path) -> None:
@@ -306,30 +313,3 @@ class TestOnTinyModels:
     def test_an_encoder_without_a_head_is_refused(self, tiny_encoder: str, task: Task) -> None:
         with pytest.raises(UnsupportedError, match="tiny-encoder"):
             evaluate(tiny_encoder, task, limit=5)
-
-
-def test_memory_is_what_the_files_hold_when_the_engine_does_not_say(store: Store, task: Task, tmp_path: Path) -> None:
-    from luthier.core.engine import EngineInfo
-    from luthier.evaluation.latency import weights_mb
-    from luthier.store.artifacts import put, staged
-
-    def add(name: str, size: int, **more: object) -> None:
-        with staged(store) as place:
-            (place / "model.safetensors").write_bytes(os.urandom(size))
-            (place / "tokenizer.json").write_text("{}")
-            digest, _ = put(store, place)
-        register(store, ModelRecord(name, digest=digest, architecture="decoder", **more))  # type: ignore[arg-type]
-
-    add("base", 2_000_000, kind="base")
-    add("light", 500_000, kind="adapter", base="base", meta={"saves": "adapter"})
-    add("whole", 2_000_000, kind="adapter", base="base", meta={"saves": "weights"})
-    add("served", 1, kind="endpoint", meta={"target": "light"})
-
-    def held(name: str, *meta: tuple[str, object]) -> float | None:
-        return weights_mb(store, EngineInfo(name, "torch", frozenset(), meta=meta))
-
-    assert held("base") == 2.0
-    assert held("light") == 2.5 == held("served")
-    assert held("whole") == 2.0
-    assert held("openai:x@http://y") is None
-    assert held("base", ("weights_mb", 4.5)) == 4.5

@@ -55,7 +55,7 @@ def evaluate(
     ``{"name": ..., options}``; left out, a model that brings its own prompt (an endpoint, a tuned model) is asked with that, an
     encoder with the bare text, and everything else zero-shot with the task's prompt. ``limit`` takes the first examples only.
     ``options`` are the engine's. Equal work is not done twice: a finished run is returned, an interrupted one continued, unless
-    ``fresh``.
+    ``fresh``, or the engine does not say exactly what it is (its info has no model digest).
 
     Raises InputError for a split without examples or an unknown name, MismatchError when the model's labels are not the task's,
     EngineError when the engine fails; what was answered until then is kept.
@@ -160,7 +160,7 @@ class _Work:
 
     def run(self, fresh: bool) -> EvalResult:
         key = self.key()
-        run, records = (None, []) if fresh else self._found(key)
+        run, records = (None, []) if fresh or not self._identified() else self._found(key)
         if run is not None and run.status == "done" and len(records) == len(self.examples):
             self.progress("evaluate", len(records), len(records))
             return EvalResult.from_run(run, records)
@@ -170,6 +170,10 @@ class _Work:
         else:
             run = resume(self.store, run.id)
         return self._finish(run, records)
+
+    def _identified(self) -> bool:
+        """Whether an equal key means equal answers. A remote API has no digest to give; its name and address must do."""
+        return bool(self.info.model_digest) or self.info.model.partition(":")[0] == "openai"
 
     def _found(self, key: str) -> tuple[Run | None, list[Record]]:
         """The run of equal work that got furthest, unless a living process is at it."""

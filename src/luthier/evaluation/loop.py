@@ -36,6 +36,7 @@ from luthier.scorers import exact
 
 SCORE_BLOCK = 128
 GENERATE_BLOCK = 32
+_LEAST = -1e9  # stands for minus infinity, which JSON cannot write
 _SAME_LABEL = exact.Config(casefold=True, punctuation=True)
 
 
@@ -247,7 +248,7 @@ def _record(index: int, example: Example, answer: Answer, scorers: Sequence[Scor
         answer=answer.text,
         scores=scores,
         details=details,
-        logprobs={label: round(value, 6) for label, value in answer.logprobs},
+        logprobs={label: round(max(value, _LEAST), 6) for label, value in answer.logprobs if not math.isnan(value)},
         parsed=answer.parsed,
         tie=answer.tie,
         latency_s=answer.latency_s,

@@ -64,9 +64,14 @@ class Entry:
 def standing_of(store: Store, entry: Entry) -> Standing:
     """The entrant's line on the board, not ranked yet."""
     planned, entrant = entry.planned, entry.planned.entrant
-    settings = {k: v for k, v in entrant.as_dict().items() if v and k not in ("name", "model")}
+    settings: dict[str, Any] = {
+        "engine": entrant.engine,
+        **({"strategy": entrant.strategy} if entrant.strategy else {}),
+    }
     if planned.job is not None:
-        settings["resolved"] = planned.job.values()["train"]
+        settings |= {
+            part: value for part, value in planned.job.values().items() if part in ("method", "objective", "train")
+        }
     common = Standing(
         name=entrant.name,
         way=entrant.way,
@@ -98,14 +103,16 @@ def standing_of(store: Store, entry: Entry) -> Standing:
         latency_p95_s=result.latency.get("p95_s"),
         weights_mb=result.memory.get("weights_mb"),
         eval_run=result.run.id,
-        settings=settings | {"engine": ran["engine"]["name"]},
+        settings=settings | {"engine": ran["engine"]["name"], "strategy": ran["strategy"]},
         digests=digests,
     )
 
 
 def _cost(store: Store, entry: Entry) -> dict[str, Any]:
-    """What training took and left behind."""
+    """What training took and left behind, this tournament's or an earlier one's."""
     base = entry.planned.base
+    while base is not None and base.kind == "endpoint":
+        base = find(store, str(base.meta.get("target", "")))
     if entry.planned.job is None:
         made = base.meta.get("trainable_parameters", 0) if base is not None and base.kind == "adapter" else 0
         return {"trainable_parameters": made, "artifact_mb": base.size_bytes / 1e6 if made and base else 0.0}
