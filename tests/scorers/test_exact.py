@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from luthier.scorers.exact import Config, normalise, score
 
@@ -33,7 +35,8 @@ def test_the_detail_shows_what_was_compared() -> None:
     assert score("A. ", "a", Config(casefold=True, punctuation=True)).detail == {"answer": "a", "target": "a"}
 
 
-def test_normalising_twice_changes_nothing() -> None:
-    config = Config(casefold=True, punctuation=True)
-    once = normalise("  The  Answer: (B)! ", config)
-    assert once == "the answer b" == normalise(once, config)
+@given(st.text(), st.builds(Config, strip=st.booleans(), casefold=st.booleans(), punctuation=st.booleans()))
+def test_normalising_twice_changes_nothing(text: str, config: Config) -> None:
+    once = normalise(text, config)
+    assert normalise(once, config) == once
+    assert score(text, once, config).value == 1.0

@@ -14,7 +14,16 @@ def test_counts(value: float | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "–"), (0.0042, "4.2 ms"), (0.0421, "42 ms"), (0.9994, "999 ms"), (1.25, "1.2 s")]
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.00002, "< 0.1 ms"),
+        (0.0042, "4.2 ms"),
+        (0.00996, "10 ms"),
+        (0.0421, "42 ms"),
+        (0.9994, "999 ms"),
+        (1.25, "1.2 s"),
+    ],
 )
 def test_latency(value: float | None, text: str) -> None:
     assert figures.milliseconds(value) == text

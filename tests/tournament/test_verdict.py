@@ -102,10 +102,24 @@ def test_answers_that_were_no_labels_are_told() -> None:
     verdict = verdict_on(
         standing("zero_shot", 0.3, counts={"examples": 50, "unparsed": 12, "errors": 1}), standing("full", 0.8)
     )
-    assert "zero_shot has 12 answers that were none of the labels; they count as wrong." in verdict.reasons
-    assert "zero_shot has 1 examples that the engine refused; they count as wrong." in verdict.reasons
+    assert "zero_shot: 12 of its answers were none of the labels and count as wrong." in verdict.reasons
+    assert "zero_shot: 1 of the examples were refused by its engine and count as wrong." in verdict.reasons
 
 
 def test_many_that_cannot_be_told_apart_are_counted() -> None:
     verdict = verdict_on(*(standing(f"e{i}", 0.8 - i / 1000) for i in range(6)))
     assert "and 2 more: keep" in verdict.sentence
+
+
+def test_a_little_less_latency_decides_nothing() -> None:
+    verdict = verdict_on(standing("x", 0.8, latency_p50_s=0.0050), standing("y", 0.79, latency_p50_s=0.0049))
+    assert verdict.keep == "x", "of equally simple ones, the better score"
+    halved = verdict_on(standing("x", 0.8, latency_p50_s=0.0050), standing("y", 0.79, latency_p50_s=0.0020))
+    assert halved.keep == "y"
+    assert halved.reasons[0] == "y is simpler than x: it answers in 2.0 ms against 5.0 ms."
+
+
+def test_equal_answers_are_told_as_such() -> None:
+    a, b = standing("a", 0.8), standing("b", 0.8)
+    verdict = decide((a, b), [Comparison("a", "b", 0.0, 0.0, 0.0, 1.0, 1.0)], "accuracy")
+    assert "Their answers score alike on all 280 test examples." in verdict.reasons

@@ -55,7 +55,9 @@ def milliseconds(seconds: float | None) -> str:
         return DASH
     if seconds >= 1:
         return f"{seconds:.1f} s"
-    return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
+    if seconds < 0.0001:
+        return "< 0.1 ms"
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.00995 else f"{seconds * 1000:.1f} ms"
 
 
 def duration(seconds: float | None) -> str:

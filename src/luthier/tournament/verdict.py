@@ -1,7 +1,8 @@
 """The verdict: who leads, what a paired test can tell apart, and which entrant to keep.
 
 The rule, also printed with every verdict: of all entrants that the test cannot tell from the leader, keep the simplest. Simpler is
-what needs no training before what does; then the smaller base model; then fewer trained parameters; then the shorter latency.
+what needs no training before what does; then the smaller base model; then fewer trained parameters; then about half the latency (less
+is noise, and the verdict should be the same tomorrow). Of equally simple ones, the better score.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from luthier.tournament.figures import count, interval, megabytes, metric, milli
 LEVEL = 0.05
 RULE = (
     "Of all entrants that a paired test cannot tell from the leader, keep the simplest: no training before training, then the "
-    "smaller base model, then fewer trained parameters, then the shorter latency."
+    "smaller base model, then fewer trained parameters, then half the latency."
 )
 TEST = (
     "paired bootstrap over the test examples, two-sided, Holm-adjusted over all pairs of entrants (the leader is picked by looking), "
@@ -53,7 +54,7 @@ def simplicity(standing: Standing) -> tuple[float, ...]:
         float(standing.trained),
         known(standing.base_mb),
         known(standing.trainable_parameters),
-        known(standing.latency_p50_s),
+        known(standing.latency_p50_s and round(math.log2(standing.latency_p50_s))),
     )
 
 
@@ -112,21 +113,21 @@ def _reasons(
     if keep is not leader:
         out.append(f"{keep.name} is simpler than {leader.name}: {_simpler(keep, leader)}.")
     if level:
-        closest = max((against[s.name] for s in level), key=lambda c: c.high - c.low)
-        visible = _POWER * (closest.high - closest.low) / (2 * 1.96)
+        widest = max(against[s.name].high - against[s.name].low for s in level)
+        visible = _POWER * widest / (2 * 1.96)
         examples = leader.counts.get("examples", 0)
         out.append(
-            f"No detectable difference is not proof of equality: with {examples} test examples, a true difference under about "
+            f"Their answers score alike on all {examples} test examples."
+            if widest == 0
+            else f"No detectable difference is not proof of equality: with {examples} test examples, a true difference under about "
             f"{visible:.2f} would often go unnoticed."
         )
     for standing in done:
-        for what, word in (
-            ("unparsed", "answers that were none of the labels"),
-            ("errors", "examples that the engine refused"),
-        ):
-            number = standing.counts.get(what, 0)
-            if number:
-                out.append(f"{standing.name} has {number} {word}; they count as wrong.")
+        unparsed, refused = standing.counts.get("unparsed", 0), standing.counts.get("errors", 0)
+        if unparsed:
+            out.append(f"{standing.name}: {unparsed} of its answers were none of the labels and count as wrong.")
+        if refused:
+            out.append(f"{standing.name}: {refused} of the examples were refused by its engine and count as wrong.")
     return out
 
 
