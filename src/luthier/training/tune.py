@@ -143,6 +143,7 @@ def _execute(
     replace: bool,
 ) -> tuple[ModelRecord, dict[str, Any]]:
     """Load, train, save, register. Heavy imports happen here."""
+    from luthier.models.fused import fused
     from luthier.training import checkpoint
     from luthier.training.loop import train
     from luthier.training.memory import peak_mb, reset_peak
@@ -176,6 +177,7 @@ def _execute(
             if metrics is not None:
                 metrics(record)
 
+        stack.enter_context(fused(model.module))
         outcome = train(
             model.module,
             work,
@@ -303,9 +305,9 @@ def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, 
             "trainable_parameters": trainable,
         },
     )
-    record = register(store, record, replace=replace)
+    register(store, record, replace=replace)
     record_edge(store, Node("run", run.id, job.name), "made", Node("model", record.name))
-    return record
+    return find(store, record.name)
 
 
 def _summary(start: Start, outcome: Outcome, peak_mb: float) -> dict[str, Any]:
