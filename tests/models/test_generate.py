@@ -54,7 +54,8 @@ def test_rows_of_different_lengths_answer_as_alone(model: LlamaForCausalLM) -> N
     prompts = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [30, 31, 32, 33]]
     limits = [12, 30, 3, 7]  # rows leave the batch at different times
     expected = [reference(model, p, n) for p, n in zip(prompts, limits, strict=True)]
-    assert run(model, prompts, limits) == expected
+    for read_tokens in (1, 12, 1024):  # prompts go through the model in groups
+        assert run(model, prompts, limits, read_tokens=read_tokens) == expected
     assert [run(model, [p], [n])[0] for p, n in zip(prompts, limits, strict=True)] == expected
 
 
@@ -65,7 +66,8 @@ def test_a_shared_prefix_changes_nothing(model: LlamaForCausalLM) -> None:
     shared, prefix = shared_prefix(model, prompts, CPU, PrefixMemory(), None)
     assert shared == 20
     expected = [reference(model, p, n) for p, n in zip(prompts, limits, strict=True)]
-    assert run(model, prompts, limits, prefix=prefix, shared=shared) == expected
+    for read_tokens in (1, 4, 1024):
+        assert run(model, prompts, limits, prefix=prefix, shared=shared, read_tokens=read_tokens) == expected
     assert run(model, prompts[1:2], limits[1:2], prefix=prefix, shared=11)[0] == expected[1]
 
 

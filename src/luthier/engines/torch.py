@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -45,17 +46,21 @@ from luthier.models.score import Row, score_batches
 if TYPE_CHECKING:
     from luthier.engines._target import EngineTarget
 
+_MOST_ROWS = 64
+"""Answers that are decoded together; beyond that a step takes longer in proportion."""
+
 
 class Config(EntryConfig):
     """``dtype`` auto is bf16 where the hardware computes in it, else fp32; ``device`` auto, cpu, cuda, cuda:N or mps.
 
-    ``max_batch_tokens`` bounds what is computed together, padding and new tokens included. ``threads`` of the CPU (for the whole
-    process); left out, the physical cores.
+    ``max_batch_tokens`` bounds what one forward reads, padding included; left out, 1024 on a CPU (more overflows its caches) and
+    16384 elsewhere. Answers are decoded together up to eight times as many tokens, new ones included. ``threads`` of the CPU (for
+    the whole process); left out, the physical cores.
     """
 
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     device: str = "auto"
-    max_batch_tokens: int = Field(default=8192, ge=1)
+    max_batch_tokens: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
 
 
@@ -81,14 +86,15 @@ def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the nam
     try:
         with base.using(key) as loaded:
             info = _info(model.name, record, loaded, key)
+            most = config.max_batch_tokens or (1024 if loaded.device.type == "cpu" else 16384)
     except BaseException:
         base.leave(key)
         raise
     if record.architecture == "encoder":
         from luthier.engines._encoder import EncoderEngine
 
-        return EncoderEngine(base, key, info, config.max_batch_tokens)
-    return DecoderEngine(base, key, info, config.max_batch_tokens)
+        return EncoderEngine(base, key, info, most)
+    return DecoderEngine(base, key, info, most)
 
 
 def _share(model: EngineTarget, record: ModelRecord, config: Config) -> tuple[SharedBase, str | None]:
@@ -282,13 +288,15 @@ class DecoderEngine:
 
     def _batches(self, lengths: list[int], limits: list[int]) -> Iterator[list[int]]:
         """Rows to decode together. Models with windowed layers take rows of one length only."""
+        most = 8 * self._max_batch_tokens
         if self._full_attention:
             sizes = [length + limit for length, limit in zip(lengths, limits, strict=True)]
-            yield from order_by_length(sizes, self._max_batch_tokens)
+            yield from order_by_length(sizes, most, max_rows=_MOST_ROWS)
             return
         for length in sorted(set(lengths), reverse=True):
             rows = [i for i, own in enumerate(lengths) if own == length]
-            yield from order_by_length([length + limits[i] for i in rows], self._max_batch_tokens, names=rows)
+            sizes = [length + limits[i] for i in rows]
+            yield from order_by_length(sizes, most, max_rows=_MOST_ROWS, names=rows)
 
     def _decode(
         self, answers: Sequence[_Answer], sampling: Sampling, shared: int, prefix: KeysValues | None
@@ -296,11 +304,12 @@ class DecoderEngine:
         """Fill ``answers``; after each step yields the first one's new text, with the model free for others meanwhile."""
         batch = Answering(
             [answer.prompt for answer in answers],
-            sampling,
+            replace(sampling, max_new_tokens=max(answer.limit for answer in answers)),
             self._device,
             prefix=prefix,
             shared=shared,
             full_attention=self._full_attention,
+            read_tokens=self._max_batch_tokens,
         )
         for answer in answers:
             answer.begin()

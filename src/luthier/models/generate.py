@@ -7,6 +7,7 @@ answers, and an evaluation can stop rows one by one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,42 +22,59 @@ FIRST_ROOM = 256
 """New tokens that the cache has room for at once; it doubles when they were not enough."""
 
 
+@dataclass
+class _Place:
+    """Where the next keys and values go: rows of the batch, and the column of the first new token. All layers look here."""
+
+    rows: slice
+    start: int
+
+
 class _Slab(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values in a buffer with room to grow: appending writes, it does not copy."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, place: _Place, rows: int, room: int) -> None:
         super().__init__()
-        self._room, self._length = room, 0
+        self._place, self._rows, self._room = place, rows, room
+        self._buffers: list[torch.Tensor] = []
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append and return views of all keys and values so far."""
-        start, end = self._length, self._length + key_states.shape[-2]
+        """Write at the place; returns views of all keys and values of its rows so far."""
+        start, end = self._place.start, self._place.start + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._buffers = [self._new(key_states, max(self._room, end)), self._new(value_states, max(self._room, end))]
+            self._buffers = [self._new(states, max(self._room, end)) for states in (key_states, value_states)]
         elif end > self._buffers[0].shape[-2]:
-            self._grow(max(end, 2 * self._buffers[0].shape[-2]))
-        self._buffers[0][:, :, start:end] = key_states
-        self._buffers[1][:, :, start:end] = value_states
-        self._length = end
-        self.keys, self.values = self._buffers[0][:, :, :end], self._buffers[1][:, :, :end]
+            self._grow(2 * end)
+        self.keys, self.values = (buffer[self._place.rows, :, :end] for buffer in self._buffers)
+        self.keys[:, :, start:] = key_states
+        self.values[:, :, start:] = value_states
         return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Tokens before the place."""
+        return self._place.start if self.is_initialized else 0
 
     def batch_select_indices(self, rows: torch.Tensor) -> None:
         """Go on with these rows only."""
         self._buffers = [buffer[rows] for buffer in self._buffers]
-        self.keys, self.values = (buffer[:, :, : self._length] for buffer in self._buffers)
+
+    def first_row(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of the first row's first ``length`` keys and values."""
+        keys, values = (buffer[:1, :, :length].clone() for buffer in self._buffers)
+        return keys, values
 
     def _grow(self, room: int) -> None:
         for number, old in enumerate(self._buffers):
-            self._buffers[number] = self._new(old, room)
-            self._buffers[number][:, :, : self._length] = old[:, :, : self._length]
+            self._buffers[number] = old.new_zeros(*old.shape[:2], room, old.shape[3])
+            self._buffers[number][:, :, : old.shape[2]] = old
 
-    @staticmethod
-    def _new(like: torch.Tensor, room: int) -> torch.Tensor:
-        return like.new_empty(*like.shape[:2], room, like.shape[3])
+    def _new(self, like: torch.Tensor, room: int) -> torch.Tensor:
+        return like.new_zeros(
+            self._rows, like.shape[1], room, like.shape[3]
+        )  # zeros: what is masked must still be a number
 
 
 class Answering:
@@ -75,15 +93,17 @@ class Answering:
         prefix: KeysValues | None = None,
         shared: int = 0,
         full_attention: bool = True,
+        read_tokens: int = 1024,
     ) -> None:
         self.rows = list(range(len(prompts)))
         self._prompts = [list(prompt) for prompt in prompts]
         self._sampler = Sampler(sampling, self._prompts, device)
         self._device, self._prefix, self._shared = device, prefix, shared
-        self._full_attention = full_attention
+        self._full_attention, self._read_tokens = full_attention, read_tokens
         self._lengths = torch.tensor([len(prompt) for prompt in self._prompts], device=device)
         self._width = int(self._lengths.max()) if prompts else 0
         self._finished: set[int] = set()
+        self._place = _Place(slice(None), 0)
         self._cache: Any = None
         self._unseen: torch.Tensor | None = (
             None  # (rows, 1, 1, kv) additive: hides the padding; None when there is none
@@ -111,45 +131,68 @@ class Answering:
         return len(self._finished) == len(self._prompts)
 
     def prompt_cache(self) -> KeysValues:
-        """Keys and values of the first row's prompt, for another prompt that begins with it. Only of a batch of one row."""
-        length = len(self._prompts[0])
-        return [
-            (layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone()) for layer in self._cache.layers
-        ]
+        """Keys and values of the prompt of a batch of one row, for another prompt that begins with it."""
+        return [layer.first_row(len(self._prompts[0])) for layer in self._cache.layers]
 
     def _read(self, module: Any) -> torch.Tensor:
-        """Read the prompts, padded on the left after the shared prefix; hidden state of each last token."""
-        own = self._width - self._shared
-        ids = torch.zeros(len(self.rows), own, dtype=torch.long)
-        for number, prompt in enumerate(self._prompts):
-            tokens = prompt[self._shared :]
-            ids[number, own - len(tokens) :] = torch.tensor(tokens)
-        self._cache = self._new_cache(module)
-        padding = (self._width - self._lengths)[:, None]
-        places = torch.arange(own, device=self._device)[None]
-        positions = (places - padding).clamp(min=0) + self._shared
-        mask = None
+        """Read the prompts; hidden state of each one's last token, (rows, width).
+
+        Every prompt ends at the same column, its padding on the left after the shared prefix. Rows go through the model in groups of
+        at most ``read_tokens``: larger ones are slower on a CPU, whose caches they overflow.
+        """
         kind = next(module.parameters()).dtype
-        least = torch.finfo(kind).min
+        padding = self._width - self._lengths
         if bool(padding.any()):
             capacity = self._width + self._sampler.sampling.max_new_tokens
+            hidden_columns = torch.arange(self._width - self._shared, device=self._device)[None] < padding[:, None]
             self._unseen = torch.zeros(len(self.rows), 1, 1, capacity, dtype=kind, device=self._device)
-            hidden_pad = places < padding
-            self._unseen[:, 0, 0, self._shared : self._width] = hidden_pad.to(kind) * least
+            self._unseen[:, 0, 0, self._shared : self._width].masked_fill_(hidden_columns, torch.finfo(kind).min)
+        self._cache = self._new_cache(module)
+        out = []
+        for group in self._groups():
+            out.append(self._read_group(module, group, kind))
+        self._place.rows, self._place.start = slice(None), self._width
+        return torch.cat(out)
+
+    def _groups(self) -> list[slice]:
+        """Rows in order, in groups whose padded size is within ``read_tokens``; one group when the cache cannot be cut."""
+        if not self._full_attention:
+            return [slice(0, len(self.rows))]
+        out, first, widest = [], 0, 0
+        for row, prompt in enumerate(self._prompts):
+            widest = max(widest, len(prompt) - self._shared)
+            if row > first and widest * (row - first + 1) > self._read_tokens:
+                out.append(slice(first, row))
+                first, widest = row, len(prompt) - self._shared
+        return [*out, slice(first, len(self._prompts))]
+
+    def _read_group(self, module: Any, rows: slice, kind: torch.dtype) -> torch.Tensor:
+        prompts = self._prompts[rows]
+        own = max(map(len, prompts)) - self._shared
+        ids = torch.zeros(len(prompts), own, dtype=torch.long)
+        for number, prompt in enumerate(prompts):
+            tokens = prompt[self._shared :]
+            ids[number, own - len(tokens) :] = torch.tensor(tokens)
+        self._place.rows, self._place.start = rows, self._width - own
+        positions = torch.arange(own, device=self._device)[None] + (self._lengths[rows, None] - own)
+        mask = None
         if self._unseen is not None or self._shared:
-            causal = torch.full((own, own), least, dtype=kind, device=self._device).triu(1)
-            causal = torch.cat([causal.new_zeros(own, self._shared), causal], dim=1)[None, None]
-            mask = causal if self._unseen is None else torch.minimum(causal, self._unseen[..., : self._width])
-        hidden = hidden_states(module, ids.to(self._device), position_ids=positions, mask=mask, cache=self._cache)
+            causal = torch.full((own, own), torch.finfo(kind).min, dtype=kind, device=self._device).triu(1)
+            causal = torch.cat([causal.new_zeros(own, self._width - own), causal], dim=1)[None, None]
+            mask = causal if self._unseen is None else torch.minimum(causal, self._unseen[rows, ..., : self._width])
+        hidden = hidden_states(
+            module, ids.to(self._device), position_ids=positions.clamp(min=0), mask=mask, cache=self._cache
+        )
         return hidden[:, -1]
 
     def _new_cache(self, module: Any) -> Any:
         config = causal_model(module).config.get_text_config()
         if not self._full_attention:
             return DynamicCache(config=config)
-        cache = Cache(layers=[_Slab(self._room) for _ in range(config.num_hidden_layers)])
+        count, layers = len(self.rows), config.num_hidden_layers
+        cache = Cache(layers=[_Slab(self._place, count, self._room) for _ in range(layers)])
         if self._prefix and self._shared:
-            for number, (keys, values) in enumerate(expanded(self._prefix, self._shared, len(self.rows))):
+            for number, (keys, values) in enumerate(expanded(self._prefix, self._shared, count)):
                 cache.update(keys, values, number)
         return cache
 
@@ -159,10 +202,12 @@ class Answering:
         if len(live) <= 0.75 * len(self.rows):  # copying the cache for every single row would cost more than it saves
             self._keep(torch.tensor(live, device=self._device))
         self._width += 1
-        positions = self._lengths[:, None]
         mask = None if self._unseen is None else self._unseen[..., : self._width]
-        hidden = hidden_states(module, self._last[:, None], position_ids=positions, mask=mask, cache=self._cache)
+        hidden = hidden_states(
+            module, self._last[:, None], position_ids=self._lengths[:, None], mask=mask, cache=self._cache
+        )
         self._lengths = self._lengths + 1
+        self._place.start = self._width
         return hidden[:, -1]
 
     def _keep(self, places: torch.Tensor) -> None:

@@ -116,13 +116,13 @@ def load_folder(
     check_folder(folder)
     tokenizer = load_tokenizer(folder)
     if record.architecture == "decoder":
-        module = _pretrained("AutoModelForCausalLM", folder, kind).to(where).eval()
+        module = _pretrained("AutoModelForCausalLM", folder, kind, where).eval()
         renderer = load_renderer(folder, tokenizer)
         context = int(getattr(module.config.get_text_config(), "max_position_embeddings", 0) or 2048)
     else:
         from luthier.models.encoder import EncoderClassifier, read_max_tokens, read_pooling
 
-        body = _pretrained("AutoModel", folder, kind)
+        body = _pretrained("AutoModel", folder, kind, where)
         if getattr(body, "pooler", None) is not None:
             body.pooler = (
                 None  # sentence vectors come from the hidden states; an unread layer must not count as trained
@@ -187,7 +187,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise DataError(f"{folder}: the tokenizer files cannot be read: {error}") from error
 
 
-def _pretrained(auto_class: str, folder: Path, dtype: torch.dtype) -> Any:
+def _pretrained(auto_class: str, folder: Path, dtype: torch.dtype, where: torch.device) -> Any:
     """The bare module; every weight that the architecture needs must come from the files."""
     import transformers
     from safetensors import SafetensorError
@@ -211,11 +211,11 @@ def _pretrained(auto_class: str, folder: Path, dtype: torch.dtype) -> Any:
             f"{folder}: the weights lack {len(missing)} tensors that config.json asks for, first {missing[0]!r}",
             hint="The files do not belong together; pull the model again.",
         )
-    if getattr(module, "_supports_attention_backend", False):
+    if where.type == "cpu" and getattr(module, "_supports_attention_backend", False):
         from luthier.models.attention import register
 
         module.set_attn_implementation(register())
-    return module
+    return module.to(where)
 
 
 @contextmanager
