@@ -39,9 +39,13 @@ def serve(
 
     Adapters of one base share its memory; requests choose by the name in `model`. Ctrl-C or SIGTERM ends it in order.
     """
+    from rich.markup import escape
+
+    from luthier.cli._print import say
     from luthier.gateway.serve import serve as serve_models
 
     _log()
+    say(f"[dim]loading {escape(', '.join(models))} …[/]")
     serve_models(
         models,
         announce=_announce,

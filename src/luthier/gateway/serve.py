@@ -76,7 +76,9 @@ class Address:
         lines = [f"Serving on {self.base_url}", ""]
         for each in listed:
             said = [f"{each['id']:<{width}}", each["kind"] or "model", f"engine {each['engine']}"]
-            said += [f"{part} {each[f'{part}_digest'][:12]}" for part in ("model", "base") if each[f"{part}_digest"]]
+            said += [f"digest {each['model_digest'][:12]}"] if each["model_digest"] else []
+            if each["base_digest"] not in ("", each["model_digest"]):
+                said.append(f"on base {each['base_digest'][:12]}")
             said += [f"{len(each['labels'])} labels"] if each["labels"] else []
             lines.append("  ".join(said))
         return "\n".join(lines)
