@@ -98,15 +98,15 @@ def test_trains_what_it_says_and_nothing_else(
         assert {"head.weight", "head.bias"} <= trained
     work = prepared(model)
     before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
-    config = TrainConfig(epochs=6, batch_size=4, learning_rate=1e-2, warmup=0)
+    config = TrainConfig(epochs=20, batch_size=4, learning_rate=5e-3)
     records: list[Any] = []
     train(model.module, work, config, folder=tmp_path / "run", metrics=records.append)
     changed = {name for name, p in model.module.named_parameters() if not torch.equal(p, before[name])}
     assert changed <= trained
     unread = {name for name in trained if before[name].ndim == 2 and "position" not in name} - changed
     assert not unread, "declared trainable, never moved"
-    first, last = records[0]["loss"], records[-1]["loss"]
-    assert last < first
+    losses = [record["loss"] for record in records]
+    assert sum(losses[-4:]) < sum(losses[:4])
 
 
 @pytest.mark.parametrize(("method", "architecture"), CASES)

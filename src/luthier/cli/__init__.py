@@ -34,9 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     except LuthierError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again to go on where it stopped\n")
-        sys.exit(130)
+    except SystemExit as exit_:
+        if exit_.code == 130:  # typer turns KeyboardInterrupt into this
+            sys.stderr.write("interrupted; run the same command again to go on where it stopped\n")
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)

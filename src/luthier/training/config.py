@@ -136,9 +136,13 @@ class RunConfig(_Section):
     @classmethod
     def _shorthand(cls, values: Any) -> Any:
         """``method: lora`` means ``method: {name: lora}``, ``model: smollm2-135m`` means ``model: {base: smollm2-135m}``."""
-        if isinstance(values, Mapping):
-            keys = {"method": "name", "objective": "name", "model": "base"}
-            return {k: {keys[k]: v} if k in keys and isinstance(v, str) else v for k, v in values.items()}
+        if not isinstance(values, Mapping):
+            return values
+        keys = {"method": "name", "objective": "name", "model": "base"}
+        values = {k: {keys[k]: v} if k in keys and isinstance(v, str) else v for k, v in values.items()}
+        model = values.get("model")
+        if isinstance(model, Mapping) and "name" in model:  # an override of one key after the short form
+            values["model"] = {"base": model["name"], **{k: v for k, v in model.items() if k != "name"}}
         return values
 
 

@@ -16,7 +16,7 @@ from luthier.core.errors import DataError, InputError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.core.task import PromptTemplate
 from luthier.data.read import read
-from luthier.data.split import split
+from luthier.data.split import check_labels, split
 from luthier.store.models import check_name, find
 from luthier.training.config import DataConfig, PromptConfig, RunConfig, read_run, with_defaults
 
@@ -92,6 +92,8 @@ def resolve(
     method = _method(run, base)
     splits = _splits(run.data, document, given=splits)
     objective = _objective(run, base, splits.train)
+    if objective.entry.module.KINDS == ("labelled",):
+        check_labels(splits)
     prompt = _prompt(run, base, splits, given=prompt)
     origins = {"train." + key: "default" for key in type(run.train).model_fields} | dict(document.origins)
     layers = {
@@ -194,5 +196,6 @@ def _prompt(run: RunConfig, base: ModelRecord, splits: Splits, *, given: PromptT
 
 def _derived_name(base: ModelRecord, method: Part, train: Dataset, digest: str) -> str:
     """``smollm2-135m-lora-tickets-1f3a9c``: other work gets another name."""
-    stem = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in Path(train.name).stem).strip("-.")
+    stem = train.name.split("/")[0]  # a split is called DATASET/SPLIT
+    stem = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem).strip("-.")
     return "-".join(part for part in (base.name[:60], method.entry.name, stem[:40], digest[:6]) if part)

@@ -1,0 +1,81 @@
+"""The command: what it prints, its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.cli import main
+from luthier.store.database import open_store
+from luthier.store.runs import list_runs
+from luthier.training.loop import _Loop
+
+ROWS = [
+    {"text": f"{word} number {i}", "label": label} for i in range(8) for word, label in (("pay", "a"), ("box", "b"))
+]
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, tiny_decoder: str) -> Path:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"model: {tiny_decoder}\ndata: {{path: rows.jsonl}}\nmethod: lora\n"
+        "name: router\ntrain: {epochs: 2, batch_size: 8, dtype: fp32, device: cpu}\n"
+    )
+    return path
+
+
+def luthier(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["tune", *arguments])
+    return int(caught.value.code or 0)
+
+
+def test_train_then_again(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert luthier(str(run_file), "method.rank=4") == 0
+    said = capsys.readouterr()
+    assert "router = lora(tiny-decoder), objective classify" in said.err
+    assert "torch: hot-swapped on its base" in said.err
+    assert "loss" in said.err and "tokens/s" in said.err and "peak" in said.err
+    assert "training loss (line)" in said.out
+    assert "validation_accuracy" in said.out and "luthier chat router" in said.out
+    assert luthier(str(run_file), "method.rank=4", "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["reused"] is True and again["model"] == "router" and again["steps"] > 0
+    assert luthier(str(run_file), "method.rank=4") == 0
+    assert "was trained before" in capsys.readouterr().out
+
+
+def test_errors_have_their_exit_codes(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert luthier(str(tmp_path / "nothing.yaml")) == 2
+    assert luthier(str(run_file), "train.epohcs=2") == 2
+    said = capsys.readouterr().err
+    assert "no such file" in said and "Did you mean 'epochs'" in said and "Traceback" not in said
+
+
+def test_ctrl_c_exits_130_says_how_to_go_on_and_the_same_command_does(
+    run_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = _Loop._step
+
+    def interrupted(self: _Loop) -> Mapping[str, Any]:
+        if self.position.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "_step", interrupted)
+        assert luthier(str(run_file)) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    [run] = list_runs(open_store())
+    assert run.status == "interrupted"
+    assert luthier(str(run_file)) == 0
+    assert "goes on at step 2" in capsys.readouterr().err
+    assert [r.id for r in list_runs(open_store())] == [run.id]
