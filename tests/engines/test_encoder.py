@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,3 +143,16 @@ def test_info(family: dict[str, Engine], tiny_encoder: str) -> None:
     assert family["other"].info.labels == ("x", "y")
     shared = {id(family[n]._base) for n in (tiny_encoder, "lora", "probe", "other")}  # type: ignore[attr-defined]
     assert len(shared) == 1
+
+
+@pytest.mark.models
+def test_the_real_encoder_knows_what_is_alike(real_home: Path) -> None:
+    store = open_store(real_home)
+    texts = ["A cat sits on the mat.", "The kitten is lying on a rug.", "Shares fell after the bank's report."]
+    vectors = {
+        d: open_engine(store, "minilm-l6", "torch", {"dtype": d, "device": "cpu"}).embed(texts)
+        for d in ("bf16", "fp32")
+    }
+    alike = vectors["fp32"] @ vectors["fp32"].T
+    assert alike[0, 1] > 0.5 > 0.2 > abs(alike[0, 2])
+    assert (vectors["bf16"] * vectors["fp32"]).sum(1).min() > 0.999

@@ -359,3 +359,34 @@ def test_what_torch_does_not_open(home: Path) -> None:
         open_engine(store, "smollm2-135m")
     with pytest.raises(InputError, match="Did you mean 'dtype'"):
         entry.configure({"dtyp": "bf16"})
+
+
+@pytest.mark.models
+def test_the_real_decoder_speaks_and_agrees_with_transformers(real_home: Path) -> None:
+    store = open_store(real_home)
+    question = user("What is the capital of France? Answer in one sentence.")
+    for dtype in ("bf16", "fp32"):
+        engine = open_engine(store, "smollm2-135m", "torch", {"dtype": dtype, "device": "cpu"})
+        streamed = "".join(d.text for d in engine.stream(question, Sampling(max_new_tokens=24)))
+        assert "Paris" in streamed
+        assert streamed.endswith(".")
+    answers = engine.generate([question, "Once upon a time"], Sampling(max_new_tokens=12))
+    labels = ("Paris.", "London.", "I do not know.")
+    scores = engine.score([ScoreRequest(question, labels)])[0]
+    model = load_model(store, "smollm2-135m", dtype="fp32", device="cpu")
+    assert model.renderer is not None
+    model.module.set_attn_implementation("sdpa")
+    for answer in answers:
+        ids = torch.tensor([answer.prompt_token_ids])
+        out = model.module.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        assert list(answer.token_ids) == [
+            t for t in out[0, ids.shape[1] :].tolist() if t not in model.renderer.stop_ids
+        ]
+    prompt = model.renderer.prompt_ids(question)
+    for text, score in zip(labels, scores, strict=True):
+        own = model.renderer.continuation_ids(text, ends_turn=True)
+        with torch.no_grad():
+            log_probs = model.module(torch.tensor([prompt + own])).logits[0].log_softmax(-1)
+        expected = sum(log_probs[len(prompt) - 1 + i, t].item() for i, t in enumerate(own))
+        assert score.logprob == pytest.approx(expected, abs=1e-3)
+    assert scores[0].logprob > scores[1].logprob

@@ -92,7 +92,7 @@ def packed_log_probs(module: Any, rows: Sequence[Row], device: torch.device) -> 
 
 
 def score_rows(
-    module: Any, rows: Sequence[Row], device: torch.device, *, max_batch_tokens: int = 8192
+    module: Any, rows: Sequence[Row], device: torch.device, *, max_batch_tokens: int = 1024
 ) -> list[list[float]]:
     """Summed log-probability of each continuation, in nats; no gradients. See ``score_batches``."""
     out: list[list[float]] = [[]] * len(rows)
@@ -108,7 +108,7 @@ def score_batches(
     rows: Sequence[Row],
     device: torch.device,
     *,
-    max_batch_tokens: int = 8192,
+    max_batch_tokens: int = 1024,
     memory: PrefixMemory | None = None,
     owner: str | None = None,
 ) -> Iterator[list[tuple[int, list[float]]]]:
