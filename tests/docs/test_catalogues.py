@@ -1,0 +1,71 @@
+"""The pages that the code writes: every entry and option is there, and a table that fell behind stops the build."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import pytest
+from mkdocs.exceptions import PluginError
+from pydantic import BaseModel, Field
+
+from luthier.core import catalog
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def hook() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_catalogues", DOCS / "catalogues.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Sample(BaseModel):
+    rank: int = Field(8, ge=1, lt=9)
+    kind: Literal["a", "b"]
+    names: list[str] | None = None
+    deep: dict[str, str] = Field(default_factory=dict)
+    on: bool = True
+
+
+@pytest.mark.parametrize("catalogue", sorted(catalog.FUNCTIONS))
+def test_every_entry_and_option_is_on_its_page(hook: ModuleType, catalogue: str) -> None:
+    page = hook.catalogue_page(catalogue)
+    for name in catalog.names(catalogue):
+        section = re.split(r"^## ", page.partition(f"\n## {name}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+        assert section.strip(), name
+        for option in catalog.load(catalogue, name).config_class.model_fields:
+            assert f"| `{option}` |" in section
+    assert "``" not in page.replace("```", "")
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "default"),
+    [
+        ("rank", "whole number, ≥ 1, < 9", "`8`"),
+        ("kind", "`a` \\| `b`", "required"),
+        ("names", "list of text", "none"),
+        ("deep", "mapping", "none"),
+        ("on", "true or false", "`true`"),
+    ],
+)
+def test_types_and_defaults_in_words(hook: ModuleType, key: str, kind: str, default: str) -> None:
+    field = Sample.model_fields[key]
+    assert (hook.kind(field), hook.default(field)) == (kind, default)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_no_table_is_left_open(hook: ModuleType, page: Path) -> None:
+    assert "<!-- options" not in hook.fill_in(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("meanings", ["", "base: a name\nbass: no such key"])
+def test_a_table_that_fell_behind_stops_the_build(hook: ModuleType, meanings: str) -> None:
+    with pytest.raises(PluginError, match="ModelConfig"):
+        hook.fill_in(f"<!-- options: luthier.training.config.ModelConfig\n{meanings}\n-->")
