@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import DataError, InputError, MismatchError, NotFoundError, StoreError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.data.render import mismatch
+from luthier.models.fast import speed_up
 from luthier.models.load import Attached, LoadedModel, load_folder, load_model, quiet_transformers
 from luthier.models.weights import read_tensors, write_tensors
 
@@ -290,7 +291,7 @@ def _load_adapter(base: LoadedModel, folder: Path) -> str:
         raise MismatchError(
             f"{folder / ADAPTER}: does not fit {base.base.name} and its own {ADAPTER_CONFIG}: {error}", hint=_AGAIN
         ) from error
-    model.eval()
+    speed_up(model.eval())
     return name
 
 
