@@ -487,3 +487,34 @@ def test_path_of_a_base_is_not_touched(sharp: str, opened: list[Engine]) -> None
     before = sorted(p.name for p in path_of(store, find(store, sharp).digest).iterdir())
     both(opened, sharp)
     assert sorted(p.name for p in path_of(store, find(store, sharp).digest).iterdir()) == before
+
+
+@pytest.mark.models
+def test_the_real_model_answers_as_in_torch(real_home: Path, opened: list[Engine]) -> None:
+    store = open_store(real_home)
+    prompts = [
+        user("My parcel has not arrived and the courier's page shows nothing."),
+        user("What is the capital of France?"),
+        (Message("system", "Answer in one word."), Message("user", "Is 17 a prime number?")),
+        user("Write a line about violins 🎻, in English."),
+        "Once upon a time in 1984, there",
+    ]
+    options = {"parallel": 1, "context_length": 512}
+    ours = open_engine(store, "smollm2-135m", "llamacpp", options)
+    reference = open_engine(store, "smollm2-135m", "torch", {"dtype": "fp32", "device": "cpu"})
+    opened += [ours, reference]
+    pairs = list(zip(ours.generate(prompts, GREEDY), reference.generate(prompts, GREEDY), strict=True))
+    assert all(mine.prompt_token_ids == theirs.prompt_token_ids for mine, theirs in pairs)
+    assert sum(mine.token_ids == theirs.token_ids for mine, theirs in pairs) >= 4
+    renderer = reference._renderer  # type: ignore[attr-defined]
+    for prompt, (mine, _) in zip(prompts[:4], pairs, strict=False):
+        body = {"content": renderer.text(prompt), "add_special": False, "parse_special": True}
+        assert ours._server.post("/tokenize", body)["tokens"] == list(mine.prompt_token_ids)  # type: ignore[attr-defined]
+    request = ScoreRequest(prompts[1], ("Paris", "London", "一"))
+    (mine,), (theirs,) = ours.score([request]), reference.score([request])
+    np.testing.assert_allclose([s.logprob for s in mine], [s.logprob for s in theirs], atol=0.1)
+    source = open_engine(store, "smollm2-135m", "llamacpp", options | {"type": "source"})
+    opened.append(source)
+    answer = source.generate(prompts[1:2], GREEDY)[0]
+    assert answer.prompt_token_ids == pairs[1][0].prompt_token_ids and answer.text
+    np.testing.assert_allclose([s.logprob for s in source.score([request])[0]], [s.logprob for s in theirs], atol=1.5)
