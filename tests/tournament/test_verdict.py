@@ -62,7 +62,7 @@ def test_no_detectable_difference_keeps_the_simpler() -> None:
     verdict = verdict_on(standing("zero_shot", 0.25), standing("full", 0.87), standing("linear_probe", 0.86))
     assert verdict.sentence == (
         "full on minilm-l6 leads: macro F1 0.87 [0.82, 0.92], +0.62 over zero_shot (p < 0.001); no detectable difference to "
-        "linear_probe (−0.01 [−0.05, +0.03], p = 0.21): keep the simplest, linear_probe."
+        "linear_probe (−0.01, p = 0.21): keep the simplest, linear_probe."
     )
     assert (verdict.leader, verdict.keep, verdict.level_with) == ("full", "linear_probe", ("linear_probe",))
     assert verdict.reasons[0] == "linear_probe is simpler than full: it trains 4.0 K parameters against 22.0 M."

@@ -160,4 +160,5 @@ def _score(standing: Standing) -> str:
 
 
 def _gap(c: Comparison) -> str:
-    return f"{signed(-c.value)} [{signed(-c.high)}, {signed(-c.low)}], {probability(c.p_adjusted)}"
+    """Without the interval, which is of this pair alone: beside an adjusted p the two could seem to contradict each other."""
+    return f"{signed(-c.value)}, {probability(c.p_adjusted)}"
