@@ -1,6 +1,6 @@
 """The whole loop on the sample task, as a user would type it. Ends by itself; run it again and only what is missing is done.
 
-    make demo
+make demo
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ REQUESTS = (
 
 def say(text: str) -> None:
     """A heading between steps."""
-    print(f"\n\033[1m── {text} \033[0m" + "─" * max(0, 96 - len(text)) if sys.stdout.isatty() else f"\n== {text}", flush=True)
+    print(
+        f"\n\033[1m── {text} \033[0m" + "─" * max(0, 96 - len(text)) if sys.stdout.isatty() else f"\n== {text}",
+        flush=True,
+    )
 
 
 def run(*arguments: str) -> None:

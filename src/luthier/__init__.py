@@ -22,6 +22,9 @@ _VERBS = {
     "tournament": "luthier.tournament.tournament",
     "promote": "luthier.tournament.promote",
     "serve": "luthier.gateway.serve",
+    "running": "luthier.gateway.serve",
+    "give_feedback": "luthier.gateway.feedback",
+    "from_feedback": "luthier.data.feedback",
     "lineage": "luthier.store.lineage",
 }
 

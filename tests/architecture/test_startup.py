@@ -24,7 +24,7 @@ print("HEAVY", heavy)
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["models"], ["tune", "--help"], ["runs"], ["data", "inspect", "{file}"], ["lineage", "nothing"]],
-    ids=lambda a: " ".join(a),
+    ids=" ".join,
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], home: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"

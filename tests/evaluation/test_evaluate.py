@@ -313,3 +313,24 @@ class TestOnTinyModels:
     def test_an_encoder_without_a_head_is_refused(self, tiny_encoder: str, task: Task) -> None:
         with pytest.raises(UnsupportedError, match="tiny-encoder"):
             evaluate(tiny_encoder, task, limit=5)
+
+
+def test_says_when_examples_were_trained_on(store: Store, path: Path) -> None:
+    from luthier.core.model import ModelRecord
+    from luthier.store import artifacts, runs
+    from luthier.store.models import register
+
+    task = read_task(path)
+    run = runs.start(store, "tune", "seen", {}, {})
+    runs.record_trained_on(store, run.id, (e.id for e in task.splits.test.examples[:5]))
+    with artifacts.staged(store) as staging:
+        (staging / "weights").write_bytes(b"weights")
+        digest, size = artifacts.put(store, staging)
+    register(store, ModelRecord("below", "adapter", "decoder", digest, size, run_id=run.id))
+    register(store, ModelRecord("fake", "endpoint", "decoder", digest, size, meta={"target": "below"}))
+    engine = FakeEngine("fake", FakeConfig(labels=LABELS))
+    result = evaluate(engine, task, store=store)
+    assert result.model == "fake"
+    assert f"5 of these {len(result.records)} examples were trained on by fake" in result.warnings[0]
+    assert EvalResult.from_run(find_run(store, result.run.id), result.records).warnings == result.warnings
+    assert not evaluate(engine, task, split="validation", store=store).warnings

@@ -115,3 +115,15 @@ def test_register_killed_before_its_commit_leaves_no_row_and_after_it_a_whole_on
         )
         assert done.returncode == -9, done.stderr
         assert [m.name for m in list_models(store)] == names
+
+
+def test_replaced_weights_keep_their_own_past(store):
+    from luthier.store.lineage import Node, lineage, record_edge
+
+    register(store, replace(BASE, name="tuned"))
+    record_edge(store, Node("run", "run_old"), "made", Node("model", "tuned"))
+    register(store, replace(BASE, name="tuned", digest="e" * 64), replace=True)
+    record_edge(store, Node("run", "run_new"), "made", Node("model", "tuned"))
+    made_by = [e.source.id for e in lineage("tuned", store).edges if e.relation == "made"]
+    assert made_by == ["run_new"]
+    assert [e.target.id for e in lineage("run_old", store).edges] == ["tuned@" + "d" * 12]

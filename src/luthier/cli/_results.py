@@ -60,6 +60,8 @@ def show_result(result: EvalResult) -> None:
         _show_labels(result)
     for line in (*_counted(result.counts), _cost(result)):
         _print.show(line)
+    for warning in result.warnings:
+        _print.warn(warning)
     _print.show(f"[dim]records:[/] luthier show {result.run.id} --wrong")
 
 

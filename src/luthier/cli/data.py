@@ -137,10 +137,10 @@ def render_command(
     _, renderer, _ = _tokens(model)
     if renderer is None:
         raise UnsupportedError(f"{model} is an encoder: it reads bare text and has no chat template")
-    dataset = read(file, skip_bad=skip_bad, limit=rows, columns=_columns(column))
+    dataset = read(file, skip_bad=skip_bad, columns=_columns(column))  # all of it: the prompt lists every label
     _say_skipped(dataset)
     prompt = PromptTemplate(instruction, labels=dataset.labels)
-    for number, example in enumerate(dataset.examples, 1):
+    for number, example in enumerate(dataset.examples[:rows], 1):
         _print.say(f"[dim]row {number}, {_escape(example.source)}[/]")
         _show_row(renderer, example, dataset, prompt, mask)
 
@@ -151,7 +151,7 @@ def from_feedback_command(
     kind: Annotated[
         str | None, typer.Option(help="labelled, chat or preference; default: what the feedback holds.")
     ] = None,
-    name: Annotated[str, typer.Option(help="The dataset's name.")] = "feedback",
+    name: Annotated[str | None, typer.Option(help="The dataset's name; default: that of --out, or feedback.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.jsonl here.")] = None,
 ) -> None:
     """Make training examples of traces with feedback. They hold what users wrote: check them for personal data."""
@@ -163,6 +163,7 @@ def from_feedback_command(
 
     if kind is not None and kind not in feedback.KINDS:
         raise InputError(f"--kind must be one of {', '.join(feedback.KINDS)}; got {kind!r}")
+    name = name or (out.stem if out else "feedback")
     dataset = feedback.from_feedback(open_store(), model=model, kind=kind, name=name)  # type: ignore[arg-type]
     path = write(dataset, out or Path(f"{name}.jsonl"))
     counts = dataset.label_counts() if dataset.kind == "labelled" else {}

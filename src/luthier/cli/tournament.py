@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
         ],
         overrides: Annotated[
             list[str] | None,
-            typer.Argument(metavar="[key=value ...]", help="For example train.epochs=1 'entrants=[zero_shot, lora]'."),
+            typer.Argument(
+                metavar="[key=value ...]", help="For example train.epochs=1 'entrants=\\[zero_shot, lora]'."
+            ),
         ] = None,
         engine: Annotated[str, typer.Option(help="auto, torch, llamacpp, openai or fake.")] = "auto",
         only: Annotated[

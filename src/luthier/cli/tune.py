@@ -172,5 +172,5 @@ def _report(result: TuneResult) -> None:
     for key, value in figures.items():
         console.print(f"{key:20} {escape(value)}")
     console.print(
-        f"\nnext: [bold]luthier chat {name}[/]  or  [bold]luthier serve {name}[/]  or  [bold]luthier eval {name} --task TASK.yaml[/]"
+        f"\nnext: [bold]luthier chat {name}[/]  or  [bold]luthier serve {name}[/]  or  [bold]luthier eval {name} TASK.yaml[/]"
     )

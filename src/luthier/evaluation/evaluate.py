@@ -11,7 +11,7 @@ from luthier.core import catalog
 from luthier.core.dataset import Example
 from luthier.core.digest import digest_json
 from luthier.core.engine import Engine, EngineInfo
-from luthier.core.errors import InputError, LuthierError, UnsupportedError
+from luthier.core.errors import InputError, LuthierError, NotFoundError, UnsupportedError
 from luthier.core.run import Progress, Run, no_progress
 from luthier.core.task import Task
 from luthier.evaluation.latency import measure, weights_mb
@@ -20,7 +20,8 @@ from luthier.evaluation.records import Record, RecordsLog, read_records
 from luthier.evaluation.result import EvalResult, summarise
 from luthier.store.database import Store, open_store
 from luthier.store.lineage import Node, record_edge
-from luthier.store.runs import by_key, finish, folder, recover, resume, start
+from luthier.store.models import find
+from luthier.store.runs import by_key, finish, folder, recover, resume, start, trained_on
 from luthier.tasks._load import load_task
 
 Split = Literal["train", "validation", "test"]
@@ -120,6 +121,17 @@ def _examples(task: Task, split: str, limit: int | None) -> tuple[Example, ...]:
     return examples
 
 
+def _trained_on(store: Store, name: str) -> frozenset[str]:
+    """Examples that went into a stored model, its base and what it points at."""
+    try:
+        record = find(store, name)
+    except NotFoundError:  # an engine that is in no store: what it was trained on is not known here
+        return frozenset()
+    own = trained_on(store, record.run_id) if record.run_id else frozenset()
+    below = record.meta.get("target") or record.base
+    return own | _trained_on(store, str(below)) if below and below != name else own
+
+
 @dataclass(frozen=True)
 class _Work:
     """One evaluation, resolved."""
@@ -212,11 +224,23 @@ class _Work:
             "task": self.task.name,
             "split": self.split,
             "strategy": self.asked.strategy,
+            "warnings": self._warnings(),
             "latency": latency,
             "memory": self._memory(),
             "seconds": sum(record.latency_s for record in records),
         }
         return EvalResult.from_run(finish(self.store, run.id, "done", summary), records)
+
+    def _warnings(self) -> list[str]:
+        """Reasons to distrust the scores: examples that the weights were trained on."""
+        ids = [example.id for example in self.examples]
+        seen = len(_trained_on(self.store, self.info.model).intersection(ids))
+        if not seen:
+            return []
+        return [
+            f"{seen} of these {len(ids)} examples were trained on by {self.info.model}: the scores say nothing about new ones. "
+            "Tune on the train split of this task (luthier tune with data.train, or a tournament)."
+        ]
 
     def _memory(self) -> dict[str, Any]:
         import psutil

@@ -38,6 +38,7 @@ class EvalResult:
     latency: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    warnings: Sequence[str] = ()
     records: tuple[Record, ...] = ()
 
     @property
@@ -63,7 +64,7 @@ class EvalResult:
 
 _SUMMARY = (
     "model", "task", "split", "strategy", "primary", "scores", "labels", "confusion", "counts", "latency", "memory",
-    "seconds",
+    "seconds", "warnings",
 )  # fmt: skip
 
 

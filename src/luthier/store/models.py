@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
-from sqlalchemy import RowMapping, delete, insert, select, update
+from sqlalchemy import Connection, RowMapping, and_, delete, insert, select, update
 
 from luthier.core.errors import ConflictError, InputError, NotFoundError, nearest
 from luthier.core.model import ModelKind, ModelRecord
 from luthier.store import artifacts
-from luthier.store.database import Store, models
+from luthier.store.database import Store, edges, models
 from luthier.store.home import now
 
 PULLABLE = ("smollm2-135m", "minilm-l6")
@@ -53,9 +53,18 @@ def register(store: Store, record: ModelRecord, *, replace: bool = False) -> Mod
             connection.execute(insert(models).values(**values))
         else:
             connection.execute(update(models).where(models.c.name == record.name).values(**values))
+            if row["digest"] != record.digest:
+                _set_aside(connection, record.name, row["digest"])
     if row is not None and row["digest"] != record.digest:
         artifacts.discard_unused(store, row["digest"])
     return _record(values)
+
+
+def _set_aside(connection: Connection, name: str, digest: str) -> None:
+    """What the replaced weights were made of and gave stays theirs, under ``name@digest``: the new ones start without a past."""
+    for kind, identity in ((edges.c.source_kind, edges.c.source_id), (edges.c.target_kind, edges.c.target_id)):
+        mine = and_(kind.in_(("model", "endpoint")), identity == name)
+        connection.execute(update(edges).where(mine).values({identity.name: f"{name}@{digest[:12]}"}))
 
 
 def find(store: Store, name: str) -> ModelRecord:

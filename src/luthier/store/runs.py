@@ -7,7 +7,7 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from luthier.store.database import Store, runs, to_json
 from luthier.store.home import disk_errors, new_id, now, write_atomic
 
 METRICS = "metrics.jsonl"
+_TRAINED_ON = "trained_on.json"
 _PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "xllamacpp", "numpy")
 
 
@@ -56,6 +57,19 @@ def folder(store: Store, run_id: str) -> Path:
     if not place.is_dir():
         raise StoreError(f"run {run_id} has no folder: {place} is missing", hint="luthier doctor")
     return place
+
+
+def record_trained_on(store: Store, run_id: str, example_ids: Iterable[str]) -> None:
+    """Keep which examples a run trained on, so that an evaluation can tell whether it asks any of them."""
+    write_atomic(folder(store, run_id) / _TRAINED_ON, to_json(sorted(example_ids)))
+
+
+def trained_on(store: Store, run_id: str) -> frozenset[str]:
+    """Ids of the examples that a run trained on; empty when it trained on none, or its folder is gone."""
+    try:
+        return frozenset(json.loads((store.home.runs / run_id / _TRAINED_ON).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return frozenset()
 
 
 def finish(store: Store, run_id: str, status: RunStatus, summary: Mapping[str, Any]) -> Run:

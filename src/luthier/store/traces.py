@@ -31,7 +31,9 @@ def find_trace(store: Store, trace_id: str) -> Trace:
     with store.read() as connection:
         row = connection.execute(select(traces).where(traces.c.id == trace_id)).mappings().first()
     if row is None:
-        raise NotFoundError(f"trace {trace_id!r} is not known; the id is in the X-Luthier-Trace header of each answer")
+        raise NotFoundError(
+            f"trace {trace_id!r} is not known; the id is in the X-Luthier-Trace-Id header of each answer"
+        )
     return _trace(row)
 
 

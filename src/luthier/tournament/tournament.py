@@ -275,7 +275,7 @@ class _Tournament:
             standings=standings,
             comparisons=comparisons,
             verdict=decide(standings, comparisons, primary).as_dict(),
-            notes=tuple(notes(self.task)),
+            notes=(*notes(self.task), *(f"{n}: {w}" for n in order for w in results[n].warnings)),
             environment=environment(),
             folder=str(folder),
         )
