@@ -264,6 +264,7 @@ def _record_inputs(store: Store, job: Job, run: Run) -> None:
     made_by = Node("run", run.id, job.name)
     record_edge(store, Node("model", job.base.name), "base", made_by)
     record_edge(store, _dataset(job.splits.train), "train", made_by)
+    runs.record_trained_on(store, run.id, (example.id for example in job.splits.train.examples))
     if len(job.splits.validation):
         record_edge(store, _dataset(job.splits.validation), "validation", made_by)
 
