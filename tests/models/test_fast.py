@@ -92,3 +92,24 @@ def test_layers_that_are_not_plain_are_left_alone() -> None:
     config = LoraConfig(r=2, target_modules=["0"])
     assert speed_up(get_peft_model(nn.Sequential(nn.Embedding(5, 4)), config)) == 0
     assert speed_up(Small()) == 0
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (2, 3, 5)])
+def test_gradient_equals_finite_differences(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["0", "1"], init_lora_weights=False)
+    body = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3, bias=False)).double()
+    model = get_peft_model(body, config, autocast_adapter_dtype=False)
+    assert speed_up(model) == 2
+    weights = [p for p in model.parameters() if p.requires_grad]
+    x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_: model(x), (x, *weights))
+
+
+def test_bases_that_are_trained_too_get_their_gradient() -> None:
+    plain, fast = pair()
+    for model in (plain, fast):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("first" in name)
+    for mine, theirs in zip(grads(fast, X), grads(plain, X), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)

@@ -75,6 +75,10 @@ class Shape:
             raise UnsupportedError(f"GGUF export knows {', '.join(ARCHITECTURES)}; this model is a {named}")
         if config.get("use_sliding_window", named == "MistralForCausalLM") and config.get("sliding_window"):
             raise UnsupportedError(f"GGUF export of a {named} with sliding_window is not supported")
+        if config.get("hidden_act", "silu") not in ("silu", "swish"):
+            raise UnsupportedError(
+                f"GGUF export of a {named} with hidden_act={config['hidden_act']!r} is not supported"
+            )
         heads = int(config["num_attention_heads"])
         tied = bool(config.get("tie_word_embeddings", False))
         return Shape(ARCHITECTURES[named], heads, int(config.get("num_key_value_heads") or heads), tied)

@@ -108,9 +108,7 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     return low
 
 
-def compute(
-    module: Any, ids: Sequence[int], device: torch.device, known: int, values: KeysValues | None
-) -> KeysValues:
+def compute(module: Any, ids: Sequence[int], device: torch.device, known: int, values: KeysValues | None) -> KeysValues:
     """Keys and values of ``ids``, of which the first ``known`` are in ``values``. With gradients when they are enabled."""
     from transformers import DynamicCache
 

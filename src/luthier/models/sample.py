@@ -95,8 +95,9 @@ class Sampler:
 
 def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """For each row the first index whose cumulative share of ``weights`` exceeds ``uniform``."""
-    cumulative = weights.double().cumsum(-1)
-    target = uniform[:, None].double() * cumulative[:, -1:]
+    wide = torch.float32 if weights.device.type == "mps" else torch.float64  # mps has no float64
+    cumulative = weights.to(wide).cumsum(-1)
+    target = uniform[:, None].to(wide) * cumulative[:, -1:]
     found = torch.searchsorted(cumulative, target, right=True).squeeze(1)
     last = (weights > 0).cumsum(-1).argmax(-1)  # rounding must not step past the last possible token
     return torch.minimum(found, last)

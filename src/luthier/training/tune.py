@@ -143,7 +143,7 @@ def _execute(
     replace: bool,
 ) -> tuple[ModelRecord, dict[str, Any]]:
     """Load, train, save, register. Heavy imports happen here."""
-    from luthier.models.fused import fused
+    from luthier.models.fast import speed_up
     from luthier.training import checkpoint
     from luthier.training.loop import train
     from luthier.training.memory import peak_mb, reset_peak
@@ -177,7 +177,7 @@ def _execute(
             if metrics is not None:
                 metrics(record)
 
-        stack.enter_context(fused(model.module))
+        speed_up(model.module)
         outcome = train(
             model.module,
             work,
