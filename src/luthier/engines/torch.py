@@ -175,12 +175,13 @@ class DecoderEngine:
             return []
         shared, prefix = self._prefix(ids)
         answers = [self._answer(row, sampling, incremental=bool(sampling.stop)) for row in ids]
-        done = 0
+        told = 0
         for batch in self._batches([len(row) - shared for row in ids], [answer.limit for answer in answers]):
             for _ in self._decode([answers[i] for i in batch], sampling, shared, prefix):
-                pass
-            done += len(batch)
-            progress("generate", done, len(ids))
+                done = sum(bool(answer.finish_reason) for answer in answers)
+                if done > told:
+                    told = done
+                    progress("generate", done, len(ids))
         return [answer.generation() for answer in answers]
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:
