@@ -176,6 +176,7 @@ def test_scaled_positions_become_frequency_factors(
         ("llama-tied", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic"),
         ("qwen2", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "linear"),
         ("mistral", {"sliding_window": 16}, "sliding_window"),
+        ("llama-tied", {"hidden_act": "gelu"}, "gelu"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
