@@ -64,8 +64,8 @@ bench: setup-dev
 
 lock:
 	$(PYTHON) -m pip install --quiet uv
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --override requirements/overrides.txt pyproject.toml --extra dev -o requirements/dev.txt
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --override requirements/overrides.txt pyproject.toml --constraint requirements/dev.txt -o requirements/runtime.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --override requirements/overrides.txt pyproject.toml --extra dev --extra build -o requirements/dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --override requirements/overrides.txt pyproject.toml --extra build --constraint requirements/dev.txt -o requirements/runtime.txt
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
