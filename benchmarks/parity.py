@@ -81,7 +81,7 @@ def random_adapter(store: Store, base: str) -> ModelRecord:
     with torch.no_grad():
         for name, parameter in model.module.named_parameters():
             if ".lora_B." in name:
-                parameter.normal_(std=0.004)
+                parameter.normal_(std=0.02)
     with staged(store) as folder:
         manifest = save_trained(model, folder, {"saves": "adapter", "method": {"name": "lora", "config": {}}})
         digest, size = put(store, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from pathlib import Path
 
 import typer
@@ -29,6 +30,8 @@ def build_app() -> typer.Typer:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Errors that Luthier raises on purpose become one clear message and their own exit code."""
+    # What a library says to its own developers is not for the person at the terminal.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         build_app()(args=arguments, standalone_mode=True)
     except LuthierError as error:
