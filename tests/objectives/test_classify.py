@@ -29,7 +29,9 @@ PROMPT = PromptTemplate("Sort the message into one of: {labels}", "Message: {inp
 
 
 def tickets(texts: list[tuple[str, str]] = TEXTS) -> Dataset:
-    rows = [Example(str(i), user(text), label, source=f"tickets.jsonl:{i + 1}") for i, (text, label) in enumerate(texts)]
+    rows = [
+        Example(str(i), user(text), label, source=f"tickets.jsonl:{i + 1}") for i, (text, label) in enumerate(texts)
+    ]
     return Dataset("tickets", "labelled", tuple(rows))
 
 
@@ -88,7 +90,9 @@ def test_encoder_loss_and_gradients(encoder: LoadedModel) -> None:
     logits = []
     for text, _ in TEXTS:
         inputs = encoder.tokenizer(text, return_tensors="pt")
-        hidden = encoder.module.body(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+        hidden = encoder.module.body(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).last_hidden_state
         logits.append(encoder.module.head(hidden[0].mean(0)))
     right = torch.tensor([LABELS.index(label) for _, label in TEXTS])
     expected = F.cross_entropy(torch.stack(logits), right, label_smoothing=0.1)

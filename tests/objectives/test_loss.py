@@ -23,7 +23,9 @@ def test_value_and_every_gradient(rows: int, with_bias: bool, monkeypatch: pytes
     ours = linear_cross_entropy(hidden, weight, bias, targets)
     theirs = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum")
     torch.testing.assert_close(ours, theirs)
-    for one, other in zip(torch.autograd.grad(ours * 0.3, inputs), torch.autograd.grad(theirs * 0.3, inputs), strict=True):
+    for one, other in zip(
+        torch.autograd.grad(ours * 0.3, inputs), torch.autograd.grad(theirs * 0.3, inputs), strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 

@@ -31,7 +31,9 @@ def chat(turns: tuple[str, ...]) -> Conversation:
 
 
 def chats(turns: tuple[tuple[str, ...], ...] = CHATS) -> Dataset:
-    return Dataset("chats", "chat", tuple(Example(str(i), chat(t), source=f"chats.jsonl:{i + 1}") for i, t in enumerate(turns)))
+    return Dataset(
+        "chats", "chat", tuple(Example(str(i), chat(t), source=f"chats.jsonl:{i + 1}") for i, t in enumerate(turns))
+    )
 
 
 @pytest.fixture
@@ -50,7 +52,10 @@ def labelled_text(model: LoadedModel, row: Row) -> str:
 def test_only_what_the_assistant_says_bears_loss_end_of_turn_included(model: LoadedModel) -> None:
     rows = rows_of(model, chats())
     assert labelled_text(model, rows[0]) == "On its way.<|im_end|>"
-    assert labelled_text(model, rows[1]) == "Yes: 30 pounds.<|im_end|>Within five days, to the card that you paid with.<|im_end|>"
+    assert (
+        labelled_text(model, rows[1])
+        == "Yes: 30 pounds.<|im_end|>Within five days, to the card that you paid with.<|im_end|>"
+    )
     assert [row.source for row in rows] == ["chats.jsonl:1", "chats.jsonl:2", "chats.jsonl:3"]
     last = rows_of(model, chats(), turns="last")
     assert labelled_text(model, last[1]) == "Within five days, to the card that you paid with.<|im_end|>"
@@ -103,7 +108,8 @@ def test_equals_trl_on_the_same_rows(model: LoadedModel, tmp_path: Path) -> None
 
     single = tuple(t for t in CHATS if len(t) == 2)
     rows = [
-        {"prompt": [{"role": "user", "content": q}], "completion": [{"role": "assistant", "content": a}]} for q, a in single
+        {"prompt": [{"role": "user", "content": q}], "completion": [{"role": "assistant", "content": a}]}
+        for q, a in single
     ]
     settings = SFTConfig(output_dir=str(tmp_path), per_device_eval_batch_size=2, bf16=False, report_to=[], use_cpu=True)
     trainer = SFTTrainer(

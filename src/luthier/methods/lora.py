@@ -6,6 +6,7 @@ start. Rank-stabilised scaling alpha / sqrt(r) is Kalajdzievski 2023. Encoders g
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -63,20 +64,19 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
         raise InputError(
             f"method.rank must be at most {min(shape)}, the smaller side of {name} ({shape[0]} x {shape[1]}); got {config.rank}"
         )
-    wrapped = get_peft_model(
-        inner,
-        LoraConfig(
-            r=config.rank,
-            lora_alpha=config.scale,
-            lora_dropout=config.dropout,
-            target_modules=sorted(chosen)
-            if config.targets != "all_linear"
-            else sorted({n.rsplit(".")[-1] for n in chosen}),
-            use_rslora=config.rslora,
-            task_type="CAUSAL_LM" if decoder else None,
-        ),
-        autocast_adapter_dtype=False,  # the optimizer keeps the fp32 masters
+    every = config.targets == "all_linear"
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.scale,
+        lora_dropout=config.dropout,
+        target_modules=sorted({name.rsplit(".", 1)[-1] for name in chosen}) if every else sorted(chosen),
+        use_rslora=config.rslora,
+        task_type="CAUSAL_LM" if decoder else None,
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a property that transformers is renaming
+        # autocast_adapter_dtype: A and B are in the model's dtype, their fp32 masters in the optimizer
+        wrapped = get_peft_model(inner, settings, autocast_adapter_dtype=False)
     if decoder:
         return replace(model, module=wrapped)
     model.module.body = wrapped
