@@ -40,6 +40,17 @@ def test_a_frozen_weight_gets_no_gradient_and_no_grad_mode_works() -> None:
         torch.testing.assert_close(linear_cross_entropy(hidden.detach(), weight, None, targets), value.detach())
 
 
+def test_a_token_that_the_model_rules_out_costs_what_its_logits_say() -> None:
+    hidden = torch.tensor([[200.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    weight = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    targets = torch.tensor([1, 2])
+    ours = linear_cross_entropy(hidden, weight, None, targets)
+    theirs = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    assert theirs > 400
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, hidden), torch.autograd.grad(theirs, hidden))
+
+
 def test_bf16_stays_close_to_fp32() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(40, 32, generator=generator)

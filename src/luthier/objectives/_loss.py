@@ -38,15 +38,18 @@ class Totals:
         return {name: total / self._count for name, total in self._sums.items()} if self._count else {}
 
 
-_CHUNK = 256
-"""Rows of logits in memory at once: 256 rows of 50 thousand fp32 logits are 50 MB."""
+_CHUNK = 128
+"""Rows of logits in memory at once: 128 rows of 50 thousand logits, held as bf16 and twice as fp32, are 64 MB."""
+
+_TINY = 1e-30
+"""Below this a probability in fp32 has lost digits, and its logarithm is computed from the logits."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of -log softmax(hidden @ weight.T + bias)[targets], chunk by chunk, with the gradient made on the way.
 
-    No more than one chunk of logits exists at any time, and none is computed twice (the idea of Wijmans et al. 2024, "Cut your
-    losses", and of Liger Kernel, Hsu et al. 2024). d loss / d logits = softmax - onehot.
+    No more than one chunk of logits exists at any time, always in the same memory, and none is computed twice (the idea of Wijmans et
+    al. 2024, "Cut your losses", and of Liger Kernel, Hsu et al. 2024). d loss / d logits = softmax - onehot.
     """
 
     @staticmethod
@@ -56,15 +59,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        shape = (min(_CHUNK, len(hidden)), len(weight))
+        low = hidden.new_empty(shape)
+        logits, shares = (torch.empty(shape, dtype=torch.float32, device=hidden.device) for _ in range(2))
         for start in range(0, len(hidden), _CHUNK):
             rows, wished = hidden[start : start + _CHUNK], targets[start : start + _CHUNK, None]
-            log_probs = F.linear(rows, weight, bias).float().log_softmax(-1)
-            total -= log_probs.gather(1, wished).sum()
+            low, logits, shares = low[: len(rows)], logits[: len(rows)], shares[: len(rows)]
+            torch.mm(rows, weight.t(), out=low)
+            if bias is not None:
+                low.add_(bias)
+            torch.softmax(logits.copy_(low), -1, out=shares)
+            right = shares.gather(1, wished)
+            total -= _log(right, logits, wished).sum()
             if not any(wanted):
                 continue
-            slope = log_probs.exp_()
-            slope.scatter_add_(1, wished, slope.new_full((len(rows), 1), -1.0))
-            slope = slope.to(weight.dtype)
+            slope = low.copy_(shares.scatter_(1, wished, right - 1.0))
             if grad_hidden is not None:
                 torch.mm(slope, weight, out=grad_hidden[start : start + _CHUNK])
             if grad_weight is not None:
@@ -82,6 +91,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*grads, None)
+
+
+def _log(right: Tensor, logits: Tensor, wished: Tensor) -> Tensor:
+    """log of the probabilities ``right`` (rows, 1); of those that fp32 cannot hold well, from the logits."""
+    out = right.log()
+    lost = (right < _TINY).flatten()
+    if bool(lost.any()):
+        out[lost] = logits[lost].gather(1, wished[lost]) - logits[lost].logsumexp(-1, keepdim=True)
+    return out
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
