@@ -59,7 +59,7 @@ class EvalResult:
     def from_run(run: Run, records: Sequence[Record]) -> EvalResult:
         """A result as a finished run's summary holds it."""
         summary = dict(run.summary)
-        return EvalResult(run=run, records=tuple(records), **{k: summary[k] for k in _SUMMARY})
+        return EvalResult(run=run, records=tuple(records), **{k: summary[k] for k in _SUMMARY if k in summary})
 
 
 _SUMMARY = (
