@@ -13,12 +13,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
 
-$(BIN)/python:
+# A stamp, not the interpreter: an interrupted venv has the one without pip.
+$(VENV)/.created:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Luthier needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor}. Try: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
 
 # PyTorch first, by exact version: the platform decides whether it is a CPU or a CUDA build. The rest comes from a lock with hashes.
-$(VENV)/.torch: | $(BIN)/python
+$(VENV)/.torch: | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	@touch $@
 
