@@ -46,7 +46,9 @@ def test_two_lines_are_a_task(write: Write) -> None:
     assert sizes == pytest.approx([36, 9, 15], abs=2)
 
 
-def test_files_are_relative_to_the_yaml_whatever_the_working_folder(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_relative_to_the_yaml_whatever_the_working_folder(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write("data: {path: rows.jsonl}\n")
     monkeypatch.chdir("/")
     assert read_task(path).name == "task"
@@ -126,7 +128,11 @@ def test_the_tournaments_keys_are_allowed_and_decide_no_score(write: Write) -> N
         ("data: {}\n", InputError, "data needs path"),
         ("data: nowhere.jsonl\n", InputError, "nowhere.jsonl"),
         ("data: {path: rows.jsonl, test: rows.jsonl}\n", InputError, "exclude each other"),
-        ("data: rows.jsonl\nscorer: accuracy\n", InputError, r"unknown key 'scorer' \(task.yaml:2\). Did you mean 'scorers'"),
+        (
+            "data: rows.jsonl\nscorer: accuracy\n",
+            InputError,
+            r"unknown key 'scorer' \(task.yaml:2\). Did you mean 'scorers'",
+        ),
         ("data: {path: rows.jsonl, spilt: {}}\n", InputError, "Did you mean 'split'"),
         ("data: rows.jsonl\nprompt:\n  instructions: hi\n", InputError, r"task.yaml:3\). Did you mean 'instruction'"),
         ("data: rows.jsonl\nprompt: {input: nothing}\n", InputError, "must contain {input}"),
@@ -137,7 +143,11 @@ def test_the_tournaments_keys_are_allowed_and_decide_no_score(write: Write) -> N
         ("data: rows.jsonl\nkind: classification\n", InputError, "kind"),
         ("data: rows.jsonl\nmax_new_tokens: 0\n", InputError, r"max_new_tokens.*got 0"),
         ("data: rows.jsonl\nname: 'a b'\n", InputError, "name"),
-        ("data: rows.jsonl\nprompt: {labels: [a, b]}\n", DataError, r"label 'c' is not in prompt.labels \(.*rows.jsonl:"),
+        (
+            "data: rows.jsonl\nprompt: {labels: [a, b]}\n",
+            DataError,
+            r"label 'c' is not in prompt.labels \(.*rows.jsonl:",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named(write: Write, yaml: str, error: type[InputError], message: str) -> None:
@@ -155,10 +165,15 @@ def test_bad_rows(write: Write, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="empty"):
         read_task(write("data: empty.jsonl\n"))
-    (tmp_path / "broken.jsonl").write_text('{"text": "a", "label": "x"}\n{not json\n' + json.dumps(labelled(2)[1]) + "\n")
+    (tmp_path / "broken.jsonl").write_text(
+        '{"text": "a", "label": "x"}\n{not json\n' + json.dumps(labelled(2)[1]) + "\n"
+    )
     with pytest.raises(DataError, match=r"broken.jsonl:2"):
         read_task(write("data: broken.jsonl\n"))
-    chats = [{"messages": [{"role": "user", "content": f"hi {i}"}, {"role": "assistant", "content": "yes"}]} for i in range(9)]
+    chats = [
+        {"messages": [{"role": "user", "content": f"hi {i}"}, {"role": "assistant", "content": "yes"}]}
+        for i in range(9)
+    ]
     jsonl(tmp_path / "chats.jsonl", chats)
     with pytest.raises(UnsupportedError, match="holds kind 'chat'"):
         read_task(write("data: chats.jsonl\n"))
