@@ -28,7 +28,7 @@ from luthier.training import checkpoint
 from luthier.training.checkpoint import Checkpoint, Position
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Interruption
-from luthier.training.memory import peak_mb
+from luthier.training.memory import kept_heap, peak_mb
 from luthier.training.optimizer import MasterAdamW
 from luthier.training.schedule import rate
 
@@ -148,7 +148,7 @@ class _Loop:
         self.started = self.saved = time.perf_counter()
         self.elapsed_before = self.position.elapsed_s
         try:
-            with Interruption() as interruption:
+            with Interruption() as interruption, kept_heap():
                 ended = self._steps(interruption)
             self._keep_best()
         finally:

@@ -1,9 +1,12 @@
-"""The process's peak of resident memory (or the accelerator's), measured over a stretch of work."""
+"""Memory of the training process: its peak over a stretch of work, and an allocator that keeps what it will need again."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -35,3 +38,30 @@ def peak_mb(device: torch.device) -> float:
                 return int(line.split()[1]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+# mallopt(3): names from malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST_MMAP_THRESHOLD = 32 * 1024 * 1024
+_KEEP, _TRIM_AGAIN = 2**31 - 1, 64 * 1024 * 1024
+
+
+@contextmanager
+def kept_heap() -> Iterator[None]:
+    """While entered, glibc keeps freed memory instead of giving it back to the system.
+
+    A step frees what the next one allocates, in pieces of megabytes; by default each goes back and has to be mapped and zeroed anew
+    page by page (measured: 55 thousand page faults a step of SmolLM2-135M become 10 thousand, and the step 6% faster). At the end
+    the rest is given back. With another C library nothing happens.
+    """
+    library = ctypes.CDLL(None)
+    if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
+        yield
+        return
+    library.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+    library.mallopt(_TRIM_THRESHOLD, _KEEP)
+    try:
+        yield
+    finally:
+        library.mallopt(_TRIM_THRESHOLD, _TRIM_AGAIN)
+        library.malloc_trim(0)
