@@ -130,7 +130,9 @@ def test_render_shows_the_template_and_the_mask(
     )
     code, out, err = luthier(capsys, *asked, "--mask")
     assert code == 0
-    assert out.startswith("<|im_start|>system\nChoose: pay, ship.<|im_end|>\n<|im_start|>user\nrefund number 0<|im_end|>")
+    assert out.startswith(
+        "<|im_start|>system\nChoose: pay, ship.<|im_end|>\n<|im_start|>user\nrefund number 0<|im_end|>"
+    )
     assert "[[pay<|im_end|>]]" in out
     assert "trained on" in err
     code, out, _ = luthier(capsys, *asked)
