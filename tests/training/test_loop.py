@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -245,6 +246,33 @@ def test_killed_at_any_step_and_resumed_gives_the_same_weights_bit_for_bit(
     timing = {"elapsed_s", "peak_mb", "tokens_per_s"}
     for one, other in zip(logged, records, strict=True):
         assert {k: v for k, v in one.items() if k not in timing} == {k: v for k, v in other.items() if k not in timing}
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = (
+        "import sys, torch\nfrom pathlib import Path\nfrom tests.training.toy import run_toy, toy_module\n"
+        "torch.set_num_threads(1)\nmodule = toy_module(dropout=0.0)\nfolder = Path(sys.argv[1])\n"
+        "run_toy(folder, module, epochs=2, max_tokens_per_batch=12)\n"
+        "from accelerate import PartialState\nassert PartialState().num_processes == 2\n"
+        "torch.save(module.state_dict(), folder / 'weights.pt')\n"
+    )
+    processes = []
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, **{k: str(v) for k, v in where.items()}, "ACCELERATE_USE_CPU": "true"}
+        arguments = [sys.executable, "-c", code, str(tmp_path / str(rank))]
+        processes.append(subprocess.Popen(arguments, cwd=SCRIPT.parents[2], env=environment))
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    alone = toy_module(dropout=0.0)
+    run_toy(tmp_path / "alone", alone, epochs=2, max_tokens_per_batch=12)
+    for rank in range(2):
+        found = torch.load(tmp_path / str(rank) / "weights.pt", weights_only=True)
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_mean_loss_is_the_mean_over_all_that_is_counted() -> None:

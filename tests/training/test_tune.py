@@ -304,6 +304,12 @@ def test_bad_input(tiny_decoder: str, tiny_encoder: str, tickets: Path, tmp_path
     )
 
 
+def test_several_processes_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UnsupportedError, match="one process; the environment says WORLD_SIZE=2"):
+        tune({"model": "m", "method": "lora"})
+
+
 def _long(folder: Path) -> Path:
     path = write_tickets(folder / "long.jsonl", 4)
     with path.open("a") as file:

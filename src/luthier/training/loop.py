@@ -125,8 +125,8 @@ class _Loop:
     ) -> None:
         self.module, self.work, self.config, self.folder = module, work, config, folder
         self.metrics, self.validate, self.progress = metrics, validate, progress
-        self.processes = PartialState()
         self.device = next(p for p in module.parameters() if p.requires_grad).device
+        self.processes = PartialState(cpu=self.device.type == "cpu")
         self.lengths = [row.length for row in work.rows]
         self.epoch = -1
         self.steps = self._plan(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.dataset import Dataset, Splits
-from luthier.core.errors import ConflictError, LuthierError, NotFoundError
+from luthier.core.errors import ConflictError, LuthierError, NotFoundError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.core.run import MetricSink, Progress, Run, no_progress
 from luthier.core.task import PromptTemplate
@@ -77,6 +78,11 @@ def tune(
     Raises InputError and its kin for what cannot work, before anything is trained; ConflictError when another process tunes the same
     name; TrainingError, StoreError; KeyboardInterrupt after Ctrl-C, with a checkpoint.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UnsupportedError(
+            f"tune runs as one process; the environment says WORLD_SIZE={os.environ['WORLD_SIZE']}",
+            hint="start it without torchrun or accelerate launch",
+        )
     store = store or open_store()
     job = resolve(config, overrides, store, splits=splits, prompt=prompt)
     with claim(store, job.name):
