@@ -1,5 +1,5 @@
-# make demo   set up, then run the whole loop on the sample task
-# make test   set up, then run the tests
+## make demo   set up, then run the whole loop on the sample task
+## make test   set up, then run the tests
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .PHONY: demo test lint format types docs bench setup setup-dev lock clean help
 help:
-	@sed -n 's/^# //p' $(MAKEFILE_LIST)
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
 # A stamp, not the interpreter: an interrupted venv has the one without pip.
 $(VENV)/.created:
@@ -36,13 +36,13 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 setup: $(VENV)/.runtime
 setup-dev: $(VENV)/.dev
 
-# make lint   check format, style and types
 demo: setup
 	$(BIN)/python examples/support/demo.py
 
 test: setup-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+## make lint   check format, style and types
 lint: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -55,11 +55,11 @@ format: setup-dev
 types: setup-dev
 	$(BIN)/mypy
 
-# make docs   build the documentation site into site/
+## make docs   build the documentation site into site/
 docs: setup-dev
 	$(BIN)/mkdocs build --strict
 
-# make bench  measure against peers (--quick; see benchmarks/README.md)
+## make bench  measure against peers (--quick; see benchmarks/README.md)
 bench: setup-dev
 	$(BIN)/python benchmarks/train.py --quick
 	$(BIN)/python benchmarks/parity.py --quick
