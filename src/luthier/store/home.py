@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,9 +127,20 @@ def file_sha256(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_id_lock = threading.Lock()
+_last_us = 0
+
+
 def new_id(prefix: str) -> str:
-    """A fresh identifier that sorts by time: prefix, milliseconds, and 40 random bits."""
-    return f"{prefix}_{time.time_ns() // 1_000_000:011x}{secrets.token_hex(5)}"
+    """A fresh identifier that sorts by time: prefix, microseconds, and 32 random bits.
+
+    Two of one process sort in the order they were made, also within a microsecond or when the clock steps back.
+    """
+    global _last_us
+    with _id_lock:
+        _last_us = max(_last_us + 1, time.time_ns() // 1_000)
+        made = _last_us
+    return f"{prefix}_{made:013x}{secrets.token_hex(4)}"
 
 
 def now() -> str:
