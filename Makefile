@@ -20,7 +20,7 @@ $(VENV)/.created:
 	@touch $@
 
 # PyTorch first, by exact version: the platform decides whether it is a CPU or a CUDA build. The rest comes from a lock with hashes.
-$(VENV)/.torch: | $(VENV)/.created
+$(VENV)/.torch: $(VENV)/.created
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	@touch $@
 
