@@ -22,6 +22,11 @@ class Example:
 
     ``messages`` is the prompt, except for kind ``chat``, where it is the whole conversation with its assistant turns.
     ``target`` is the label (labelled) or the reference answer (question). ``source`` is ``file:line`` of the row.
+
+    ``references`` are all answers that count, ``target`` first (empty: only ``target``). A question with its own choices has them in
+    ``choices``, and the places of the right ones in ``correct``; ``target`` is then the text of the first right one. ``raw`` is the
+    whole prompt to the letter where a benchmark fixes it (no chat template is put around it): one text, or one for each choice
+    where the choices differ in what comes before them.
     """
 
     id: str
@@ -31,6 +36,10 @@ class Example:
     rejected: Conversation = ()
     source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    correct: tuple[int, ...] = ()
+    raw: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:

@@ -49,7 +49,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer. ``token_ids`` without the stop token; ``logprob`` is the sum over them (None when the engine cannot say)."""
+    """One answer. ``token_ids`` without the stop token; ``logprob`` is the sum over them (None when the engine cannot say).
+
+    A strategy that thinks before it answers keeps the thoughts in ``reasoning``; one that asks several times keeps every answer in
+    ``samples`` and says in ``calls`` how often it asked (token counts and latency are of all calls together).
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -60,6 +64,9 @@ class Generation:
     latency_s: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning: str = ""
+    samples: tuple[str, ...] = ()
+    calls: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,9 @@ class Delta:
 class ScoreRequest:
     """Log-likelihood of each continuation after ``prompt``.
 
-    After a conversation a continuation is a whole assistant turn, end-of-turn token included; after raw text it is bare text.
+    After a conversation a continuation is a whole assistant turn, end-of-turn token included; after raw text it is bare text, cut
+    into tokens together with the prompt. An empty raw prompt scores the continuation from its beginning (after the token that
+    begins texts); one that is longer than the context is read in windows, each token after as much text as the windows give it.
     """
 
     prompt: Prompt
@@ -83,10 +92,11 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class ContinuationScore:
-    """``logprob`` is the sum over ``tokens`` tokens, in nats."""
+    """``logprob`` is the sum over ``tokens`` tokens, in nats. ``greedy``: each of them was the likeliest one (None: not known)."""
 
     logprob: float
     tokens: int
+    greedy: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,12 @@ class EngineError(LuthierError):
     http_status = 502
 
 
+class EvaluationError(LuthierError):
+    """Answers are there, but nothing can be said about them (no judge could be read, nothing to compare)."""
+
+    exit_code = 7
+
+
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The known names that look like ``name``, best first."""
     return difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)

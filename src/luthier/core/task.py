@@ -54,14 +54,18 @@ class PromptTemplate:
         return PromptTemplate(data.get("instruction", ""), data.get("input", "{input}"), tuple(data.get("labels", ())))
 
 
-TaskKind = Literal["classify", "generate"]
+TaskKind = Literal["classify", "choice", "generate", "likelihood"]
+"""classify: one label of a closed set. choice: one of the example's own choices. generate: free text.
+likelihood: how likely ``target`` is after the prompt (language modelling)."""
 
 
 @dataclass(frozen=True)
 class Task:
     """A dataset in frozen splits, a prompt and scorers. The first scorer is the primary one, which rankings use.
 
-    ``scorers`` are (name, options) pairs of the scorer catalogue. ``max_new_tokens`` bounds answers of kind ``generate``.
+    ``scorers`` are (name, options) pairs of the scorer catalogue. ``max_new_tokens`` bounds answers of kind ``generate``, ``stop``
+    texts end them; ``samples`` above 1 asks that often at ``temperature`` (pass@k). ``slices`` are keys of the examples' ``meta``
+    by whose values results are also shown. ``source`` says where the data and the prompt come from.
     """
 
     name: str
@@ -70,11 +74,17 @@ class Task:
     prompt: PromptTemplate
     scorers: tuple[tuple[str, dict[str, Any]], ...]
     max_new_tokens: int = 64
+    stop: tuple[str, ...] = ()
+    samples: int = 1
+    temperature: float = 0.0
+    slices: tuple[str, ...] = ()
+    source: str = ""
 
     @cached_property
     def digest(self) -> str:
         """sha256 over everything that decides a score."""
-        return digest_json([self.kind, self.splits.digest, self.prompt.digest, self.scorers, self.max_new_tokens])
+        asked = [self.max_new_tokens, self.stop, self.samples, self.temperature]
+        return digest_json([self.kind, self.splits.digest, self.prompt.digest, self.scorers, asked])
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from luthier.evaluation.latency import measure, weights_mb
 from luthier.evaluation.loop import check_labels, run_loop
 from luthier.evaluation.records import Record, RecordsLog, read_records
 from luthier.evaluation.result import EvalResult, summarise
+from luthier.scorers._score import Resources
 from luthier.store.database import Store, open_store
 from luthier.store.lineage import Node, record_edge
 from luthier.store.models import find
@@ -68,7 +69,7 @@ def evaluate(
     try:
         asked = ask_with(opened, strategy, task)
         check_labels(asked.engine.info, task)
-        work = _Work(store, task, split, examples, asked, dict(options or {}), progress)
+        work = _Work(store, task, split, examples, asked, dict(options or {}), progress, raw=strategy is None)
         return work.run(fresh)
     finally:
         if isinstance(model, str):
@@ -143,6 +144,7 @@ class _Work:
     asked: Asked
     options: dict[str, Any]
     progress: Progress
+    raw: bool = True
 
     @property
     def info(self) -> EngineInfo:
@@ -165,7 +167,7 @@ class _Work:
                     info.prompt_digest,
                     info.engine,
                 ],
-                [self.asked.strategy, self.asked.config],
+                [self.asked.strategy, self.asked.config, self.raw],
                 self.options,
             ]
         )
@@ -198,6 +200,7 @@ class _Work:
     def _finish(self, run: Run, records: list[Record]) -> EvalResult:
         place = folder(self.store, run.id)
         log = RecordsLog(place)
+        resources = Resources(self.store, place)
         try:
             run_loop(
                 self.asked.engine,
@@ -206,8 +209,11 @@ class _Work:
                 done=[r.index for r in records],
                 keep=log.append,
                 progress=self.progress,
+                resources=resources,
+                raw=self.raw,
             )
             latency = measure(self.asked.engine, self.task, self.examples, self.progress)
+            summarised = summarise(self.task, read_records(place))
         except KeyboardInterrupt:
             finish(self.store, run.id, "interrupted", {"error": "interrupted"})
             raise
@@ -216,10 +222,11 @@ class _Work:
             finish(self.store, run.id, "failed", {"error": reason})
             raise
         finally:
+            resources.close()
             log.close()
         records = read_records(place)
         summary = {
-            **summarise(self.task, records),
+            **summarised,
             "model": self.info.model,
             "task": self.task.name,
             "split": self.split,

@@ -17,7 +17,7 @@ from luthier.core.errors import InputError, NotFoundError
 from luthier.core.model import ModelRecord
 from luthier.core.run import Progress
 from luthier.core.task import Task
-from luthier.evaluation.loop import choose
+from luthier.evaluation.asking import choose
 from luthier.store.artifacts import files
 from luthier.store.database import Store
 from luthier.store.models import find

@@ -1,43 +1,27 @@
 """The one evaluation loop: examples in, scored records out, over anything that satisfies ``Engine``.
 
-Classification asks for the log-likelihood of every label as the whole answer and takes the likeliest; an engine that cannot score
-(a remote API) writes its answer, which counts when it is a label. Generation is greedy. Work goes in blocks whose records are
-written before the next begins, longest inputs first, so that batches hold like lengths and the time left is not underestimated.
+How an example is put to the engine is in ``asking``. Work goes in blocks whose records are written before the next begins, longest
+inputs first, so that batches hold like lengths and the time left is not underestimated.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from luthier.core import catalog
 from luthier.core.catalog import Entry
 from luthier.core.dataset import Example
-from luthier.core.digest import digest_json
-from luthier.core.engine import (
-    GENERATE,
-    SCORE,
-    ContinuationScore,
-    Engine,
-    EngineInfo,
-    Generation,
-    Sampling,
-    ScoreRequest,
-    require,
-)
+from luthier.core.engine import Engine, EngineInfo
 from luthier.core.errors import EngineError, InputError, MismatchError
 from luthier.core.run import Progress
 from luthier.core.task import Task
+from luthier.evaluation.asking import Ask, Reply, choose
 from luthier.evaluation.records import Record
-from luthier.scorers import exact
+from luthier.scorers._score import Resources, Target, score_all
 
-SCORE_BLOCK = 128
-GENERATE_BLOCK = 32
 _LEAST = -1e9  # stands for minus infinity, which JSON cannot write
-_SAME_LABEL = exact.Config(casefold=True, punctuation=True)
 
 
 @dataclass(frozen=True)
@@ -47,6 +31,11 @@ class Scorer:
     label: str
     entry: Entry
     config: Any
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether smaller figures are better ones."""
+        return bool(self.entry.optional("LOWER_IS_BETTER"))
 
 
 def scorers_of(task: Task) -> list[Scorer]:
@@ -85,15 +74,19 @@ def run_loop(
     done: Iterable[int],
     keep: Callable[[list[Record]], None],
     progress: Progress,
+    resources: Resources | None = None,
+    raw: bool = True,
 ) -> None:
     """Answer and score every example whose index is not in ``done``; ``keep`` gets each finished block.
 
     Raises MismatchError or UnsupportedError before the first answer, EngineError when the engine fails. An input that the engine
     refuses (longer than its context) becomes a record with ``error`` that scores as a wrong answer; when it refuses them all, its
-    error is raised.
+    error is raised. ``resources`` are for scorers that need more than the answer. ``raw`` False asks in the engine's or its strategy's
+    own way also where a benchmark fixes the prompt to the letter.
     """
     check_labels(engine.info, task)
-    ask = choose(engine, task)
+    ask = choose(engine, task, raw=raw)
+    resources = resources or Resources()
     scorers = scorers_of(task)
     already = set(done)
     count, refused = len(already), 0
@@ -105,7 +98,7 @@ def run_loop(
         inner = _offset(progress, count, len(examples))
         answers = _answer(ask, [examples[i] for i in left], inner)
         refused += sum(bool(a.error) for a in answers)
-        keep([_record(i, examples[i], a, scorers) for i, a in zip(left, answers, strict=True)])
+        keep(_records(left, [examples[i] for i in left], answers, task, scorers, resources))
         count += len(left)
         progress("evaluate", count, len(examples))
     if examples and refused == len(examples):
@@ -123,94 +116,7 @@ def _offset(progress: Progress, done: int, total: int) -> Progress:
     return lambda stage, part, of: progress("evaluate", min(done + part, total), total)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came back for one example, before it is scored."""
-
-    text: str
-    logprobs: tuple[tuple[str, float], ...] = ()
-    parsed: bool = True
-    tie: bool = False
-    latency_s: float = 0.0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_digest: str = ""
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class AskLabels:
-    """The likeliest label by the log-probability of its whole text as the answer (a sum over tokens)."""
-
-    engine: Engine
-    task: Task
-    block: int = SCORE_BLOCK
-
-    def __call__(self, examples: Sequence[Example], progress: Progress) -> list[Answer]:
-        """One label an example."""
-        labels = self.task.labels
-        requests = [ScoreRequest(example.messages, labels) for example in examples]
-        start = time.perf_counter()
-        scored = self.engine.score(requests, progress)
-        each = (time.perf_counter() - start) / max(len(examples), 1)
-        return [self._pick(row, each) for row in scored]
-
-    def _pick(self, row: Sequence[ContinuationScore], each: float) -> Answer:
-        labels = self.task.labels
-        pairs = tuple((label, s.logprob) for label, s in zip(labels, row, strict=True))
-        if any(math.isnan(value) for _, value in pairs):
-            return Answer("", pairs, parsed=False, latency_s=each, error="a label's log-probability is not a number")
-        best = max(value for _, value in pairs)
-        winners = [i for i, (_, value) in enumerate(pairs) if value == best]
-        won = winners[0]
-        return Answer(labels[won], pairs, tie=len(winners) > 1, latency_s=each, completion_tokens=row[won].tokens)
-
-
-@dataclass(frozen=True)
-class AskText:
-    """The greedy answer; in a ``classify`` task it is parsed into a label."""
-
-    engine: Engine
-    task: Task
-    block: int = GENERATE_BLOCK
-
-    def __call__(self, examples: Sequence[Example], progress: Progress) -> list[Answer]:
-        """One text (or label) an example."""
-        sampling = Sampling(max_new_tokens=self.task.max_new_tokens)
-        start = time.perf_counter()
-        made = self.engine.generate([example.messages for example in examples], sampling, progress)
-        each = (time.perf_counter() - start) / max(len(examples), 1)
-        known = {exact.normalise(label, _SAME_LABEL): label for label in self.task.labels}
-        return [self._read(generation, known, each) for generation in made]
-
-    def _read(self, made: Generation, known: dict[str, str], each: float) -> Answer:
-        text, parsed = made.text, True
-        if self.task.kind == "classify":
-            label = known.get(exact.normalise(made.text, _SAME_LABEL))
-            text, parsed = (label, True) if label is not None else (made.text, False)
-        return Answer(
-            text,
-            parsed=parsed,
-            latency_s=each,
-            prompt_tokens=made.prompt_tokens,
-            completion_tokens=made.completion_tokens,
-            prompt_digest=digest_json(made.prompt_token_ids) if made.prompt_token_ids else "",
-        )
-
-
-Ask: TypeAlias = AskLabels | AskText
-"""A way to put examples to an engine, ``block`` of them at once."""
-
-
-def choose(engine: Engine, task: Task) -> Ask:
-    """How this engine is asked for this task. Raises UnsupportedError when it can neither score nor generate."""
-    if task.kind == "classify" and SCORE in engine.info.capabilities:
-        return AskLabels(engine, task)
-    require(engine, GENERATE)
-    return AskText(engine, task)
-
-
-def _answer(ask: Ask, examples: Sequence[Example], progress: Progress) -> list[Answer]:
+def _answer(ask: Ask, examples: Sequence[Example], progress: Progress) -> list[Reply]:
     """All answers of a block; when the engine refuses one input, each is asked alone so that the others still count."""
     try:
         return ask(examples, progress)
@@ -218,7 +124,7 @@ def _answer(ask: Ask, examples: Sequence[Example], progress: Progress) -> list[A
         if type(error) is not InputError:  # the engine cannot do this at all: no single input is to blame
             raise
         if len(examples) == 1:
-            return [Answer("", parsed=False, error=error.message)]
+            return [Reply("", parsed=False, error=error.message)]
     out = []
     for done, example in enumerate(examples):
         progress("evaluate", done, len(examples))
@@ -230,30 +136,66 @@ def _silent(stage: str, done: int, total: int) -> None:
     """The caller counts the examples of a block itself."""
 
 
-def _record(index: int, example: Example, answer: Answer, scorers: Sequence[Scorer]) -> Record:
-    target = str(example.target)
-    scores: dict[str, float] = {}
-    details: dict[str, Any] = {}
+def _records(
+    indices: Sequence[int],
+    examples: Sequence[Example],
+    replies: Sequence[Reply],
+    task: Task,
+    scorers: Sequence[Scorer],
+    resources: Resources,
+) -> list[Record]:
+    answers = [reply.answer for reply in replies]
+    targets = [target_of(example) for example in examples]
+    scores: list[dict[str, float]] = [{} for _ in indices]
+    details: list[dict[str, Any]] = [{} for _ in indices]
     for scorer in scorers:
-        score = scorer.entry(answer.text, target, scorer.config)
-        scores[scorer.label] = score.value
-        if score.detail:
-            details[scorer.label] = dict(score.detail)
+        for row, score in enumerate(score_all(scorer.entry, scorer.config, answers, targets, resources)):
+            if score.value is not None:
+                scores[row][scorer.label] = float(score.value)
+            if score.detail:
+                details[row][scorer.label] = dict(score.detail)
+    rows = zip(indices, examples, replies, targets, scores, details, strict=True)
+    return [_record(*row, slices=task.slices) for row in rows]
+
+
+def target_of(example: Example) -> Target:
+    """What a good answer to ``example`` is, as scorers read it."""
+    text = "" if example.target is None else str(example.target)
+    return Target(text, example.references, example.choices, example.correct, example.text, example.meta)
+
+
+def _record(
+    index: int,
+    example: Example,
+    reply: Reply,
+    target: Target,
+    scores: dict[str, float],
+    details: dict[str, Any],
+    *,
+    slices: Sequence[str],
+) -> Record:
+    options = [(o.text, round(max(o.logprob, _LEAST), 6), o.tokens, o.greedy) for o in reply.options]
     return Record(
         index=index,
         id=example.id,
         source=example.source,
         input=example.text,
-        target=target,
-        answer=answer.text,
+        target=target.text,
+        answer=reply.text,
         scores=scores,
         details=details,
-        logprobs={label: round(max(value, _LEAST), 6) for label, value in answer.logprobs if not math.isnan(value)},
-        parsed=answer.parsed,
-        tie=answer.tie,
-        latency_s=answer.latency_s,
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-        prompt_digest=answer.prompt_digest,
-        error=answer.error,
+        options=[] if reply.error else options,
+        references=list(target.references),
+        correct=list(target.correct),
+        samples=list(reply.samples),
+        reasoning=reply.reasoning,
+        slices={key: str(example.meta[key]) for key in slices if key in example.meta},
+        parsed=reply.parsed,
+        tie=reply.tie,
+        latency_s=reply.latency_s,
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        prompt_digest=reply.prompt_digest,
+        calls=reply.calls,
+        error=reply.error,
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InputError
 from luthier.core.run import Run
+from luthier.scorers._score import Answer, Option, Target
 from luthier.store.database import Store
 from luthier.store.runs import MetricsLog, find_run, folder, list_runs, read_metrics
 
@@ -20,9 +21,11 @@ class Record:
     """One example. ``index`` is its place in the split (equal rows have equal ids).
 
     ``answer`` is the label or the text that was scored; ``parsed`` is False when generated text was none of the labels. ``tie``
-    says that several labels were equally likely and the first was taken. ``logprobs`` are nats per label text. ``latency_s`` is
-    the example's share of its batch, which is less than a request that comes alone waits (see ``summary.latency``).
-    ``prompt_tokens`` is 0 where the engine does not say. ``error`` is why the engine could not answer.
+    says that several labels were equally likely and the first was taken. ``options`` are what was scored: text, nats, tokens, whether
+    greedy. ``samples`` are all answers where several were asked for, ``reasoning`` what came before the answer. ``scores`` lack a
+    scorer that could not say. ``slices`` are the values that results are also shown by. ``latency_s`` is the example's share of its
+    batch, which is less than a request that comes alone waits (see ``summary.latency``). ``prompt_tokens`` is 0 where the engine
+    does not say. ``error`` is why the engine could not answer.
     """
 
     index: int
@@ -33,23 +36,50 @@ class Record:
     answer: str
     scores: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
-    logprobs: Mapping[str, float] = field(default_factory=dict)
+    options: Sequence[Sequence[Any]] = ()
+    references: Sequence[str] = ()
+    correct: Sequence[int] = ()
+    samples: Sequence[str] = ()
+    reasoning: str = ""
+    slices: Mapping[str, str] = field(default_factory=dict)
     parsed: bool = True
     tie: bool = False
     latency_s: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_digest: str = ""
+    calls: int = 1
     error: str = ""
+
+    @property
+    def logprobs(self) -> dict[str, float]:
+        """Nats of each scored text."""
+        return {str(option[0]): float(option[1]) for option in self.options}
+
+    def as_answer(self) -> Answer:
+        """What was scored."""
+        return Answer(self.answer, tuple(Option(*option) for option in self.options), tuple(self.samples))
+
+    def as_target(self) -> Target:
+        """What it was compared with, without the rest of its row (``meta``), which only scoring itself needs."""
+        choices = tuple(str(option[0]) for option in self.options) if self.correct else ()
+        return Target(self.target, tuple(self.references), choices, tuple(self.correct), self.input)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain form for JSON."""
-        return asdict(self)
+        return {f.name: getattr(self, f.name) for f in fields(self) if _worth_writing(getattr(self, f.name), f)}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Record:
         """Inverse of ``as_dict``; keys of newer versions are dropped."""
         return Record(**{key: data[key] for key in _NAMES if key in data})
+
+
+def _worth_writing(value: Any, of: Field[Any]) -> bool:
+    """Whether a field differs from its default: most of thousands of lines would repeat empty ones."""
+    if of.default is not MISSING:
+        return bool(value != of.default)
+    return of.default_factory is MISSING or value != of.default_factory()
 
 
 _NAMES = tuple(f.name for f in fields(Record))

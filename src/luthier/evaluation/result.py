@@ -7,22 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from luthier.core.errors import EvaluationError
 from luthier.core.run import Run
 from luthier.core.task import Task
 from luthier.evaluation.loop import Scorer, scorers_of
 from luthier.evaluation.records import Record
-from luthier.evaluation.statistics import RESAMPLES, Statistic, bootstrap, percentile_interval
-from luthier.scorers._score import Resampler, aggregate
+from luthier.evaluation.statistics import RESAMPLES, bootstrap, percentile_interval
+from luthier.scorers._score import Figure
 
 UNPARSED = "(unparsed)"
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One evaluation. ``scores`` maps scorer to ``{value, low, high, level}``; the first is the primary one.
+    """One evaluation. ``scores`` maps scorer to ``{value, low, high, level}``; the first is the primary one. ``lower_is_better`` names
+    the scorers whose smaller figures are better. ``slices[key][value]`` has the examples and the primary figure of a part.
 
     ``labels`` maps label to precision, recall, F1 and support; ``confusion[target][answer]`` counts. ``counts`` has examples,
-    unparsed, ties, errors. ``latency`` is of single requests (seconds), ``memory`` in MB.
+    unparsed, ties, errors, and unscored: those that the primary scorer could not say anything about. ``latency`` is of single requests (seconds), ``memory`` in MB.
     """
 
     run: Run
@@ -35,6 +39,8 @@ class EvalResult:
     labels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     confusion: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    lower_is_better: Sequence[str] = ()
+    slices: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -63,8 +69,8 @@ class EvalResult:
 
 
 _SUMMARY = (
-    "model", "task", "split", "strategy", "primary", "scores", "labels", "confusion", "counts", "latency", "memory",
-    "seconds", "warnings",
+    "model", "task", "split", "strategy", "primary", "scores", "labels", "confusion", "counts", "lower_is_better", "slices",
+    "latency", "memory", "seconds", "warnings",
 )  # fmt: skip
 
 
@@ -73,19 +79,29 @@ def _plain(result: EvalResult) -> dict[str, Any]:
 
 
 def summarise(task: Task, records: Sequence[Record]) -> dict[str, Any]:
-    """The part of a run's summary that follows from its records: primary, scores, labels, confusion, counts."""
+    """The part of a run's summary that follows from its records: primary, scores, labels, confusion, counts, slices.
+
+    Raises EvaluationError when the primary scorer could say nothing about any answer.
+    """
     scorers = scorers_of(task)
-    answers, targets = [r.answer for r in records], [r.target for r in records]
-    statistics: list[Statistic] = [Resampler(s.entry, s.config, answers, targets) for s in scorers]
-    replicates = bootstrap(statistics, len(records), RESAMPLES)
+    figures = [statistic_of(scorer, records) for scorer in scorers]
+    replicates = bootstrap(figures, len(records), RESAMPLES)
     scores = {
-        scorer.label: percentile_interval(aggregate(scorer.entry, scorer.config, answers, targets), drawn).as_dict()
-        for scorer, drawn in zip(scorers, replicates, strict=True)
+        scorer.label: percentile_interval(figure.value, drawn).as_dict()
+        for scorer, figure, drawn in zip(scorers, figures, replicates, strict=True)
+        if not np.isnan(figure.value)
     }
+    primary = scorers[0].label
+    if primary not in scores:
+        raise EvaluationError(
+            f"scorer {primary} could score none of the {len(records)} answers",
+            hint="luthier show RUN --wrong lists the answers and why",
+        )
+    targets = [r.target for r in records]
     classify = task.kind == "classify"
     shown = [r.answer if r.answer in task.labels else UNPARSED for r in records] if classify else []
     return {
-        "primary": scorers[0].label,
+        "primary": primary,
         "scores": scores,
         "labels": per_label(shown, targets, task.labels) if classify else {},
         "confusion": _confusion(shown, targets) if classify else {},
@@ -94,8 +110,26 @@ def summarise(task: Task, records: Sequence[Record]) -> dict[str, Any]:
             "unparsed": sum(not r.parsed and not r.error for r in records),
             "ties": sum(r.tie for r in records),
             "errors": sum(bool(r.error) for r in records),
+            "unscored": sum(primary not in r.scores for r in records),
         },
+        "lower_is_better": [s.label for s in scorers if s.lower_is_better],
+        "slices": _slices(task, scorers[0], records),
     }
+
+
+def _slices(task: Task, scorer: Scorer, records: Sequence[Record]) -> dict[str, dict[str, dict[str, float]]]:
+    """The primary figure of each part, by each key that the task names; parts in which nothing could be scored are left out."""
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for key in task.slices:
+        parts: dict[str, list[Record]] = {}
+        for record in records:
+            if key in record.slices:
+                parts.setdefault(record.slices[key], []).append(record)
+        for value, part in sorted(parts.items()):
+            figure = statistic_of(scorer, part).value
+            if not np.isnan(figure):
+                out.setdefault(key, {})[value] = {"examples": len(part), "value": figure}
+    return out
 
 
 def per_label(answers: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -121,6 +155,12 @@ def _confusion(answers: Sequence[str], targets: Sequence[str]) -> dict[str, dict
     return out
 
 
-def statistic_of(scorer: Scorer, records: Sequence[Record]) -> Resampler:
-    """A scorer's figure over resamples of ``records``."""
-    return Resampler(scorer.entry, scorer.config, [r.answer for r in records], [r.target for r in records])
+def statistic_of(scorer: Scorer, records: Sequence[Record]) -> Figure:
+    """A scorer's figure over ``records`` and over resamples of them."""
+    return Figure(
+        scorer.entry,
+        scorer.config,
+        [r.as_answer() for r in records],
+        [r.as_target() for r in records],
+        [r.scores.get(scorer.label) for r in records],
+    )

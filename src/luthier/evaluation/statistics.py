@@ -91,7 +91,7 @@ def one_draw(examples: int) -> Counts:
 def percentile_interval(value: float, replicates: Floats, level: float = 0.95) -> Interval:
     """The percentile interval (Efron, 1979): the middle ``level`` of the replicates, widened to hold ``value`` itself."""
     tail = (1.0 - level) / 2.0
-    low, high = np.quantile(replicates, [tail, 1.0 - tail])
+    low, high = np.nanquantile(replicates, [tail, 1.0 - tail])  # a resample without anything to score has no figure
     return Interval(value, float(min(low, value)), float(max(high, value)), level)
 
 

@@ -1,66 +1,164 @@
-"""What a scorer says of one answer, and the means over many that all scorers share.
+"""What a scorer is given, what it says of one answer, and how a whole set's figure follows.
 
-A scorer file defines ``Config``, ``score(answer, target, config) -> Score`` and, where the figure of a whole set is not the mean of
-its examples, also ``aggregate(answers, targets, config) -> float`` and ``resampled(answers, targets, counts, config)``: the same
-figure for many resamples at once. ``counts`` has shape (resamples, examples) and says how often each example was drawn.
+A scorer file defines ``Config`` and ``score(answer, target, config) -> Score``. A set's figure is the mean of its examples' values,
+unless the file says otherwise with one of:
+
+- ``sums(answers, targets, config)`` -> matrix (examples, k) and ``combine(totals, config)``: totals (n, k) -> figures (n,). The figure
+  is a function of sums over examples (corpus BLEU, F1, a correlation), so thousands of resamples are one matrix product;
+- ``aggregate(answers, targets, config) -> float`` and, where it can be fast, ``resampled(answers, targets, counts, config)``. ``counts``
+  has shape (resamples, examples) and says how often each example was drawn.
+
+Two more are optional: ``score_many(answers, targets, config, resources) -> list[Score]`` where a batch is cheaper than one by one, or
+other engines, programs or databases are needed; and ``LOWER_IS_BETTER = True``.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from luthier.core.catalog import Entry
 
+if TYPE_CHECKING:
+    from luthier.core.engine import Engine
+    from luthier.store.database import Store
+
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """``value`` is higher for better answers; ``detail`` says how it came about."""
+class Option:
+    """A choice, a label or a text whose likelihood was asked. ``logprob`` is a sum over ``tokens`` tokens, in nats."""
 
-    value: float
+    text: str
+    logprob: float
+    tokens: int = 0
+    greedy: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine gave. ``options`` are what it scored, in the order of the choices; ``samples`` all answers to one question."""
+
+    text: str
+    options: tuple[Option, ...] = ()
+    samples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a good answer is: see ``Example`` for the fields. ``input`` is the question; ``meta`` the rest of its row."""
+
+    text: str
+    references: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    correct: tuple[int, ...] = ()
+    input: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Every text that counts."""
+        return self.references or (self.text,)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """``value`` as the scorer defines it, None when it could not say (counted apart, never as a number); ``detail`` says why."""
+
+    value: float | None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
-def aggregate(entry: Entry, config: Any, answers: Sequence[str], targets: Sequence[str]) -> float:
-    """The scorer's figure for a whole set: its own ``aggregate``, else the mean of the examples' values."""
-    own = entry.optional("aggregate")
-    if own is not None:
-        return float(own(answers, targets, config))
-    return float(
-        np.mean([entry(answer, target, config).value for answer, target in zip(answers, targets, strict=True)])
-    )
+class Resources:
+    """What scorers may use beside the answers: engines opened once by name, the store, and logs in the run's folder."""
+
+    def __init__(self, store: Store | None = None, folder: Path | None = None) -> None:
+        self.store, self.folder = store, folder
+        self._engines: dict[tuple[str, str], Engine] = {}
+
+    def engine(self, name: str, kind: str = "auto") -> Engine:
+        """The model called ``name`` on engine ``kind``, opened at the first call and closed by ``close``."""
+        from luthier.strategies._load import load
+
+        if (name, kind) not in self._engines:
+            self._engines[name, kind] = load(name, engine=kind, store=self.store)
+        return self._engines[name, kind]
+
+    def log(self, name: str, record: Mapping[str, Any]) -> None:
+        """Append ``record`` to ``NAME.jsonl`` in the run's folder; nothing is kept where there is no run."""
+        if self.folder is not None:
+            with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Close the engines."""
+        while self._engines:
+            self._engines.popitem()[1].close()
 
 
-class Resampler:
-    """A scorer's figure on resamples of one set: called with counts (resamples, examples), returns (resamples,) values."""
+def score_all(
+    entry: Entry, config: Any, answers: Sequence[Answer], targets: Sequence[Target], resources: Resources
+) -> list[Score]:
+    """Every answer's score, in order."""
+    many = entry.optional("score_many")
+    if many is not None:
+        return list(many(answers, targets, config, resources))
+    return [entry(answer, target, config) for answer, target in zip(answers, targets, strict=True)]
 
-    def __init__(self, entry: Entry, config: Any, answers: Sequence[str], targets: Sequence[str]) -> None:
+
+class Figure:
+    """A scorer's figure over one set, and over resamples of it. ``values`` are the examples' own, None where there was none.
+
+    Called with counts (resamples, examples), returns (resamples,) figures; ``nan`` where a resample has nothing to score.
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        config: Any,
+        answers: Sequence[Answer],
+        targets: Sequence[Target],
+        values: Sequence[float | None],
+    ) -> None:
         self._entry, self._config = entry, config
         self._answers, self._targets = list(answers), list(targets)
-        self._values: Floats | None = None
-        if entry.optional("aggregate") is None:
-            pairs = zip(self._answers, self._targets, strict=True)
-            self._values = np.array([entry(answer, target, config).value for answer, target in pairs])
+        self._sums: Floats | None = None
+        if entry.optional("sums") is not None:
+            self._sums = np.asarray(entry.module.sums(self._answers, self._targets, config), dtype=np.float64)
+        elif entry.optional("aggregate") is None:
+            self._sums = np.array([(v or 0.0, v is not None) for v in values], dtype=np.float64).reshape(len(values), 2)
 
     def __call__(self, counts: Counts) -> Floats:
-        """Values, one a row of ``counts``."""
-        if self._values is not None:
-            means: Floats = (counts @ self._values) / counts.sum(axis=1)
+        """Figures, one a row of ``counts``."""
+        if self._sums is not None:
+            totals: Floats = counts.astype(np.float64) @ self._sums
+            combine = self._entry.optional("combine")
+            if combine is not None:
+                return np.asarray(combine(totals, self._config), dtype=np.float64)
+            means: Floats = np.full(len(totals), np.nan)
+            np.divide(totals[:, 0], totals[:, 1], out=means, where=totals[:, 1] > 0)
             return means
         fast = self._entry.optional("resampled")
         if fast is not None:
             return np.asarray(fast(self._answers, self._targets, counts, self._config), dtype=np.float64)
-        return np.array([self._one(row) for row in counts])
+        return np.array([self._drawn(row) for row in counts])
 
-    def _one(self, row: npt.NDArray[np.float32]) -> float:
+    @property
+    def value(self) -> float:
+        """The figure of the set itself; ``nan`` when nothing in it could be scored."""
+        if self._sums is None:
+            return float(self._entry.module.aggregate(self._answers, self._targets, self._config))
+        return float(self(np.ones((1, len(self._answers)), dtype=np.float32))[0])
+
+    def _drawn(self, row: npt.NDArray[np.float32]) -> float:
         drawn = np.repeat(np.arange(len(row)), row.astype(np.int64))
-        own = self._entry.optional("aggregate")
-        assert own is not None
-        return float(own([self._answers[i] for i in drawn], [self._targets[i] for i in drawn], self._config))
+        answers, targets = [self._answers[i] for i in drawn], [self._targets[i] for i in drawn]
+        return float(self._entry.module.aggregate(answers, targets, self._config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from luthier.core.catalog import EntryConfig
-from luthier.scorers._score import Score
+from luthier.scorers._score import Answer, Score, Target
 
 
 class Config(EntryConfig):
@@ -32,7 +32,8 @@ def normalise(text: str, config: Config) -> str:
     return text
 
 
-def score(answer: str, target: str, config: Config) -> Score:
-    """1.0 when answer and target are equal after normalisation, else 0.0; the detail holds both normalised texts."""
-    left, right = normalise(answer, config), normalise(target, config)
+def score(answer: Answer, target: Target, config: Config) -> Score:
+    """1.0 when the answer equals any accepted one after normalisation, else 0.0; the detail holds the normalised texts."""
+    left, accepted = normalise(answer.text, config), [normalise(text, config) for text in target.accepted]
+    right = left if left in accepted else accepted[0]
     return Score(1.0 if left == right else 0.0, {"answer": left, "target": right})
