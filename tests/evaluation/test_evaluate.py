@@ -73,7 +73,7 @@ class Counted(FakeEngine):
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Blocks of 10 instead of 128, so that small tasks have several."""
-    monkeypatch.setattr("luthier.evaluation.loop.AskLabels.__init__.__defaults__", (10,))
+    monkeypatch.setattr("luthier.evaluation.asking.AskOptions.__init__.__defaults__", (10,))
     yield
 
 

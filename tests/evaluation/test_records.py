@@ -10,7 +10,9 @@ from luthier.evaluation.records import RECORDS, Record, RecordsLog, find, load_r
 from luthier.store.database import open_store
 from luthier.store.runs import start
 
-ONE = Record(0, "id0", "f:1", "where is it", "a", "b", {"accuracy": 0.0}, logprobs={"a": -3.0, "b": -1.0})
+ONE = Record(
+    0, "id0", "f:1", "where is it", "a", "b", {"accuracy": 0.0}, options=(("a", -3.0, 1, False), ("b", -1.0, 1, True))
+)
 
 
 def test_records_survive_the_disk(tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ def test_keys_of_newer_versions_are_dropped() -> None:
 
 
 def test_the_surest_mistake_comes_first() -> None:
-    sure = replace(ONE, index=1, logprobs={"a": -9.0, "b": -0.1})
+    sure = replace(ONE, index=1, options=(("a", -9.0, 1, False), ("b", -0.1, 1, True)))
     right = replace(ONE, index=2, answer="a", scores={"accuracy": 1.0})
     assert wrong_first([ONE, right, sure], "accuracy") == [sure, ONE]
 

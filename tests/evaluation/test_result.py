@@ -19,7 +19,16 @@ TASK = Task(
 
 
 def record(index: int, target: str, answer: str, **more: object) -> Record:
-    return Record(index, str(index), "", "", target, answer, {"accuracy": float(target == answer)}, **more)  # type: ignore[arg-type]
+    return Record(
+        index,
+        str(index),
+        "",
+        "",
+        target,
+        answer,
+        {"macro_f1": float(target == answer), "accuracy": float(target == answer)},
+        **more,
+    )  # type: ignore[arg-type]
 
 
 RECORDS = [
@@ -39,7 +48,7 @@ def test_scores_confusions_and_counts() -> None:
     assert found["scores"]["macro_f1"]["value"] == pytest.approx((0.5 + 0.4 + 0.0) / 3)
     assert found["scores"]["accuracy"]["value"] == pytest.approx(2 / 6)
     assert found["confusion"] == {"a": {"a": 1, "b": 1}, "b": {"a": 1, "b": 1, UNPARSED: 1}, "c": {UNPARSED: 1}}
-    assert found["counts"] == {"examples": 6, "unparsed": 1, "ties": 1, "errors": 1}
+    assert found["counts"] == {"examples": 6, "unparsed": 1, "ties": 1, "errors": 1, "unscored": 0}
     assert found["labels"]["b"] == {
         "precision": 0.5,
         "recall": pytest.approx(1 / 3),

@@ -43,14 +43,14 @@ def test_the_answer_is_the_one_that_evaluation_counts(make_fake: Any) -> None:
     """Same engine, same labels: evaluation's way of asking and the served one agree, ties included."""
     from luthier.core.dataset import Dataset, Example, Splits
     from luthier.core.task import PromptTemplate, Task
-    from luthier.evaluation.loop import AskLabels
+    from luthier.evaluation.asking import AskOptions
 
     texts = [f"ticket {number}: {LABELS[number % 3]} or something" for number in range(30)] + ["nothing"]
     examples = tuple(Example(str(n), user(text), "refund") for n, text in enumerate(texts))
     empty = Dataset("d", "labelled", ())
     task = Task("t", "classify", Splits(empty, empty, empty), PromptTemplate(labels=LABELS), (("exact", {}),))
     engine = make_fake("fake")
-    counted = [answer.text for answer in AskLabels(engine, task)(examples, lambda *_: None)]
+    counted = [answer.text for answer in AskOptions(engine, task)(examples, lambda *_: None)]
     served = answer_with_labels(engine, LABELS).generate([e.messages for e in examples], Sampling())
     assert [generation.text for generation in served] == counted
     assert len(set(counted)) > 1

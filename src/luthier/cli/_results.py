@@ -51,11 +51,15 @@ def show_result(result: EvalResult) -> None:
             f"[bold]{figures.metric(name)}[/]" if name == result.primary else figures.metric(name),
             f"[bold]{score['value']:.3f}[/]",
             f"[{score['low']:.3f}, {score['high']:.3f}]".replace("[", r"\["),
-            bar(score["value"], score["low"], score["high"], _COLOURS[0]),
+            bar(score["value"], score["low"], score["high"], _COLOURS[0])
+            if _is_share(score)
+            else _direction(result, name),
         )
         for name, score in result.scores.items()
     ]
     _print.show(_print.table(["score", "value", "95% interval", ""], rows, title=title, right=["value"]))
+    for key, parts in result.slices.items():
+        _show_slices(result, key, parts)
     if result.labels:
         _show_labels(result)
     for line in (*_counted(result.counts), _cost(result)):
@@ -63,6 +67,30 @@ def show_result(result: EvalResult) -> None:
     for warning in result.warnings:
         _print.warn(warning)
     _print.show(f"[dim]records:[/] luthier show {result.run.id} --wrong")
+
+
+def _is_share(score: Mapping[str, float]) -> bool:
+    return 0.0 <= score["low"] and score["high"] <= 1.0
+
+
+def _direction(result: EvalResult, name: str) -> str:
+    return "[dim]lower is better[/]" if name in result.lower_is_better else ""
+
+
+def _show_slices(result: EvalResult, key: str, parts: Mapping[str, Mapping[str, float]]) -> None:
+    """The primary figure of every part, best first."""
+    from rich.markup import escape
+
+    from luthier.cli import _print
+    from luthier.tournament import figures
+
+    sign = 1.0 if result.primary in result.lower_is_better else -1.0
+    rows = [
+        (escape(value), f"{int(part['examples']):,}", f"{part['value']:.3f}")
+        for value, part in sorted(parts.items(), key=lambda item: (sign * item[1]["value"], item[0]))
+    ]
+    columns = [escape(key), "examples", figures.metric(result.primary)]
+    _print.show(_print.table(columns, rows, right=columns[1:]))
 
 
 def _show_labels(result: EvalResult) -> None:
@@ -86,6 +114,7 @@ def _counted(counts: Mapping[str, int]) -> list[str]:
         ("unparsed", "answers were none of the labels and count as wrong"),
         ("ties", "examples had several equally likely labels; the first was taken"),
         ("errors", "examples were refused by the engine and count as wrong"),
+        ("unscored", "answers could not be scored and are left out of the score"),
     )
     return [f"[yellow]{counts[key]:,}[/] {text}" for key, text in said if counts.get(key)]
 
@@ -106,7 +135,7 @@ def _cost(result: EvalResult) -> str:
 
 
 def show_records(records: Sequence[Record], primary: str) -> None:
-    """One record after another: source, input, target, answer, and how likely the labels were."""
+    """One record after another: source, input, target, answer, how it came about, and how likely the options were."""
     from rich.markup import escape
 
     from luthier.cli import _print
@@ -123,6 +152,11 @@ def show_records(records: Sequence[Record], primary: str) -> None:
         if r.logprobs:
             top = sorted(r.logprobs.items(), key=lambda pair: -pair[1])[:3]
             told.append("log-probabilities " + ", ".join(f"{escape(label)} {value:.2f}" for label, value in top))
+        if r.reasoning:
+            _print.show(f"  [dim]{escape(r.reasoning.strip())}[/]")
+        if len(r.samples) > 1:
+            _print.show(f"  [dim]{len(r.samples)} samples: {escape(' | '.join(s.strip()[:60] for s in r.samples))}[/]")
+        told += ["not scored"] if primary not in r.scores else []
         told += ["tie"] if r.tie else []
         told += ["none of the labels"] if not r.parsed and not r.error else []
         told += [f"refused: {escape(r.error)}"] if r.error else []

@@ -1,4 +1,4 @@
-"""``luthier eval MODEL TASK.yaml``: score a model on a task."""
+"""``luthier eval MODEL TASK``: score a model on a task of your own or on a benchmark."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ def register(app: typer.Typer) -> None:
     @app.command("eval")
     def evaluate(
         model: Annotated[str, typer.Argument(help="A stored model, an endpoint, openai:MODEL@URL, or fake.")],
-        task: Annotated[str, typer.Argument(metavar="TASK.yaml", help="A task file: data, prompt, scorers.")],
+        task: Annotated[
+            str,
+            typer.Argument(metavar="TASK", help="A task file (data, prompt, scorers), or a benchmark: luthier tasks."),
+        ],
+        overrides: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the task, for example data=mmlu.jsonl shots=0."),
+        ] = None,
         split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
         strategy: Annotated[
             str | None,
@@ -33,11 +40,13 @@ def register(app: typer.Typer) -> None:
         """Score a model on a task, with intervals, and keep every answer. Interrupted, the same command goes on."""
         from luthier.cli import _print, _results
         from luthier.evaluation.evaluate import evaluate as run
+        from luthier.tasks._load import load_task
 
+        loaded = load_task(task, overrides or [])
         with _print.progress() as progress:
             result = run(
                 model,
-                task,
+                loaded,
                 split=split,  # type: ignore[arg-type]
                 strategy=_strategy(strategy, option or []),
                 limit=limit,

@@ -77,7 +77,7 @@ def _records(store: Store, run: Run, wrong: bool) -> list[Any]:
     if not wrong:
         return found
     primary = run.summary.get("primary") or next(iter(found[0].scores), "") if found else ""
-    return wrong_first(found, primary)
+    return wrong_first(found, primary, lower_is_better=primary in run.summary.get("lower_is_better", ()))
 
 
 def _show_eval(store: Store, run: Run, wrong: bool, records: bool, limit: int) -> None:

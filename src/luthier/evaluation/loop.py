@@ -174,7 +174,7 @@ def _record(
     *,
     slices: Sequence[str],
 ) -> Record:
-    options = [(o.text, round(max(o.logprob, _LEAST), 6), o.tokens, o.greedy) for o in reply.options]
+    options = tuple((o.text, round(max(o.logprob, _LEAST), 6), o.tokens, o.greedy) for o in reply.options)
     return Record(
         index=index,
         id=example.id,
@@ -184,10 +184,10 @@ def _record(
         answer=reply.text,
         scores=scores,
         details=details,
-        options=[] if reply.error else options,
-        references=list(target.references),
-        correct=list(target.correct),
-        samples=list(reply.samples),
+        options=() if reply.error else options,
+        references=target.references,
+        correct=target.correct,
+        samples=reply.samples,
         reasoning=reply.reasoning,
         slices={key: str(example.meta[key]) for key in slices if key in example.meta},
         parsed=reply.parsed,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ class Record:
     answer: str
     scores: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
-    options: Sequence[Sequence[Any]] = ()
-    references: Sequence[str] = ()
-    correct: Sequence[int] = ()
-    samples: Sequence[str] = ()
+    options: tuple[tuple[str, float, int, bool | None], ...] = ()
+    references: tuple[str, ...] = ()
+    correct: tuple[int, ...] = ()
+    samples: tuple[str, ...] = ()
     reasoning: str = ""
     slices: Mapping[str, str] = field(default_factory=dict)
     parsed: bool = True
@@ -54,16 +55,16 @@ class Record:
     @property
     def logprobs(self) -> dict[str, float]:
         """Nats of each scored text."""
-        return {str(option[0]): float(option[1]) for option in self.options}
+        return {text: logprob for text, logprob, *_ in self.options}
 
     def as_answer(self) -> Answer:
         """What was scored."""
-        return Answer(self.answer, tuple(Option(*option) for option in self.options), tuple(self.samples))
+        return Answer(self.answer, tuple(Option(*option) for option in self.options), self.samples)
 
     def as_target(self) -> Target:
         """What it was compared with, without the rest of its row (``meta``), which only scoring itself needs."""
-        choices = tuple(str(option[0]) for option in self.options) if self.correct else ()
-        return Target(self.target, tuple(self.references), choices, tuple(self.correct), self.input)
+        choices = tuple(text for text, *_ in self.options) if self.correct else ()
+        return Target(self.target, self.references, choices, self.correct, self.input)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain form for JSON."""
@@ -72,7 +73,10 @@ class Record:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Record:
         """Inverse of ``as_dict``; keys of newer versions are dropped."""
-        return Record(**{key: data[key] for key in _NAMES if key in data})
+        known = {key: data[key] for key in _NAMES if key in data}
+        for key in _TUPLES.intersection(known):
+            known[key] = tuple(tuple(item) if isinstance(item, list) else item for item in known[key])
+        return Record(**known)
 
 
 def _worth_writing(value: Any, of: Field[Any]) -> bool:
@@ -83,6 +87,7 @@ def _worth_writing(value: Any, of: Field[Any]) -> bool:
 
 
 _NAMES = tuple(f.name for f in fields(Record))
+_TUPLES = frozenset({"options", "references", "correct", "samples"})
 
 
 class RecordsLog:
@@ -108,10 +113,19 @@ def read_records(place: Path) -> list[Record]:
     return [found[index] for index in sorted(found)]
 
 
-def wrong_first(records: Iterable[Record], primary: str) -> list[Record]:
-    """The records whose primary score is below 1, worst first; of equal ones, the surest of its mistake first."""
-    wrong = [r for r in records if r.scores.get(primary, 0.0) < 1.0]
-    return sorted(wrong, key=lambda r: (r.scores.get(primary, 0.0), -_margin(r), r.index))
+def wrong_first(records: Iterable[Record], primary: str, *, lower_is_better: bool = False) -> list[Record]:
+    """The records whose primary score is below 1, worst first; of equal ones, the surest of its mistake first.
+
+    Those that could not be scored come before all others. Where lower is better there is no perfect score: all records, worst first.
+    """
+    kept = list(records) if lower_is_better else [r for r in records if r.scores.get(primary, 0.0) < 1.0]
+    sign = -1.0 if lower_is_better else 1.0
+
+    def badness(record: Record) -> float:
+        score = record.scores.get(primary)
+        return -math.inf if score is None else sign * score
+
+    return sorted(kept, key=lambda r: (badness(r), -_margin(r), r.index))
 
 
 def _margin(record: Record) -> float:
