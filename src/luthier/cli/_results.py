@@ -70,7 +70,7 @@ def show_result(result: EvalResult) -> None:
 
 
 def _is_share(score: Mapping[str, float]) -> bool:
-    return 0.0 <= score["low"] and score["high"] <= 1.0
+    return score["low"] >= 0.0 and score["high"] <= 1.0
 
 
 def _direction(result: EvalResult, name: str) -> str:

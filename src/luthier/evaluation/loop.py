@@ -106,8 +106,12 @@ def run_loop(
 
 
 def _blocks(examples: Sequence[Example], size: int) -> Iterator[list[int]]:
-    """Indices in blocks of like lengths, longest first; the same blocks in every run, so a resumed one is like an unbroken one."""
-    order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].text), i))
+    """Indices in blocks, the same in every run, so a resumed one is like an unbroken one.
+
+    Prompts that begin alike (a subject's worked examples) come together, for engines that read a common beginning once; else like
+    lengths do, longest first.
+    """
+    order = sorted(range(len(examples)), key=lambda i: (examples[i].raw[:1], -len(examples[i].text), i))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
