@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,11 +19,15 @@ class PromptTemplate:
     ``instruction`` becomes the system turn (``{labels}`` in it is replaced by the label list), ``input`` the user turn
     (``{input}`` in it is replaced by the raw text). Nothing else is interpreted, so braces in data are safe. The same record
     is used in training, evaluation and serving, and its digest is stored with each.
+
+    ``source`` says which file of the prompt catalogue it came from (name, version, digest). It is kept with the record, but decides
+    no answer, so it has no part in the digest.
     """
 
     instruction: str = ""
     input: str = "{input}"
     labels: tuple[str, ...] = ()
+    source: str = field(default="", compare=False)
 
     def messages(self, text: str, shots: Sequence[tuple[str, str]] = ()) -> Conversation:
         """The conversation for ``text``, after ``shots`` (input, answer) as earlier turns.
@@ -41,17 +45,19 @@ class PromptTemplate:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the record."""
-        return digest_json(self.as_dict())
+        """sha256 of what decides an answer."""
+        return digest_json({"instruction": self.instruction, "input": self.input, "labels": self.labels})
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain form for JSON."""
-        return asdict(self)
+        """Plain form for JSON; ``source`` only when there is one."""
+        plain = {"instruction": self.instruction, "input": self.input, "labels": self.labels}
+        return plain | ({"source": self.source} if self.source else {})
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> PromptTemplate:
         """Inverse of ``as_dict``."""
-        return PromptTemplate(data.get("instruction", ""), data.get("input", "{input}"), tuple(data.get("labels", ())))
+        instruction, text = data.get("instruction", ""), data.get("input", "{input}")
+        return PromptTemplate(instruction, text, tuple(data.get("labels", ())), data.get("source", ""))
 
 
 TaskKind = Literal["classify", "choice", "generate", "likelihood"]
