@@ -40,13 +40,12 @@ def register(app: typer.Typer) -> None:
         """Score a model on a task, with intervals, and keep every answer. Interrupted, the same command goes on."""
         from luthier.cli import _print, _results
         from luthier.evaluation.evaluate import evaluate as run
-        from luthier.tasks._load import load_task
 
-        loaded = load_task(task, overrides or [])
         with _print.progress() as progress:
             result = run(
                 model,
-                loaded,
+                task,
+                overrides or [],
                 split=split,  # type: ignore[arg-type]
                 strategy=_strategy(strategy, option or []),
                 limit=limit,

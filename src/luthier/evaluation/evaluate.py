@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,7 @@ class Asked:
 def evaluate(
     model: str | Engine,
     task: str | Path | Task,
+    overrides: Iterable[str] = (),
     *,
     split: Split = "test",
     strategy: str | Mapping[str, Any] | None = None,
@@ -53,7 +54,8 @@ def evaluate(
 ) -> EvalResult:
     """Ask ``model`` every example of a split, score the answers, and keep each one.
 
-    ``model`` is a stored name, a remote or fake one (``engines``), or anything that satisfies ``Engine``. ``strategy`` is a name or
+    ``model`` is a stored name, a remote or fake one (``engines``), or anything that satisfies ``Engine``. ``task`` is a task file, the
+    name of a benchmark, or a task; ``overrides`` are ``key=value`` texts for its settings. ``strategy`` is a name or
     ``{"name": ..., options}``; left out, a model that brings its own prompt (an endpoint, a tuned model) is asked with that, an
     encoder with the bare text, and everything else zero-shot with the task's prompt. ``limit`` takes the first examples only.
     ``options`` are the engine's. Equal work is not done twice: a finished run is returned, an interrupted one continued, unless
@@ -63,7 +65,7 @@ def evaluate(
     EngineError when the engine fails; what was answered until then is kept.
     """
     store = store or open_store()
-    task = load_task(task)
+    task = load_task(task, overrides)
     examples = _examples(task, split, limit)
     opened = _open(store, model, engine, options, raw=strategy is not None) if isinstance(model, str) else model
     try:
