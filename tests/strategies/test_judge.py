@@ -4,6 +4,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from luthier.core.engine import ContinuationScore, Engine, EngineInfo, Generatio
 from luthier.core.errors import EngineError, InputError, NotFoundError, UnsupportedError
 from luthier.core.message import Conversation, last_user_text
 from luthier.core.run import no_progress
+from luthier.data.prompts import save_prompt
 from luthier.engines._target import EngineTarget
 from luthier.engines.fake import Config as FakeConfig
 from luthier.engines.fake import open as open_fake
 from luthier.strategies._judge import Judge, Mode, Question, agreement
+
+pytestmark = pytest.mark.usefixtures("home")
 
 Write = Callable[[Conversation, Sampling], str]
 Weigh = Callable[[Conversation, str], float]
@@ -59,10 +63,21 @@ def test_the_prompt_carries_rubric_scale_reference_and_answer_and_nothing_in_the
     system, asked = seen[0][0].content, seen[0][1].content
     assert "Is it {low} kind?" in system
     assert "from 1 to 5" in system
-    assert "reference" in system
     assert [part in asked for part in ("What is {rubric}?", "A {high} thing", "Say {form}")] == [True] * 3
     grader.grade([(Question("Q"), "A")])
-    assert "eference" not in seen[1][0].content + seen[1][1].content
+    assert "eference" not in seen[1][1].content
+
+
+def test_a_rubric_is_a_text_or_the_name_of_one_in_the_prompt_catalogue(home: Path) -> None:
+    save_prompt("rubric_brief", {"about": "Brevity.", "text": "The answer is brief."})
+    seen: list[str] = []
+    for rubric in ("rubric_brief", "Brief or not"):
+        grader, _ = judge(lambda prompt, _: seen.append(prompt[0].content) or "[[3]]", rubric=rubric)  # type: ignore[func-returns-value]
+        grader.grade(items(1))
+    assert "The answer is brief." in seen[0]
+    assert "Rubric: Brief or not" in seen[1]
+    with pytest.raises(NotFoundError, match="rubric_brief"):
+        judge(lambda prompt, _: "", rubric="rubric_brif")
 
 
 def test_grades_come_in_order_from_one_batch() -> None:
