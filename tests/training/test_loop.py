@@ -133,6 +133,29 @@ def test_ends_by_steps_and_by_time(tmp_path: Path) -> None:
     assert run_toy(tmp_path / "c", toy_module(), epochs=0.5).steps == 2
 
 
+def test_a_token_budget_is_never_passed_and_the_schedule_ends_with_it(tmp_path: Path) -> None:
+    lengths = [row.length for row in toy_rows()]
+    budget = round(1.5 * sum(lengths))
+    records: list[Mapping[str, Any]] = []
+    outcome = run_toy(tmp_path / "a", toy_module(), records.append, max_tokens=budget)
+    assert outcome.ended == "max_tokens"
+    assert budget - sum(sorted(lengths)[-8:]) < outcome.tokens <= budget
+    assert records[-1]["learning_rate"] < 0.5 * max(r["learning_rate"] for r in records)
+    assert run_toy(tmp_path / "b", toy_module(), max_tokens=1).steps == 1, "one step in any case"
+    assert run_toy(tmp_path / "c", toy_module(), max_tokens=10**9).ended == "epochs"
+
+
+def test_the_schedule_follows_the_time_where_that_ends_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[Mapping[str, Any]] = []
+    clock = iter(i * 0.5 for i in range(10**6))
+    monkeypatch.setattr("luthier.training.loop.time.perf_counter", lambda: next(clock))
+    outcome = run_toy(tmp_path, toy_module(), records.append, max_seconds=20.0, epochs=10**4, warmup=0)
+    assert outcome.ended == "max_seconds"
+    rates = [r["learning_rate"] for r in records]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.3 * rates[0], "without the limit in it, the rate would not have begun to fall"
+
+
 def test_bf16_model(tmp_path: Path) -> None:
     records: list[Mapping[str, Any]] = []
     module = toy_module(dropout=0.0, dtype=torch.bfloat16)

@@ -34,6 +34,7 @@ from luthier.store.database import open_store
 from luthier.store.lineage import lineage
 from luthier.store.models import find
 from luthier.training import checkpoint
+from luthier.training.interrupt import Halt
 from luthier.training.tune import Start, TuneResult, tune
 
 WORDS = {"billing": "refund deposit pay invoice card", "delivery": "parcel courier late address box"}
@@ -331,3 +332,26 @@ def test_tuning_goes_on_from_an_adapter(tiny_decoder: str, tickets: Path) -> Non
     assert second.model.base == "first"
     assert load_model(open_store(), "second", device="cpu").record.name == "second"
     assert first.model.digest != second.model.digest
+
+
+def test_a_sink_may_halt_a_run_which_can_be_begun_again(tiny_decoder: str, tickets: Path) -> None:
+    def enough(record: Mapping[str, Any]) -> None:
+        if record["step"] == 2:
+            raise Halt("worse than the others")
+
+    with pytest.raises(Halt):
+        tune(settings(tiny_decoder, tickets), metrics=enough)
+    store = open_store()
+    run = runs.list_runs(store, "tune")[0]
+    assert (run.status, run.summary) == ("interrupted", {"error": "given up: worse than the others"})
+    again = tune(settings(tiny_decoder, tickets))
+    assert again.run.id == run.id
+    assert again.summary["ended"] == "epochs"
+
+
+def test_a_token_budget_is_other_work_and_its_absence_is_not(tiny_decoder: str, tickets: Path) -> None:
+    first = tune(settings(tiny_decoder, tickets))
+    assert tune(settings(tiny_decoder, tickets, max_tokens=None)).reused
+    limited = tune(settings(tiny_decoder, tickets, max_tokens=200))
+    assert limited.model.name != first.model.name
+    assert limited.summary["tokens"] <= 200

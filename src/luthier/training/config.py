@@ -96,8 +96,9 @@ class TrainConfig(_Section):
 
     An optimizer step sees ``batch_size`` rows, in micro-batches of at most ``max_tokens_per_batch`` tokens with padding; their
     gradients are averaged over all that the loss counts in the step (tokens, or examples). Training ends after ``epochs`` (parts
-    allowed), or sooner after ``max_steps``, ``max_seconds``, or ``patience`` validations without a better ``metric``. ``warmup`` is
-    a share of the steps below 1, else a number of steps. ``clip`` bounds the gradient's norm (0 is off).
+    allowed), or sooner after ``max_steps``, before more than ``max_tokens``, after ``max_seconds``, or ``patience`` validations without a
+    better ``metric``; the schedule ends with whichever of steps, tokens and seconds comes first. ``warmup`` is a share of the steps
+    below 1, else a number of steps. ``clip`` bounds the gradient's norm (0 is off).
     ``validate_every`` and ``checkpoint_every`` count steps; left out: each epoch, and about once a minute.
     ``metric`` is the name of a validation metric; it decides which weights are kept (for losses the lowest, else the highest).
     """
@@ -105,6 +106,7 @@ class TrainConfig(_Section):
     epochs: float = Field(3, gt=0)
     max_steps: int | None = Field(None, ge=1)
     max_seconds: float | None = Field(None, gt=0)
+    max_tokens: int | None = Field(None, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
     schedule: Schedule = "cosine"
     warmup: float = Field(0.1, ge=0)

@@ -7,6 +7,13 @@ import threading
 from types import FrameType, TracebackType
 
 
+class Halt(Exception):  # noqa: N818  no error: somebody decided
+    """Raised by a metric sink to end a training there, as a search does with a trial that is not worth its time.
+
+    The run is then ``interrupted``: the same work asked for again goes on, or begins anew.
+    """
+
+
 class Interruption:
     """While entered, the first SIGINT or SIGTERM only sets ``asked``; a second one raises KeyboardInterrupt at once.
 

@@ -109,6 +109,18 @@ def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str,
     return totals.means()
 
 
+def planned_steps(config: TrainConfig, lengths: Sequence[int], steps_per_epoch: int) -> tuple[int, str]:
+    """How many steps the schedule is made for, and which setting says so. ``max_tokens`` is exact only on average here: steps differ
+    in tokens; training still never passes it."""
+    limits = {"epochs": math.ceil(config.epochs * steps_per_epoch - 1e-9)}
+    if config.max_steps is not None:
+        limits["max_steps"] = config.max_steps
+    if config.max_tokens is not None:
+        limits["max_tokens"] = max(1, math.ceil(config.max_tokens * steps_per_epoch / max(1, sum(lengths))))
+    name = min(limits, key=lambda key: (limits[key], key == "epochs"))
+    return limits[name], name
+
+
 class _Loop:
     """State of one training: model, optimizer and position."""
 
@@ -131,9 +143,7 @@ class _Loop:
         self.epoch = -1
         self.steps = self._plan(0)
         self.steps_per_epoch = len(self.steps)
-        self.total = math.ceil(config.epochs * self.steps_per_epoch - 1e-9)
-        if config.max_steps is not None:
-            self.total = min(self.total, config.max_steps)
+        self.total, self.ends = planned_steps(config, self.lengths, self.steps_per_epoch)
         self.optimizer = MasterAdamW(module, weight_decay=config.weight_decay)
         self.position = Position()
 
@@ -183,12 +193,24 @@ class _Loop:
     def _ended(self) -> str:
         at, config = self.position, self.config
         if at.step >= self.total:
-            return "max_steps" if config.max_steps == self.total else "epochs"
+            return self.ends
+        if config.max_tokens is not None and at.step and at.tokens + self._tokens_of(at.step) > config.max_tokens:
+            return "max_tokens"
         if config.max_seconds is not None and at.elapsed_s >= config.max_seconds and at.step:
             return "max_seconds"
         if config.patience is not None and at.without_gain >= config.patience:
             return "patience"
         return ""
+
+    def _tokens_of(self, step: int) -> int:
+        steps = self._plan(step // self.steps_per_epoch)
+        return sum(self.lengths[i] for indices in steps[step % self.steps_per_epoch] for i in indices)
+
+    def _on_schedule(self) -> float:
+        """Where the schedule stands: the step, or further where ``max_seconds`` will end training before the planned steps."""
+        at, limit = self.position, self.config.max_seconds
+        spent = at.elapsed_s / limit if limit is not None else 0.0
+        return max(at.step, min(spent, 1.0) * (self.total - 1))
 
     def _plan(self, epoch: int) -> list[list[list[int]]]:
         """The steps of ``epoch``: the same for the same seed, also after a resume."""
@@ -215,7 +237,11 @@ class _Loop:
             self.optimizer.accumulate()
             totals.add(loss)
         learning_rate = rate(
-            at.step, total=self.total, peak=config.learning_rate, schedule=config.schedule, warmup=config.warmup
+            self._on_schedule(),
+            total=self.total,
+            peak=config.learning_rate,
+            schedule=config.schedule,
+            warmup=config.warmup,
         )
         norm = self.optimizer.step(learning_rate, config.clip, self._sum if self.processes.num_processes > 1 else None)
         self._require_number(norm, "gradient", [i for indices in step for i in indices])

@@ -40,6 +40,29 @@ def peak_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
+def resident_mb() -> float:
+    """Resident memory of this process now, in MB (10^6 bytes)."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def free_mb(device: torch.device | None = None) -> float:
+    """What may still be taken, in MB: of the accelerator, else of this machine or the container that this process is in."""
+    if device is not None and device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0]) / 1e6
+    import psutil
+
+    free = float(psutil.virtual_memory().available)
+    try:
+        limit, used = (
+            Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii").strip() for name in ("max", "current")
+        )
+    except OSError:
+        return free / 1e6
+    return (min(free, max(float(limit) - float(used), 0.0)) if limit.isdigit() else free) / 1e6
+
+
 # mallopt(3): names from malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 1024 * 1024

@@ -102,7 +102,7 @@ def resolve(
     }
     run = with_defaults(run, origins, layers)
     work = [
-        run.train.model_dump(),
+        _told(run.train.model_dump()),
         run.data.overlong,
         method.as_dict(),
         objective.as_dict(),
@@ -113,6 +113,12 @@ def resolve(
     ]
     name = check_name(run.name or _derived_name(base, method, splits.train, digest_json(work)))
     return Job(name, run, origins, base, splits, prompt, method, objective, digest_json([name, *work]))
+
+
+def _told(train: dict[str, Any]) -> dict[str, Any]:
+    """Settings that decide the work. One that came later than the first release counts only when it is given, so that what was
+    trained before is found again."""
+    return {key: value for key, value in train.items() if key != "max_tokens" or value is not None}
 
 
 def _method(run: RunConfig, base: ModelRecord) -> Part:

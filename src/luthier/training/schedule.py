@@ -20,8 +20,8 @@ def warmup_steps(total: int, warmup: float) -> int:
     return min(total, round(total * warmup) if warmup < 1 else round(warmup))
 
 
-def rate(step: int, *, total: int, peak: float, schedule: Schedule, warmup: float) -> float:
-    """Learning rate of ``step`` (counted from 0) among ``total``.
+def rate(step: float, *, total: int, peak: float, schedule: Schedule, warmup: float) -> float:
+    """Learning rate of ``step`` (counted from 0, parts allowed) among ``total``.
 
     It rises linearly to ``peak`` over the warm-up and is ``peak`` at its end; no step has rate 0, so none is wasted.
     """

@@ -20,11 +20,14 @@ from luthier.store.database import Store, open_store
 from luthier.store.lineage import Node, record_edge
 from luthier.store.models import find, register
 from luthier.training.claim import claim
+from luthier.training.interrupt import Halt
 from luthier.training.resolve import Job, resolve
 
 if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
     from luthier.training.loop import Outcome, Work
+    from luthier.training.preflight import Prediction
+    from luthier.training.shared import Shared
 
 Scorer = Callable[["LoadedModel"], Mapping[str, float]]
 
@@ -53,6 +56,7 @@ class Start:
     serving: Mapping[str, str]
     dropped: int = 0
     truncated: int = 0
+    predicted: Prediction | None = None
 
 
 def tune(
@@ -68,15 +72,17 @@ def tune(
     started: Callable[[Start], None] | None = None,
     resume: bool = True,
     replace: bool = False,
+    shared: Shared | None = None,
 ) -> TuneResult:
     """Train a model as ``config`` (a YAML file or its values) says and register it.
 
     ``splits`` and ``prompt`` replace the sections of the same purpose. ``scorer`` adds validation metrics, computed on the model as it
     is at each validation. The same work is done once: a finished run is returned as it is, an interrupted one goes on at its
-    last checkpoint (``resume=False`` starts anew). ``replace`` lets the result take a name that another model has.
+    last checkpoint (``resume=False`` starts anew). ``replace`` lets the result take a name that another model has. ``shared`` is what this
+    process's trainings have in common; the result is the same without it.
 
     Raises InputError and its kin for what cannot work, before anything is trained; ConflictError when another process tunes the same
-    name; TrainingError, StoreError; KeyboardInterrupt after Ctrl-C, with a checkpoint.
+    name; TrainingError, StoreError; KeyboardInterrupt after Ctrl-C, with a checkpoint; Halt when ``metrics`` raised it.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UnsupportedError(
@@ -97,8 +103,19 @@ def tune(
             run = runs.start(store, "tune", job.name, job.values(), job.origins, job.key)
         try:
             record, summary = _execute(
-                store, job, run, scorer=scorer, metrics=metrics, progress=progress, started=started, replace=replace
+                store,
+                job,
+                run,
+                scorer=scorer,
+                metrics=metrics,
+                progress=progress,
+                started=started,
+                replace=replace,
+                shared=shared,
             )
+        except Halt as halt:
+            runs.finish(store, run.id, "interrupted", {"error": f"given up: {halt}"})
+            raise
         except KeyboardInterrupt:
             runs.finish(store, run.id, "interrupted", {"error": "interrupted"})
             raise
@@ -147,16 +164,19 @@ def _execute(
     progress: Progress,
     started: Callable[[Start], None] | None,
     replace: bool,
+    shared: Shared | None,
 ) -> tuple[ModelRecord, dict[str, Any]]:
     """Load, train, save, register. Heavy imports happen here."""
     from luthier.models.fast import speed_up
-    from luthier.training import checkpoint
+    from luthier.training import checkpoint, preflight
     from luthier.training.loop import train
     from luthier.training.memory import peak_mb, reset_peak
 
     folder = runs.folder(store, run.id)
     point = checkpoint.latest(folder)
-    model, work, validation, limits = _prepare(store, job, progress)
+    model, work, validation, (dropped, truncated) = _prepare(store, job, progress, shared)
+    lengths = [[row.length for row in each.rows] if each else [] for each in (work, validation)]
+    predicted = preflight.predict(store, job, model, *lengths) if lengths[0] else None
     reset_peak(model.device)
     trainable, total = _parameter_counts(model)
     start = Start(
@@ -168,8 +188,9 @@ def _execute(
         total,
         point.position.step if point else 0,
         job.serving,
-        len(limits.dropped),
-        len(limits.truncated),
+        dropped,
+        truncated,
+        predicted,
     )
     if started is not None:
         started(start)
@@ -201,20 +222,23 @@ def _execute(
     return record, summary
 
 
-def _prepare(store: Store, job: Job, progress: Progress) -> tuple[LoadedModel, Work, Work | None, Any]:
-    """The model with what is trained in it, and the rows."""
+def _prepare(
+    store: Store, job: Job, progress: Progress, shared: Shared | None
+) -> tuple[LoadedModel, Work, Work | None, tuple[int, int]]:
+    """The model with what is trained in it, the rows, and how many of them were dropped and truncated."""
     import torch
 
     from luthier.models.load import load_model
     from luthier.models.merge import merge
-    from luthier.objectives._rows import Limits
     from luthier.training.loop import Work
+    from luthier.training.shared import prepare_rows
 
     progress("load", 0, 1)
     labels = job.prompt.labels if job.kind == "labelled" else ()
     torch.manual_seed(job.config.train.seed)  # a new head and LoRA's A are random
     train = job.config.train
-    model = load_model(store, job.base, dtype=train.dtype, device=train.device, labels=labels)
+    load = shared.load if shared is not None else load_model
+    model = load(store, job.base, dtype=train.dtype, device=train.device, labels=labels)
     if job.base.kind == "adapter":
         model = merge(model)
         model.base = job.base
@@ -223,16 +247,21 @@ def _prepare(store: Store, job: Job, progress: Progress) -> tuple[LoadedModel, W
     model = job.method.entry(model, job.method.config)
     progress("load", 1, 1)
     objective, config = job.objective.entry, job.objective.config
-    limits = Limits(model.context_length, job.config.data.overlong)
+    counts = [0, 0]
 
     def work(dataset: Dataset) -> Work:
+        found = prepare_rows(dataset, model, objective, job.prompt, config, job.config.data.overlong, shared)
+        counts[0] += len(found.dropped)
+        counts[1] += len(found.truncated)
         return Work(
-            objective.module.prepare(dataset, model, job.prompt, config, limits),
+            found.rows,
             lambda rows: objective.module.collate(rows, model),
             lambda batch: objective(model, batch, config),
         )
 
-    return model, work(job.splits.train), work(job.splits.validation) if len(job.splits.validation) else None, limits
+    training = work(job.splits.train)
+    validation = work(job.splits.validation) if len(job.splits.validation) else None
+    return model, training, validation, (counts[0], counts[1])
 
 
 def _validator(
@@ -334,7 +363,21 @@ def _summary(start: Start, outcome: Outcome, peak_mb: float) -> dict[str, Any]:
         "ended": outcome.ended,
         "best_step": outcome.best_step,
         **best,
+        **({"predicted": _against(start, outcome, peak_mb)} if start.predicted is not None else {}),
     }
+
+
+def _against(start: Start, done: Outcome, peak_mb: float) -> dict[str, Any]:
+    from luthier.training.preflight import outcome
+
+    assert start.predicted is not None
+    return outcome(
+        start.predicted,
+        start.job,
+        peak_mb=peak_mb,
+        train_s=done.train_s,
+        steps=done.steps,
+    )
 
 
 def _draw(folder: Path, job: Job) -> None:

@@ -1,0 +1,380 @@
+"""Before training: how much memory and time it will take, by arithmetic on shapes, corrected by what earlier runs really took.
+
+Memory is what the process holds already, plus the weights, the optimizer (fp32 masters, sums of gradients and two moments of each trained
+parameter; Micikevicius et al. 2018), plus the activations that the backward pass needs for the largest micro-batch. Time is the
+floating-point operations of all steps (two a parameter and token forward, two more for the gradient that flows through, two more for
+each trained weight; Kaplan et al. 2020, section 2.1) over the speed that this machine reached before with the same base and method, else
+with anything, else in a multiplication that takes a tenth of a second. Every run keeps prediction and outcome, so the next
+prediction can say how wrong earlier ones were.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.batch import plan
+from luthier.store.models import find
+from luthier.store.runs import list_runs
+
+if TYPE_CHECKING:
+    import torch
+
+    from luthier.models.load import LoadedModel
+    from luthier.store.database import Store
+    from luthier.training.config import TrainConfig
+    from luthier.training.resolve import Job
+
+_IMPORTED_MB = (
+    520.0  # a process that has imported torch, transformers and peft, and done nothing (measured, Linux x86-64)
+)
+_EFFICIENCY = 0.35  # share of a bare multiplication's speed that training reaches (measured, SmolLM2-135M on two cores)
+_REMEMBERED = 20
+_STEP_FLOPS = 2e8  # what a step costs besides, in operations: Python, small tensors
+_UPDATE_FLOPS = 20  # a trained parameter's update
+_WORTH_COUNTING = 1e11  # operations; a run of less says more about overhead than about speed
+_LOGIT_ROWS = 128  # objectives compute logits in pieces of this many rows
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides its cost. ``flows``: the gradient goes through the body, so its activations are kept."""
+
+    parameters: int
+    trainable: int
+    flows: bool
+    embeddings: int
+    width: int
+    inner: int
+    layers: int
+    vocabulary: int
+    bytes_each: int
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What is run through it: tokens in all, of them those of validations, and the padded size of the largest micro-batch."""
+
+    steps: int
+    tokens: int
+    validation_tokens: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Median relative errors of ``runs`` earlier predictions, of the same base and method where there are any (``same``)."""
+
+    runs: int
+    memory: float
+    time: float
+    same: bool
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """``peak_mb`` of this process (or of the accelerator), ``train_s`` in steps, ``seconds`` with validations. ``parts`` are MB.
+
+    ``based_on`` says where the speed comes from. ``raw_mb`` is what the arithmetic added before the correction by earlier runs.
+    """
+
+    peak_mb: float
+    train_s: float
+    seconds: float
+    steps: int
+    tokens: int
+    trainable: int
+    flops: float
+    raw_mb: float
+    free_mb: float
+    based_on: str
+    errors: Errors | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has that much free memory."""
+        return self.peak_mb - self.parts.get("process", 0.0) <= self.free_mb
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain form for JSON."""
+        return asdict(self)
+
+
+def shape_of(model: LoadedModel) -> Shape:
+    """Count a model's parameters, whether its weights are there or only sketched (torch's ``meta`` device)."""
+    decoder = model.architecture == "decoder"
+    body = model.module if decoder else model.module.body
+    config = body.config.get_text_config()
+    counts = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
+    table = body.get_input_embeddings()
+    return Shape(
+        parameters=sum(n for n, _ in counts),
+        trainable=sum(n for n, trained in counts if trained),
+        flows=any(p.requires_grad for p in body.parameters()),
+        embeddings=int(table.weight.numel()) if table is not None else 0,
+        width=int(config.hidden_size),
+        inner=int(getattr(config, "intermediate_size", 0) or 4 * config.hidden_size),
+        layers=int(config.num_hidden_layers),
+        vocabulary=int(config.vocab_size) if decoder else 0,
+        bytes_each=model.dtype.itemsize,
+    )
+
+
+def amount_of(lengths: Sequence[int], validation: Sequence[int], config: TrainConfig) -> Amount:
+    """How many steps and tokens ``config`` makes of rows of these lengths."""
+    from luthier.training.loop import planned_steps
+
+    steps = plan(
+        lengths, batch_size=config.batch_size, max_tokens=config.max_tokens_per_batch, seed=config.seed, epoch=0
+    )
+    total, _ = planned_steps(config, lengths, len(steps))
+    every = config.validate_every or len(steps)
+    each = sum(lengths) / len(steps)
+    largest = max(len(rows) * max(lengths[i] for i in rows) for step in steps for rows in step)
+    return Amount(total, round(total * each), -(-total // every) * sum(validation), largest)
+
+
+def predict(
+    store: Store,
+    job: Job,
+    model: LoadedModel,
+    lengths: Sequence[int],
+    validation: Sequence[int] = (),
+    *,
+    loaded: bool = True,
+) -> Prediction:
+    """What training ``job`` will take. ``model`` holds what the method put into it; ``loaded``: its weights are in memory already."""
+    from luthier.models.load import choose_device
+    from luthier.training.memory import free_mb, resident_mb
+
+    device = model.device if loaded else choose_device(job.config.train.device)
+    shape, amount = shape_of(model), amount_of(lengths, validation, job.config.train)
+    earlier = _earlier(store)
+    flops = _flops(shape, amount)
+    speed, based_on = _speed(earlier, job, model.dtype, device)
+    train_s = flops / speed
+    limit = job.config.train.max_seconds
+    forward = 2.0 * (_body(shape) if shape.flows else shape.trainable) * amount.validation_tokens / speed
+    parts = _memory(shape, amount)
+    raw = sum(parts.values())
+    extra = raw * _median([e["took_mb"] / e["raw_mb"] for e in _like(earlier, job) if e["raw_mb"] > 0], 1.0)
+    weights = shape.parameters * shape.bytes_each / 1e6
+    process = 0.0 if device.type == "cuda" else resident_mb() if loaded else max(_IMPORTED_MB, resident_mb())
+    start = process if loaded and device.type != "cuda" else process + weights
+    shown = {"process": process, **({} if start == process else {"weights": weights}), **parts}
+    return Prediction(
+        peak_mb=start + extra,
+        train_s=train_s if limit is None else min(train_s, limit),
+        seconds=train_s + forward if limit is None else min(train_s + forward, limit),
+        steps=amount.steps,
+        tokens=amount.tokens,
+        trainable=shape.trainable,
+        flops=flops,
+        raw_mb=raw,
+        free_mb=free_mb(device),
+        based_on=based_on,
+        errors=_errors(earlier, job),
+        parts={name: round(value, 1) for name, value in shown.items()},
+    )
+
+
+def sketch(store: Store, job: Job) -> tuple[LoadedModel, list[int], list[int]]:
+    """The model of ``job`` without its weights (shapes only), and the lengths of its training and validation rows."""
+    from luthier.training.shared import prepare_rows
+
+    model = _shapes_only(store, job)
+    model.labels = job.prompt.labels if job.kind == "labelled" else ()
+    model.module.requires_grad_(False)
+    model = job.method.entry(model, job.method.config)
+    lengths = []
+    for dataset in (job.splits.train, job.splits.validation):
+        rows = (
+            prepare_rows(
+                dataset,
+                model,
+                job.objective.entry,
+                job.prompt,
+                job.objective.config,
+                job.config.data.overlong,
+                None,
+            ).rows
+            if len(dataset)
+            else ()
+        )
+        lengths.append([row.length for row in rows])
+    return model, lengths[0], lengths[1]
+
+
+def look_ahead(store: Store, job: Job) -> Prediction:
+    """The prediction for a job whose weights are not loaded. Costs a second or two: imports, and tokenising the rows."""
+    model, lengths, validation = sketch(store, job)
+    return predict(store, job, model, lengths, validation, loaded=False)
+
+
+def outcome(prediction: Prediction, job: Job, *, peak_mb: float, train_s: float, steps: int) -> dict[str, Any]:
+    """What a run's summary keeps: the prediction beside what happened, for the predictions to come.
+
+    A run that ended early (patience, time, Ctrl-C) is compared over the steps that it made.
+    """
+    share = steps / prediction.steps if prediction.steps else 1.0
+    started = prediction.parts.get("process", 0.0)
+    return {
+        "base": job.base.name,
+        "method": job.method.entry.name,
+        "peak_mb": round(prediction.peak_mb, 1),
+        "train_s": round(prediction.train_s * share, 3),
+        "raw_mb": round(prediction.raw_mb, 1),
+        "took_mb": round(max(peak_mb - started, 0.0), 1),
+        "flops": prediction.flops * share,
+        "memory_error": round(abs(prediction.peak_mb - peak_mb) / peak_mb, 4) if peak_mb else 0.0,
+        "time_error": round(abs(prediction.train_s * share - train_s) / train_s, 4) if train_s else 0.0,
+        "seconds": round(train_s, 3),
+    }
+
+
+def _shapes_only(store: Store, job: Job) -> LoadedModel:
+    import torch
+    import transformers
+
+    from luthier.models.encoder import EncoderClassifier, read_max_tokens, read_pooling
+    from luthier.models.load import (
+        LoadedModel,
+        choose_device,
+        choose_dtype,
+        load_renderer,
+        load_tokenizer,
+        quiet_transformers,
+    )
+    from luthier.store.artifacts import path_of
+
+    record = job.base
+    while record.kind != "base" and record.base:
+        record = find(store, record.base)
+    folder = path_of(store, record.digest)
+    tokenizer, meta = load_tokenizer(folder), torch.device("meta")
+    decoder = record.architecture == "decoder"
+    with quiet_transformers(), meta:
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        loader = transformers.AutoModelForCausalLM if decoder else transformers.AutoModel
+        module = loader.from_config(config)
+        if not decoder:
+            module.pooler = None
+            labels = job.prompt.labels if job.kind == "labelled" else ()
+            module = EncoderClassifier(module, len(labels), pooling=read_pooling(folder))
+            module.pooled = _no_features
+    dtype = choose_dtype(job.config.train.dtype, choose_device(job.config.train.device))
+    inner = module if decoder else module.body
+    inner.to(dtype)
+    text = config.get_text_config()
+    context = (
+        int(getattr(text, "max_position_embeddings", 0) or 2048)
+        if decoder
+        else read_max_tokens(folder, config, tokenizer)
+    )
+    return LoadedModel(
+        record=job.base,
+        base=job.base,
+        module=module.eval(),
+        tokenizer=tokenizer,
+        renderer=load_renderer(folder, tokenizer) if decoder else None,
+        device=meta,
+        dtype=dtype,
+        architecture=record.architecture,
+        context_length=context,
+        folder=folder,
+        base_folder=folder,
+    )
+
+
+def _no_features(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Features of rows whose body is frozen: there are no weights to compute them, and only their number matters."""
+    return input_ids.new_zeros((len(input_ids), 1))
+
+
+def _body(shape: Shape) -> int:
+    """Parameters that every token is multiplied with: all but the table of embeddings, which is looked up."""
+    return max(shape.parameters - shape.embeddings, 1)
+
+
+def _flops(shape: Shape, amount: Amount) -> float:
+    steps = amount.steps * (_STEP_FLOPS + _UPDATE_FLOPS * shape.trainable)
+    if not shape.flows:  # features were computed once; what is left is the head
+        return steps + 6.0 * shape.trainable * amount.tokens
+    trained = min(shape.trainable, _body(shape))
+    return steps + (4.0 * _body(shape) + 2.0 * trained) * amount.tokens
+
+
+def _memory(shape: Shape, amount: Amount) -> dict[str, float]:
+    """MB by what needs them."""
+    exact = shape.bytes_each == 4
+    # a step: raw gradient, fp32 sum and master where the model is not in fp32, two moments; keeping the best: a copy of the masters
+    optimizer = shape.trainable * ((4 if exact else 2 + 4 + 4) + 8 + 4) / 1e6
+    layer = shape.bytes_each * (6 * shape.width + 4 * shape.inner) + 12 * shape.width
+    activations = amount.largest * layer * shape.layers / 1e6 if shape.flows else 0.0
+    logits = _LOGIT_ROWS * shape.vocabulary * 10 / 1e6
+    return {"optimizer": optimizer, "activations": activations, "logits": logits}
+
+
+def _earlier(store: Store) -> list[dict[str, Any]]:
+    """What earlier runs kept of prediction and outcome, newest first."""
+    found = [run.summary.get("predicted") for run in list_runs(store, "tune", limit=200) if run.status == "done"]
+    return [dict(each) for each in found if each]
+
+
+def _like(earlier: Sequence[Mapping[str, Any]], job: Job) -> list[Mapping[str, Any]]:
+    same = [e for e in earlier if (e["base"], e["method"]) == (job.base.name, job.method.entry.name)]
+    return same[:_REMEMBERED]
+
+
+def _speed(
+    earlier: Sequence[Mapping[str, Any]], job: Job, dtype: torch.dtype, device: torch.device
+) -> tuple[float, str]:
+    """Operations a second, and where the figure comes from."""
+    same = [e["flops"] / e["seconds"] for e in _like(earlier, job) if e["seconds"] > 0 and e["flops"] > 0]
+    if same:
+        return _median(same, 1.0), f"{_runs(len(same))} of {job.method.entry.name} on {job.base.name}"
+    other = [e for e in earlier if e["seconds"] > 0 and e["flops"] > _WORTH_COUNTING]
+    if other:
+        speeds = [e["flops"] / e["seconds"] for e in other[:_REMEMBERED]]
+        return _median(speeds, 1.0), f"{_runs(len(speeds))} of other methods or models"
+    return calibrate(dtype, device) * _EFFICIENCY, "a short calibration"
+
+
+def _runs(count: int) -> str:
+    return f"{count} earlier run{'' if count == 1 else 's'}"
+
+
+def _errors(earlier: Sequence[Mapping[str, Any]], job: Job) -> Errors | None:
+    same = _like(earlier, job)
+    used = same or list(earlier[:_REMEMBERED])
+    if not used:
+        return None
+    return Errors(
+        len(used),
+        _median([e["memory_error"] for e in used], 0.0),
+        _median([e["time_error"] for e in used], 0.0),
+        bool(same),
+    )
+
+
+def _median(values: Sequence[float], without: float) -> float:
+    return statistics.median(values) if values else without
+
+
+def calibrate(dtype: torch.dtype, device: torch.device, seconds: float = 0.1) -> float:
+    """Operations a second of a matrix product of the size that small models have, on this machine."""
+    import torch
+
+    a, b = (torch.ones(shape, dtype=dtype, device=device) for shape in ((512, 768), (768, 2048)))
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for _ in range(4):
+            torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        done += 4
+    return done * 2.0 * 512 * 768 * 2048 / (time.perf_counter() - began)

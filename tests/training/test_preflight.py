@@ -1,0 +1,156 @@
+"""Predictions: exact where arithmetic is exact, corrected by earlier runs, and kept beside what happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training.test_tune import settings, write_tickets
+
+from luthier.store.database import open_store
+from luthier.store.runs import finish, start
+from luthier.training import preflight
+from luthier.training.config import TrainConfig
+from luthier.training.preflight import Shape, amount_of, look_ahead, outcome, predict, sketch
+from luthier.training.resolve import Job, resolve
+from luthier.training.tune import Start, tune
+
+
+@pytest.fixture
+def tickets(tmp_path: Path) -> Path:
+    return write_tickets(tmp_path / "tickets.jsonl")
+
+
+def test_steps_and_tokens_are_those_of_the_loop() -> None:
+    lengths, validation = [10] * 30 + [20] * 10, [5] * 4
+    config = TrainConfig(epochs=2, batch_size=8, max_tokens_per_batch=64)
+    amount = amount_of(lengths, validation, config)
+    assert amount.steps == 10
+    assert amount.tokens == 2 * 500
+    assert amount.validation_tokens == 2 * 20, "one an epoch"
+    assert amount.largest <= 64
+    fewer = amount_of(lengths, validation, config.model_copy(update={"max_tokens": 500}))
+    assert (fewer.steps, fewer.tokens) == (5, 500)
+    assert amount_of(lengths, validation, config.model_copy(update={"max_steps": 3})).steps == 3
+
+
+def test_memory_is_the_arithmetic_of_the_optimizer() -> None:
+    amount = preflight.Amount(1, 1, 0, 100)
+    trained = Shape(1_000_000, 1_000_000, True, 0, 8, 16, 2, 0, 2)
+    assert preflight._memory(trained, amount)["optimizer"] == pytest.approx(2 + 4 + 4 + 8 + 4)
+    exact = Shape(1_000_000, 1_000_000, True, 0, 8, 16, 2, 0, 4)
+    assert preflight._memory(exact, amount)["optimizer"] == pytest.approx(4 + 8 + 4)
+    frozen = Shape(1_000_000, 10, False, 0, 8, 16, 2, 0, 4)
+    assert preflight._memory(frozen, amount)["activations"] == 0
+
+
+def test_flops_follow_what_is_trained() -> None:
+    amount = preflight.Amount(0, 10, 0, 10)
+    whole = preflight._flops(Shape(100, 100, True, 0, 8, 16, 2, 0, 2), amount)
+    adapter = preflight._flops(Shape(100, 1, True, 0, 8, 16, 2, 0, 2), amount)
+    head = preflight._flops(Shape(100, 1, False, 0, 8, 16, 2, 0, 2), amount)
+    assert (whole, adapter, head) == (6 * 100 * 10, (4 * 100 + 2) * 10, 6 * 10)
+
+
+@pytest.mark.parametrize(
+    ("base", "method"),
+    [("tiny_decoder", "lora"), ("tiny_decoder", "full"), ("tiny_encoder", "lora"), ("tiny_encoder", "linear_probe")],
+)
+def test_a_sketch_counts_what_the_loaded_model_has(
+    base: str, method: str, tickets: Path, request: pytest.FixtureRequest
+) -> None:
+    name, store = request.getfixturevalue(base), open_store()
+    seen: list[Start] = []
+    tuned = tune(settings(name, tickets, method, max_steps=1), started=seen.append)
+    job = resolve(settings(name, tickets, method, max_steps=1), (), store)
+    model, lengths, validation = sketch(store, job)
+    shape = preflight.shape_of(model)
+    assert shape.trainable == seen[0].trainable_parameters == tuned.summary["trainable_parameters"]
+    assert shape.parameters == seen[0].total_parameters
+    assert (len(lengths), len(validation)) == (seen[0].rows, seen[0].validation_rows)
+    assert next(iter(model.module.parameters())).device.type == "meta", "no weights are read"
+
+
+def test_a_run_keeps_prediction_and_outcome_and_the_next_one_learns(tiny_decoder: str, tickets: Path) -> None:
+    store = open_store()
+    job = resolve(settings(tiny_decoder, tickets, max_steps=4), (), store)
+    first = look_ahead(store, job)
+    assert first.errors is None
+    assert first.based_on == "a short calibration"
+    kept = tune(settings(tiny_decoder, tickets, max_steps=4), store=store).summary
+    assert kept["predicted"]["base"] == tiny_decoder
+    assert kept["predicted"]["seconds"] == kept["train_s"]
+    assert kept["predicted"]["took_mb"] >= 0
+    second = look_ahead(store, job)
+    assert second.errors is not None
+    assert (second.errors.runs, second.errors.same) == (1, True)
+    assert second.based_on == "1 earlier run of lora on tiny-decoder"
+    assert second.train_s == pytest.approx(kept["train_s"], rel=0.01), "the same work takes the same time"
+    other = look_ahead(store, resolve(settings(tiny_decoder, tickets, "full", max_steps=4), (), store))
+    assert other.errors is not None
+    assert not other.errors.same
+
+
+def _past(job: Job, **changes: Any) -> dict[str, Any]:
+    told = {
+        "base": job.base.name,
+        "method": "lora",
+        "peak_mb": 100.0,
+        "train_s": 1.0,
+        "raw_mb": 50.0,
+        "took_mb": 100.0,
+        "flops": 1e12,
+        "memory_error": 0.2,
+        "time_error": 0.5,
+        "seconds": 2.0,
+    }
+    return told | changes
+
+
+def test_earlier_runs_correct_memory_and_time(tiny_decoder: str, tickets: Path) -> None:
+    store = open_store()
+    job = resolve(settings(tiny_decoder, tickets), (), store)
+    model, lengths, validation = sketch(store, job)
+    plain = predict(store, job, model, lengths, validation, loaded=False)
+    for error in (0.1, 0.2, 0.6):
+        run = start(store, "tune", "past", {}, {})
+        finish(store, run.id, "done", {"predicted": _past(job, memory_error=error)})
+    corrected = predict(store, job, model, lengths, validation, loaded=False)
+    assert corrected.raw_mb == plain.raw_mb
+    assert corrected.peak_mb - plain.peak_mb == pytest.approx(corrected.raw_mb, abs=5), "twice as much was taken"
+    assert corrected.train_s == pytest.approx(corrected.flops / 5e11)
+    assert corrected.errors == preflight.Errors(3, 0.2, 0.5, True)
+
+
+def test_a_time_limit_bounds_the_prediction(tiny_decoder: str, tickets: Path) -> None:
+    store = open_store()
+    told = look_ahead(store, resolve(settings(tiny_decoder, tickets, max_seconds=1e-4), (), store))
+    assert told.train_s <= 1e-4
+    assert told.seconds <= 1e-4
+
+
+def test_fits_compares_with_what_is_free(tiny_decoder: str, tickets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store()
+    job = resolve(settings(tiny_decoder, tickets), (), store)
+    assert look_ahead(store, job).fits
+    monkeypatch.setattr("luthier.training.memory.free_mb", lambda device=None: 0.01)
+    assert not look_ahead(store, job).fits
+
+
+def test_an_early_end_is_compared_over_the_steps_made(tiny_decoder: str, tickets: Path) -> None:
+    store = open_store()
+    job = resolve(settings(tiny_decoder, tickets), (), store)
+    told = look_ahead(store, job)
+    half = outcome(told, job, peak_mb=told.peak_mb, train_s=told.train_s / 2, steps=told.steps // 2)
+    assert half["time_error"] == pytest.approx(0.0, abs=0.01)
+    assert half["memory_error"] == 0
+
+
+def test_calibration_is_a_speed() -> None:
+    assert calibrated() > 1e8
+
+
+def calibrated() -> float:
+    return preflight.calibrate(torch.float32, torch.device("cpu"), seconds=0.01)
