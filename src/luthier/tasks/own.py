@@ -5,7 +5,8 @@
     prompt: {instruction: "Sort the message into one of: {labels}. Answer with the class only."}
     scorers: [macro_f1, {name: exact, casefold: true}]
 
-Files are relative to the YAML. The keys ``models``, ``entrants`` and ``train`` belong to the tournament, which reads the same file.
+Files are relative to the YAML. The keys ``models``, ``entrants``, ``train``, ``budget``, ``search``, ``seeds``, ``jobs``, ``prices`` and
+``machine`` belong to the tournament, which reads the same file and checks them (``tournament.settings``).
 """
 
 from __future__ import annotations
@@ -84,6 +85,12 @@ class Config(EntryConfig):
     models: dict[str, str] = Field(default_factory=dict)
     entrants: tuple[str | dict[str, Any], ...] | None = None
     train: dict[str, Any] = Field(default_factory=dict)
+    budget: Any = None
+    search: Any = None
+    seeds: Any = None
+    jobs: Any = None
+    prices: Any = None
+    machine: Any = None
 
     @field_validator("scorers", mode="before")
     @classmethod
