@@ -69,7 +69,7 @@ def near_groups(texts: Sequence[str], threshold: float = 0.8) -> list[list[int]]
             one, other = root(first), root(second)
             if one == other or (first, second) in unlike:
                 continue
-            if _jaccard(texts[first], texts[second]) >= threshold:
+            if jaccard(texts[first], texts[second]) >= threshold:
                 parents[max(one, other)] = min(one, other)
             else:
                 unlike.add((first, second))
@@ -102,7 +102,8 @@ def _candidates(signatures: Hashes, at: int, threshold: float) -> list[tuple[int
     return [(int(a), int(b)) for a, b in pairs[alike]]
 
 
-def _jaccard(one: str, other: str) -> float:
+def jaccard(one: str, other: str) -> float:
+    """Share of five-character runs that two normalised texts have in common, of all that either has."""
     first, second = _runs(one), _runs(other)
     return len(first & second) / max(len(first | second), 1)
 

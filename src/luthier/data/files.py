@@ -32,7 +32,7 @@ _TEXT_KINDS = {
     ".csv": "csv",
     ".tsv": "tsv",
 }
-_KINDS = {**_TEXT_KINDS, ".parquet": "parquet", ".pq": "parquet"}
+KINDS = {**_TEXT_KINDS, ".parquet": "parquet", ".pq": "parquet"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,9 @@ def bare_name(path: Path) -> str:
 def _kind(path: Path) -> str:
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     packed = path.name.lower().endswith(".gz")
-    kind = (_TEXT_KINDS if packed else _KINDS).get(suffix)
+    kind = (_TEXT_KINDS if packed else KINDS).get(suffix)
     if kind is None and path.is_file():
-        allowed = ", ".join(_KINDS)
+        allowed = ", ".join(KINDS)
         raise DataError(f"{path}: the file's ending must be one of {allowed} (text also .gz); got {path.suffix!r}")
     return kind or ""
 
@@ -95,7 +95,7 @@ def _kind(path: Path) -> str:
 def _check_file(path: Path) -> None:
     if path.is_dir():
         inside = sorted(
-            p.name for p in path.iterdir() if p.is_file() and Path(p.name.removesuffix(".gz")).suffix in _KINDS
+            p.name for p in path.iterdir() if p.is_file() and Path(p.name.removesuffix(".gz")).suffix in KINDS
         )
         hint = f"name one of its files: {', '.join(inside[:8])}" if inside else "it holds no data file"
         raise DataError(f"{path} is a directory, not a data file", hint=hint)
