@@ -34,7 +34,8 @@ def test_every_shipped_template_can_be_used_and_has_a_chinese_sister(home: Path)
     assert len(shipped) == len(list(SHIPPED.iterdir())) >= 18
     for prompt in shipped:
         assert prompt.language == ("zh" if prompt.name.endswith("_zh") else "en"), prompt.name
-        asked = prompt.text or (prompt.template or PromptTemplate()).instruction
+        template = prompt.template or PromptTemplate()
+        asked = prompt.text + template.instruction + template.input
         assert any("\u4e00" <= c <= "\u9fff" for c in asked) == (prompt.language == "zh")
         assert prompt.about.endswith(".")
         if prompt.language == "zh":
@@ -115,6 +116,8 @@ def test_a_template_with_placeholders_of_its_own(home: Path) -> None:
     values = {"role": "a clerk", "task": "Sort {labels}.", "labels_described": "", "output": "one word"}
     template = resolve_prompt({"template": "instruction", "values": values, "labels": ["a"]})
     assert template.messages("x")[0].content == "You are a clerk.\n\nTask: Sort a.\n\nOutput: one word"
+    asked = resolve_prompt({"template": "classify_question", "labels": ["a", "b"]}).messages("{labels}?")
+    assert asked[-1].content.startswith("{labels}?\n\nWhich of these fits the text best: a, b?")
     with pytest.raises(InputError, match="needs a value for labels_described, output, role, task"):
         resolve_prompt({"template": "instruction"})
 

@@ -88,12 +88,15 @@ class StoredPrompt:
         return self._replace(self.text, values)
 
     def template_for(self, labels: Sequence[str] = (), **values: str) -> PromptTemplate:
-        """The task's prompt with ``labels``, its other placeholders replaced by ``values``. Raises InputError as ``fill`` does."""
+        """The task's prompt with ``labels``, its other placeholders replaced by ``values``; ``{labels}`` may also stand in the input.
+
+        Raises InputError as ``fill`` does.
+        """
         if self.template is None:
             raise InputError(f"prompt {self.label} is a piece of text; here a prompt for a task is needed (with input)")
         return PromptTemplate(
             self._replace(self.template.instruction, values),
-            self._replace(self.template.input, values),
+            self._replace(self.template.input, values).replace("{labels}", ", ".join(labels)),
             tuple(labels),
             source=f"{self.label} sha256:{self.digest}",
         )
@@ -232,11 +235,22 @@ def resolve_prompt(prompt: Mapping[str, Any], store: Store | None = None) -> Pro
     return template
 
 
+def is_prompt_name(text: str) -> bool:
+    """Whether ``text`` could be ``NAME`` or ``NAME@VERSION``, rather than a text of its own."""
+    return re.fullmatch(rf"{_NAME.pattern}(@[0-9]+)?", text) is not None
+
+
 def in_language(name: str, text: str, store: Store | None = None) -> StoredPrompt:
-    """Template ``name``, or its Chinese sister ``NAME_zh`` when ``text`` is Chinese and there is one."""
+    """Template ``name``, or its Chinese sister when ``text`` is Chinese and there is one."""
+    sister = chinese_sister(name, store) if is_chinese(text) else None
+    return sister or load_prompt(name, store)
+
+
+def chinese_sister(name: str, store: Store | None = None) -> StoredPrompt | None:
+    """``NAME_zh``, which says the same in Chinese; of the version that ``name`` gives, else the newest. None when there is none."""
     plain, at, version = name.partition("@")
-    sister = f"{plain}_zh{at}{version}"
-    return load_prompt(sister if is_chinese(text) and f"{plain}_zh" in _versions(store) else name, store)
+    found = _versions(store).get(f"{plain}_zh", {})
+    return load_prompt(f"{plain}_zh{at}{version}", store) if found and (not at or int(version) in found) else None
 
 
 def is_chinese(text: str) -> bool:

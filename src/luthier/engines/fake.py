@@ -48,11 +48,12 @@ TEMPLATE_DIGEST = digest_text("fake: one 'role: content' line a turn")
 
 
 class Config(EntryConfig):
-    """``answers`` maps a piece of the last user turn to the answer (the longest piece that occurs wins). ``labels`` are the only
-    other answers, when given. ``latency_s`` is spent on each answer. ``width`` is the length of embeddings."""
+    """``answers`` maps a piece of the last user turn to the answer (the longest piece that occurs wins); of several, the seed chooses
+    when there is a temperature, else the first is given. ``labels`` are the only other answers, when given. ``latency_s`` is spent on
+    each answer. ``width`` is the length of embeddings."""
 
     labels: tuple[str, ...] = ()
-    answers: Mapping[str, str] = Field(default_factory=dict)
+    answers: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
     latency_s: float = Field(default=0.0, ge=0.0)
     context_length: int = Field(default=8192, ge=1)
     width: int = Field(default=64, ge=2)
@@ -177,7 +178,10 @@ class FakeEngine:
         question = last_user_text(prompt)
         known = [piece for piece in self._config.answers if piece in question]
         if known:
-            return self._config.answers[max(known, key=len)]
+            told = self._config.answers[max(known, key=len)]
+            if isinstance(told, str):
+                return told
+            return told[(sampling.seed or 0) % len(told)] if sampling.temperature > 0 else told[0]
         draw = "greedy"
         if sampling.temperature > 0:
             draw = repr((sampling.seed or 0, sampling.temperature, sampling.top_p, sampling.top_k))

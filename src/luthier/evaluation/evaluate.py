@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.core import catalog
 from luthier.core.dataset import Example
 from luthier.core.digest import digest_json
 from luthier.core.engine import Engine, EngineInfo
@@ -23,6 +22,7 @@ from luthier.store.database import Store, open_store
 from luthier.store.lineage import Node, record_edge
 from luthier.store.models import find
 from luthier.store.runs import by_key, finish, folder, recover, resume, start, trained_on
+from luthier.strategies._build import prepare_strategy, read_strategy, wrap_strategy
 from luthier.tasks._load import load_task
 
 Split = Literal["train", "validation", "test"]
@@ -69,7 +69,7 @@ def evaluate(
     examples = _examples(task, split, limit)
     opened = _open(store, model, engine, options, raw=strategy is not None) if isinstance(model, str) else model
     try:
-        asked = ask_with(opened, strategy, task)
+        asked = ask_with(opened, strategy, task, store)
         check_labels(asked.engine.info, task)
         work = _Work(store, task, split, examples, asked, dict(options or {}), progress, raw=strategy is None)
         return work.run(fresh)
@@ -78,7 +78,7 @@ def evaluate(
             opened.close()
 
 
-def ask_with(engine: Engine, strategy: str | Mapping[str, Any] | None, task: Task) -> Asked:
+def ask_with(engine: Engine, strategy: str | Mapping[str, Any] | None, task: Task, store: Store | None = None) -> Asked:
     """``engine`` with a strategy of the catalogue around it, its examples taken from the task's train split.
 
     Raises InputError for unknown strategies or options, UnsupportedError for a strategy around an encoder.
@@ -88,21 +88,14 @@ def ask_with(engine: Engine, strategy: str | Mapping[str, Any] | None, task: Tas
         if info.labels or info.prompt_digest:
             return Asked(engine, OWN, {})
         strategy = "zero_shot"
-    options: dict[str, Any] = {"name": strategy} if isinstance(strategy, str) else dict(strategy)
-    name = str(options.pop("name", ""))
+    name, options = read_strategy(strategy, "strategy")
     if info.labels:
         raise UnsupportedError(
             f"{info.model} has a classification head: it reads the bare text, so strategy {name!r} cannot be put around it",
             hint="leave the strategy out",
         )
-    entry = catalog.load("strategies", name)
-    if "prompt" in entry.config_class.model_fields:
-        options.setdefault("prompt", task.prompt.as_dict())
-    config = entry.configure(options)
-    prepare = entry.optional("prepare")
-    if prepare is not None:
-        config = prepare(config, task.splits.train.examples)
-    return Asked(entry(engine, config), name, config.model_dump(mode="json"))
+    config = prepare_strategy(name, options, task.prompt, task.splits.train.examples, store)
+    return Asked(wrap_strategy(engine, name, config, store), name, config.model_dump(mode="json"))
 
 
 def _open(store: Store, model: str, engine: str, options: Mapping[str, Any] | None, *, raw: bool) -> Engine:

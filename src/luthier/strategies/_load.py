@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.core import catalog
 from luthier.core.engine import Engine
 from luthier.core.errors import InputError
 from luthier.core.model import ModelRecord
 from luthier.engines._open import UNSTORED, open_engine
+from luthier.strategies._build import read_strategy, wrap_strategy
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
@@ -82,7 +82,7 @@ def _load(
     if raw or record.architecture == "encoder":
         return opened
     try:
-        return _asked(opened, record, endpoint)
+        return _asked(store, opened, record, endpoint)
     except BaseException:
         opened.close()
         raise
@@ -103,22 +103,14 @@ def _target(store: Store, name: str) -> tuple[ModelRecord, ModelRecord | None]:
     return record, first if first.kind == "endpoint" else None
 
 
-def _asked(opened: Engine, record: ModelRecord, endpoint: ModelRecord | None) -> Engine:
+def _asked(store: Store, opened: Engine, record: ModelRecord, endpoint: ModelRecord | None) -> Engine:
     """``opened`` behind the endpoint's strategy, or behind the prompt that the adapter was tuned with."""
     if endpoint is not None:
         strategy = endpoint.meta.get("strategy")
         if not strategy:
             return opened
-        given: dict[str, Any] = {"name": strategy} if isinstance(strategy, str) else dict(strategy)
-        name = str(given.pop("name", ""))
-        config = dict(given.pop("config", {})) | given
-        return _wrap(opened, name, config)
+        name, config = read_strategy(strategy, f"the strategy of endpoint {endpoint.name}")
+        return wrap_strategy(opened, name, config, store)
     if record.meta.get("prompt"):
-        return _wrap(opened, "zero_shot", {"prompt": dict(record.meta["prompt"])})
+        return wrap_strategy(opened, "zero_shot", {"prompt": dict(record.meta["prompt"])}, store)
     return opened
-
-
-def _wrap(opened: Engine, name: str, config: Mapping[str, Any]) -> Engine:
-    entry = catalog.load("strategies", name)
-    wrapped: Engine = entry(opened, entry.configure(config))
-    return wrapped
