@@ -14,7 +14,7 @@ from luthier.core.run import Run
 from luthier.core.task import Task
 from luthier.evaluation.loop import Scorer, scorers_of
 from luthier.evaluation.records import Record
-from luthier.evaluation.statistics import RESAMPLES, bootstrap, percentile_interval
+from luthier.evaluation.statistics import RESAMPLES, bootstrap, interval
 from luthier.scorers._score import Figure
 
 UNPARSED = "(unparsed)"
@@ -87,7 +87,13 @@ def summarise(task: Task, records: Sequence[Record]) -> dict[str, Any]:
     figures = [statistic_of(scorer, records) for scorer in scorers]
     replicates = bootstrap(figures, len(records), RESAMPLES)
     scores = {
-        scorer.label: percentile_interval(figure.value, drawn).as_dict()
+        scorer.label: interval(
+            figure.value,
+            drawn,
+            statistic=figure,
+            scores=[record.scores.get(scorer.label) for record in records],
+            bounds=scorer.entry.optional("BOUNDS"),
+        ).as_dict()
         for scorer, figure, drawn in zip(scorers, figures, replicates, strict=True)
         if not np.isnan(figure.value)
     }

@@ -139,17 +139,25 @@ class Figure:
     def __call__(self, counts: Counts) -> Floats:
         """Figures, one a row of ``counts``."""
         if self._sums is not None:
-            totals: Floats = counts.astype(np.float64) @ self._sums
-            combine = self._entry.optional("combine")
-            if combine is not None:
-                return np.asarray(combine(totals, self._config), dtype=np.float64)
-            means: Floats = np.full(len(totals), np.nan)
-            np.divide(totals[:, 0], totals[:, 1], out=means, where=totals[:, 1] > 0)
-            return means
+            return self._combined(counts.astype(np.float64) @ self._sums)
         fast = self._entry.optional("resampled")
         if fast is not None:
             return np.asarray(fast(self._answers, self._targets, counts, self._config), dtype=np.float64)
         return np.array([self._drawn(row) for row in counts])
+
+    def left_out(self) -> Floats:
+        """The figure without each of the examples in turn, shape (examples,)."""
+        if self._sums is not None:
+            return self._combined(self._sums.sum(axis=0) - self._sums)
+        return np.concatenate([self(1.0 - row[None]) for row in np.eye(len(self._answers), dtype=np.float32)])
+
+    def _combined(self, totals: Floats) -> Floats:
+        combine = self._entry.optional("combine")
+        if combine is not None:
+            return np.asarray(combine(totals, self._config), dtype=np.float64)
+        means: Floats = np.full(len(totals), np.nan)
+        np.divide(totals[:, 0], totals[:, 1], out=means, where=totals[:, 1] > 0)
+        return means
 
     @property
     def value(self) -> float:
