@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from luthier.core.catalog import EntryConfig
+from luthier.scorers import _normalise
 from luthier.scorers._score import Answer, Score, Target
 
 
@@ -22,14 +21,7 @@ class Config(EntryConfig):
 
 def normalise(text: str, config: Config) -> str:
     """``text`` without what ``config`` ignores, in Unicode form NFC."""
-    text = unicodedata.normalize("NFC", text)
-    if config.casefold:
-        text = text.casefold()
-    if config.punctuation:
-        text = "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in text)
-    if config.strip or config.punctuation:
-        text = " ".join(text.split())
-    return text
+    return _normalise.normalise(text, _normalise.Ignored(config.strip, config.casefold, config.punctuation))
 
 
 def score(answer: Answer, target: Target, config: Config) -> Score:

@@ -1,0 +1,67 @@
+"""ROUGE: words (1), word pairs (2) or the longest common order of words (L, Lsum) shared with a reference summary; Chinese by character."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+from luthier.core.catalog import EntryConfig
+from luthier.scorers._score import Answer, Score, Target
+from luthier.scorers._words import UNSPACED, reference_texts, sentences
+
+_TOKEN = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}_]+")
+
+
+class Config(EntryConfig):
+    """``variant``: ``rouge1``, ``rouge2``, ``rougeL`` or ``rougeLsum``, which compares sentence by sentence (lines; with ``split_sentences``
+    sentences are found in running text). ``measure`` is the F-measure, precision or recall. ``stemmer`` cuts English endings first.
+    The reference that fits best counts. Examples with an empty reference are left out.
+    """
+
+    variant: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] = "rougeL"
+    measure: Literal["fmeasure", "precision", "recall"] = "fmeasure"
+    stemmer: bool = False
+    split_sentences: bool = False
+
+
+class Tokens:
+    """The words of rouge-score's own tokenizer for English, plus those of other scripts, which that one drops."""
+
+    def __init__(self, stemmer: bool) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self._stemmer = PorterStemmer() if stemmer else None
+
+    def tokenize(self, text: str) -> list[str]:
+        """Lower-case words; Chinese and Japanese characters one by one."""
+        found = _TOKEN.findall(text.lower())
+        if self._stemmer is None:
+            return found
+        return [str(self._stemmer.stem(word)) if len(word) > 3 and word.isascii() else word for word in found]
+
+
+@lru_cache(maxsize=8)
+def _metric(variant: str, stemmer: bool) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer([variant], tokenizer=Tokens(stemmer))
+
+
+def score(answer: Answer, target: Target, config: Config) -> Score:
+    """ROUGE (Lin, 2004) as the package rouge-score computes it; None without a reference."""
+    references: Sequence[str] = reference_texts(target.accepted)
+    if not references:
+        return Score(None, {"reason": "the reference is empty"})
+    text = answer.text
+    if config.split_sentences:
+        text, references = _lines(text), [_lines(one) for one in references]
+    found = _metric(config.variant, config.stemmer).score_multi(references, text)[config.variant]
+    detail = {"precision": float(found.precision), "recall": float(found.recall)}
+    return Score(float(getattr(found, config.measure)), detail)
+
+
+def _lines(text: str) -> str:
+    """One sentence a line."""
+    return "\n".join(sentence for line in text.split("\n") for sentence in sentences(line))
