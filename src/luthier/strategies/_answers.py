@@ -14,13 +14,15 @@ AnswerForm = Literal["auto", "number", "letter", "label", "text"]
 """auto: what the training examples' answers are. number: a number, without unit and thousands separators. letter: one of A to J.
 label: one of the prompt's labels. text: what follows "the answer is", or the last line."""
 
+_QUOTES = ('""', "''", "“”", "「」")
 _SAMPLE = 200  # answers that decide what form they have
 _STATED = re.compile(
-    r"(?:answer\s*(?:is|are|:|：|=)+|答案(?:应该|应)?\s*(?:是|为|:|：)+|####)[\s:：]*(?P<rest>[^\n]*)|\\boxed\{(?P<boxed>[^{}\n]*)\}",
+    r"(?:answer\s*(?:is|are|:|：|=)+|答案(?:应该|应)?\s*(?:是|为|:|：)+|####)[\s:：]*|\\boxed\{(?P<boxed>[^{}\n]*)\}",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(?<![\w.,])-?(?:[$€£¥]\s?)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)|(?<=[=+*/xX×÷(-])(?:\d[\d,]*(?:\.\d+)?)")
-_LETTER = re.compile(r"^\W*([A-J])(?![A-Za-z0-9'])")
+_LETTER = re.compile(r"\W*([A-J])(?![A-Za-z0-9'])")
+_LETTER_ALONE = re.compile(r"\W*([A-J])(?=\W*$|[.):,：、)])")
 _MARKED_LETTER = re.compile(r"[(（]([A-J])[)）]|(?<![A-Za-z0-9])([A-J])[.):：](?!\w)")
 
 
@@ -44,12 +46,12 @@ def final_answer(text: str, form: AnswerForm, labels: Sequence[str] = ()) -> str
     text = text.strip()
     if form == "auto":
         form = "label" if labels else "text"
-    stated = [_rest(found).strip() for found in _STATED.finditer(text)]
+    stated = [_rest(found) for found in _STATED.finditer(text)]
     said = next((each for each in reversed(stated) if each), "")
     if form == "number":
         return _number(said, last=False) or _number(text, last=True) or text
     if form == "letter":
-        return _letter(said) or _letter(text, anywhere=True) or text
+        return _letter(said, _LETTER) or _letter(text, _LETTER_ALONE) or text
     if form == "label":
         return _label(said, labels) or _label(text, labels) or text
     return _bare(said or (text.splitlines() or [""])[-1])
@@ -72,13 +74,20 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
 
 
 def _rest(found: re.Match[str]) -> str:
-    return found["boxed"] if found["boxed"] is not None else found["rest"]
+    """What follows "the answer is" on its line."""
+    if found["boxed"] is not None:
+        return found["boxed"].strip()
+    return found.string[found.end() :].split("\n", 1)[0].strip()
 
 
 def _bare(text: str) -> str:
-    text = text.strip().strip("*").strip()
-    text = text[1:-1] if len(text) > 1 and (text[0] + text[-1]) in ('""', "''", "“”", "「」") else text
-    return text.removesuffix(".").removesuffix("。").strip() or text
+    """Without emphasis, the full stop, and the quotation marks around it."""
+    bare = text.strip().strip("*").strip()
+    for _ in range(2):
+        bare = bare.removesuffix(".").removesuffix("。").strip()
+        if len(bare) > 1 and bare[0] + bare[-1] in _QUOTES:
+            bare = bare[1:-1]
+    return bare or text.strip()
 
 
 def _number(text: str, *, last: bool) -> str:
@@ -102,11 +111,12 @@ def _as_number(text: str) -> Decimal | None:
     return number if number.is_finite() else None
 
 
-def _letter(text: str, *, anywhere: bool = False) -> str:
-    if found := _LETTER.match(text):
+def _letter(text: str, first: re.Pattern[str]) -> str:
+    """The letter with which ``text`` begins, else the last one in it that is marked as a choice."""
+    if found := first.match(text):
         return found[1]
     marked = _MARKED_LETTER.findall(text)
-    return next(filter(None, marked[-1 if anywhere else 0]), "") if marked else ""
+    return next(filter(None, marked[-1]), "") if marked else ""
 
 
 def _label(text: str, labels: Sequence[str]) -> str:

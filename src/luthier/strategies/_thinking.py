@@ -29,10 +29,13 @@ from luthier.core.engine import (
     Vectors,
     require,
 )
-from luthier.core.errors import EngineError, LuthierError
+from luthier.core.errors import EngineError, LuthierError, UnsupportedError
 from luthier.core.message import Conversation, Message, Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.strategies._prompted import is_question
+
+
+_GIVE_UP = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,8 @@ def _as_it_is(prompt: Prompt, sampling: Sampling) -> Talk:
 def ask_all(inner: Engine, asks: Sequence[Ask]) -> list[Reply]:
     """Every call's reply, in order: one batch for each way of sampling.
 
-    When a batch fails, its calls are made one by one, so that a failure is its own call's only.
+    When a batch fails, its calls are made one by one, so that a failure is its own call's only. An engine that fails at three of them
+    in a row is not asked the rest.
     """
     places: dict[Sampling, list[int]] = {}
     for place, ask in enumerate(asks):
@@ -187,18 +191,27 @@ def ask_all(inner: Engine, asks: Sequence[Ask]) -> list[Reply]:
     replies: dict[int, Reply] = {}
     for sampling, rows in places.items():
         try:
-            replies.update(zip(rows, inner.generate([asks[row].prompt for row in rows], sampling), strict=True))
+            made: Sequence[Reply] = inner.generate([asks[row].prompt for row in rows], sampling)
+        except UnsupportedError:
+            raise
         except LuthierError as error:
-            for row in rows:
-                replies[row] = error if len(rows) == 1 else _alone(inner, asks[row])
+            made = [error] if len(rows) == 1 else _one_by_one(inner, [asks[row] for row in rows])
+        replies.update(zip(rows, made, strict=True))
     return [replies[place] for place in range(len(asks))]
 
 
-def _alone(inner: Engine, ask: Ask) -> Reply:
-    try:
-        return inner.generate([ask.prompt], ask.sampling)[0]
-    except LuthierError as error:
-        return error
+def _one_by_one(inner: Engine, asks: Sequence[Ask]) -> list[Reply]:
+    replies: list[Reply] = []
+    for ask in asks:
+        last = replies[-_GIVE_UP:]
+        if len(last) == _GIVE_UP and all(isinstance(each, EngineError) for each in last):
+            replies.append(last[-1])
+            continue
+        try:
+            replies += inner.generate([ask.prompt], ask.sampling)
+        except LuthierError as error:
+            replies.append(error)
+    return replies
 
 
 def only(replies: Sequence[Reply]) -> Generation:
