@@ -5,9 +5,11 @@ seed. Both are random effects that cross each other, and the variance of the mea
 
     Var = (between-seed mean square) / seeds + (covariance of two seeds' figures over resampled examples)
 
-(Obuchowski and Rockette, 1995, with readers in the place of seeds; Hillis, 2007, for the degrees of freedom). It holds for any
-figure that can be bootstrapped, not only for means. Few seeds say little of the spread between seeds, hence Student's t. Resampling
-seeds and examples together would be simpler, but three seeds give it only two thirds of the spread that there is.
+(Obuchowski and Rockette, 1995, with readers in the place of seeds). It holds for any figure that can be bootstrapped, not only for
+means. Few seeds say little of the spread between seeds, hence Student's t: in the interval of one entrant each part has its own
+quantile (Graybill and Wang, 1980), in a difference Satterthwaite's degrees of freedom are enough. In simulations with 2 to 8 seeds
+the first holds the truth in 95 to 98%, and the second finds a difference where there is none in 3 to 5%. Resampling seeds and
+examples together would be simpler, but two seeds whose spread is large give it an interval that holds the truth in 75 to 80%.
 """
 
 from __future__ import annotations
@@ -31,8 +33,7 @@ class Seeds:
     """One entrant's figure over its seeds.
 
     ``value`` is the mean of ``values``. ``seed_std`` is the standard deviation between seeds beyond what the examples alone explain
-    (0 with one seed: nothing is known of it), ``example_std`` that of one seed's figure over other examples. ``freedom`` are the
-    degrees of freedom of ``low`` and ``high`` (infinite with one seed).
+    (0 with one seed: nothing is known of it), ``example_std`` that of one seed's figure over other examples.
     """
 
     values: tuple[float, ...]
@@ -41,7 +42,6 @@ class Seeds:
     high: float
     seed_std: float
     example_std: float
-    freedom: float
     level: float = 0.95
 
 
@@ -53,8 +53,7 @@ def over_seeds(values: Sequence[float], replicates: Floats, *, level: float = 0.
     alone. Raises InputError when the two do not fit.
     """
     part = _Part.of(values, replicates)
-    variance, freedom = part.variance()
-    reach = _quantile(level, freedom) * math.sqrt(variance)
+    reach = part.reach(level)
     between = max(part.mean_square - (part.own - part.shared), 0.0) if part.seeds > 1 else 0.0
     return Seeds(
         tuple(float(v) for v in values),
@@ -63,7 +62,6 @@ def over_seeds(values: Sequence[float], replicates: Floats, *, level: float = 0.
         part.mean + reach,
         math.sqrt(between),
         math.sqrt(part.own),
-        freedom,
         level,
     )
 
@@ -111,11 +109,12 @@ class _Part:
         square = float(np.var(values, ddof=1)) if seeds > 1 else 0.0
         return _Part(drawn, float(np.mean(values)), seeds, square, own, max(shared, 0.0))
 
-    def variance(self) -> tuple[float, float]:
-        """Of the mean over seeds, and its degrees of freedom."""
+    def reach(self, level: float) -> float:
+        """Half of the interval of the mean over seeds: the examples' part and the seeds' part, each with its own quantile."""
         if self.seeds == 1:
-            return self.own, math.inf
-        return _total(self.shared, [(self.mean_square / self.seeds, self.seeds)])
+            return _quantile(level, math.inf) * math.sqrt(self.own)
+        between = _quantile(level, self.seeds - 1) ** 2 * self.mean_square / self.seeds
+        return math.sqrt(_quantile(level, math.inf) ** 2 * self.shared + between)
 
 
 def _total(examples: float, between: Sequence[tuple[float, int]]) -> tuple[float, float]:
