@@ -11,7 +11,6 @@ import ctypes
 import errno
 import json
 import os
-import random
 import resource
 import struct
 import sys
@@ -49,6 +48,7 @@ _READ = 4 | 8  # files and folders
 _DEVICE = 2 | 4
 _WORK = 2 | 4 | 8 | 16 | 32 | 128 | 256 | 1024 | 4096 | 8192 | 16384  # all but executing, devices and sockets
 
+_HIDDEN: set[int] = set()
 _AUDITED = (
     "socket.",
     "os.fork",
@@ -83,7 +83,10 @@ def main() -> None:
 
 def _hide(fd: int) -> int:
     """The same pipe under a number that a program has to guess."""
-    hidden = random.SystemRandom().randrange(128, 1000)
+    hidden = 128 + int.from_bytes(os.urandom(4), "big") % 800
+    while hidden in _HIDDEN:
+        hidden += 1
+    _HIDDEN.add(hidden)
     os.dup2(fd, hidden, inheritable=False)
     os.close(fd)
     return hidden
