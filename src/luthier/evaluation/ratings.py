@@ -135,7 +135,7 @@ def elo(
     won = np.array([{"first": 1.0, "tie": 0.5, "second": 0.0}[m.winner] for m in matches])
     draw = np.random.default_rng(seed)
     order = np.array([draw.permutation(len(matches)) for _ in range(orders)] or [np.arange(len(matches))])
-    points = np.full((len(order), len(names)), start)
+    points = np.full((len(order), len(names)), float(start))
     rows = np.arange(len(order))
     for at in order.T:
         i, j = first[at], second[at]
