@@ -165,7 +165,7 @@ class Judge:
             for q, answer in items
         ]
         options = tuple(str(grade) for grade in self._grades)
-        about = [{"kind": "grade", "answer": answer} for _, answer in items]
+        about = [{"kind": "grade", "input": q.input, "answer": answer} for q, answer in items]
         verdicts = self._settle(asked, about, options, lambda text: read_grade(text, self._scale))
         return [Grade(v.value, v.reason, v.reply, v.attempts) for v in verdicts]
 
@@ -179,7 +179,7 @@ class Judge:
             for order, a, b in (("forward", first, second), ("backward", second, first))[: 1 + swap]:
                 shown = {"question": q.input, "reference": q.reference, "answer_a": a, "answer_b": b}
                 asked.append(self._messages(self._comparing, shown))
-                about.append({"kind": "compare", "order": order, "a": a, "b": b})
+                about.append({"kind": "compare", "order": order, "input": q.input, "a": a, "b": b})
         verdicts: list[_Verdict[Side]] = self._settle(asked, about, ("A", "B", "tie"), read_preference)
         step = 1 + swap  # verdicts an item
         return [_preference(verdicts[i : i + step]) for i in range(0, len(verdicts), step)]
