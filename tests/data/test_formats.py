@@ -83,7 +83,7 @@ def made(row: dict[str, Any]) -> tuple[str, str, Example]:
             {"question": "q", "answers": ["a", "b"]},
             "question_answers",
             "question",
-            Example("", (ASKED,), "a", meta={"answers": ["a", "b"]}),
+            Example("", (ASKED,), "a", meta={"answers": ["a", "b"]}, references=("a", "b")),
         ),
         (
             {"question": "q", "answers": {"text": [], "answer_start": []}},
@@ -95,13 +95,17 @@ def made(row: dict[str, Any]) -> tuple[str, str, Example]:
             {"question": "q", "choices": ["no", "yes"], "answer": 1},
             "multiple_choice",
             "question",
-            Example("", (ASKED,), "yes", meta={"choices": ["no", "yes"], "answer": 1}),
+            Example(
+                "", (ASKED,), "yes", meta={"choices": ["no", "yes"], "answer": 1}, choices=("no", "yes"), correct=(1,)
+            ),
         ),
         (
             {"question": "q", "choices": ["no", "yes"], "answer": "B"},
             "multiple_choice",
             "question",
-            Example("", (ASKED,), "yes", meta={"choices": ["no", "yes"], "answer": "B"}),
+            Example(
+                "", (ASKED,), "yes", meta={"choices": ["no", "yes"], "answer": "B"}, choices=("no", "yes"), correct=(1,)
+            ),
         ),
         ({"prompt": "q", "completion": "a"}, "prompt_completion", "chat", Example("", (ASKED, SAID))),
         ({"prompt": [U], "completion": [A]}, "prompt_completion", "chat", Example("", (ASKED, SAID))),
@@ -204,6 +208,15 @@ def test_unused_fields_and_tools_are_kept() -> None:
             {"question": "q", "choices": ["x", "y"], "answer": 2},
             "answer must be one of the 2 choices or an index from 0; got 2",
         ),
+        (
+            {"question": "q", "choices": ["x", "y"], "correct": []},
+            "correct must be a list of the right choices; got []",
+        ),
+        ({"question": "q", "choices": ["x", "y"], "correct": 0}, "correct must be a list of the right choices; got 0"),
+        (
+            {"question": "q", "choices": ["x", "y"], "correct": [0, "C"]},
+            'correct[1] must be one of the 2 choices or an index from 0; got "C"',
+        ),
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
         ({"chosen": "a", "rejected": "b"}, "prompt is missing"),
         (
@@ -256,7 +269,9 @@ EXAMPLES = st.one_of(
     st.tuples(
         st.just("question"),
         st.builds(
-            lambda t, x: Example("", (Message("user", t),), x[0] if x else None, meta={"answers": x}),
+            lambda t, x: Example(
+                "", (Message("user", t),), x[0] if x else None, meta={"answers": x}, references=tuple(x)
+            ),
             WORDS,
             st.lists(WORDS),
         ),
@@ -280,6 +295,20 @@ EXAMPLES = st.one_of(
         st.builds(lambda p, a: Example("", tuple(p), rejected=a), st.lists(TURNS, min_size=1), REPLY),
     ),
 )
+
+
+def test_choices_know_their_right_places_and_answers_all_their_references() -> None:
+    several = {"question": "q", "choices": ["x", "y", "z"], "correct": ["C", 0]}
+    name, kind, example = made(several)
+    assert (name, kind, example.target) == ("multiple_correct", "question", "z")
+    assert (example.choices, example.correct) == (("x", "y", "z"), (2, 0))
+    assert as_row(example, "question") == several
+    by_text = made({"question": "q", "choices": ["B", "A"], "answer": "A"})[2]
+    assert (by_text.target, by_text.correct) == ("A", (1,))
+    read = made({"question": "q", "answers": ["a", "b"]})[2]
+    assert as_row(read, "question") == {"question": "q", "answers": ["a", "b"]}
+    bare = Example("", (ASKED,), "a", references=("a", "b"))
+    assert made(as_row(bare, "question"))[2].references == ("a", "b")
 
 
 @given(EXAMPLES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from luthier.core.dataset import Example, Kind
@@ -69,7 +69,7 @@ def build(form: Format, row: Mapping[str, Any]) -> Example:
         meta["tools"] = _json(meta["tools"], "tools")
     if "tools" in meta and not (isinstance(meta["tools"], list) and all(isinstance(t, dict) for t in meta["tools"])):
         raise RowError("tools must be a list of objects")
-    return Example("", example.messages, example.target, example.chosen, example.rejected, meta=meta)
+    return replace(example, meta=meta)
 
 
 def as_row(example: Example, kind: Kind) -> Fields:
@@ -82,13 +82,22 @@ def as_row(example: Example, kind: Kind) -> Fields:
     if kind == "chat":
         return {"messages": [_message_row(m) for m in example.messages], **meta}
     if kind == "question":
-        told = "answers" in meta if example.target is None else "choices" in meta and "answer" in meta
-        return {"question": example.text} | ({} if told else {"answer": example.target}) | meta
+        return {"question": example.text} | _answer_row(example) | meta
     prompt = [_message_row(m) for m in example.messages]
     if example.chosen and example.rejected:
         return {"prompt": prompt, "chosen": _said(example.chosen), "rejected": _said(example.rejected), **meta}
     good = bool(example.chosen)
     return {"prompt": prompt, "completion": _said(example.chosen or example.rejected), "label": good, **meta}
+
+
+def _answer_row(example: Example) -> Fields:
+    """The answer's field of a question, unless ``meta`` has kept it."""
+    meta, several = example.meta, example.target is None or bool(example.references)
+    if "choices" in meta and ("answer" in meta or "correct" in meta):
+        return {}
+    if several:
+        return {} if "answers" in meta else {"answers": list(example.references)}
+    return {"answer": example.target}
 
 
 def _message_row(message: Message) -> Fields:
@@ -336,17 +345,39 @@ def _marked(row: Fields) -> Example:
 
 def _choices(row: Fields) -> Example:
     """A question with choices; ``answer`` is the index, the letter or the text of the right one. ``meta`` keeps both fields."""
-    question, choices, answer = _text(row, "question"), row["choices"], row["answer"]
+    question, texts, answer = _text(row, "question"), _choice_texts(row), row["answer"]
+    if isinstance(answer, str) and answer in texts:
+        return _chosen(question, texts, (texts.index(answer),))
+    return _chosen(question, texts, (_place(answer, "answer", texts),))
+
+
+def _correct(row: Fields) -> Example:
+    """A question with choices of which several may be right: ``correct`` lists their indices or letters."""
+    question, texts, correct = _text(row, "question"), _choice_texts(row), row["correct"]
+    if not isinstance(correct, list) or not correct:
+        raise RowError(f"correct must be a list of the right choices; got {_shown(correct)}")
+    return _chosen(question, texts, tuple(_place(one, f"correct[{at}]", texts) for at, one in enumerate(correct)))
+
+
+def _choice_texts(row: Fields) -> tuple[str, ...]:
+    choices = row["choices"]
     if not isinstance(choices, list) or len(choices) < 2:
         raise RowError(f"choices must be a list of at least two; got {_shown(choices)}")
-    texts = [_answer(choice, f"choices[{at}]") for at, choice in enumerate(choices)]
-    if isinstance(answer, str) and len(answer) == 1 and answer not in texts and "A" <= answer < chr(65 + len(texts)):
-        answer = ord(answer) - 65
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
-        return Example("", (Message("user", question),), texts[answer])
-    if answer in texts:
-        return Example("", (Message("user", question),), str(answer))
-    raise RowError(f"answer must be one of the {len(texts)} choices or an index from 0; got {_shown(answer)}")
+    return tuple(_answer(choice, f"choices[{at}]") for at, choice in enumerate(choices))
+
+
+def _place(value: Any, field: str, texts: tuple[str, ...]) -> int:
+    """The index that a number or a letter names."""
+    if isinstance(value, str) and len(value) == 1 and "A" <= value < chr(65 + len(texts)):
+        return ord(value) - 65
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(texts):
+        return value
+    raise RowError(f"{field} must be one of the {len(texts)} choices or an index from 0; got {_shown(value)}")
+
+
+def _chosen(question: str, texts: tuple[str, ...], correct: tuple[int, ...]) -> Example:
+    asked = (Message("user", question),)
+    return Example("", asked, texts[correct[0]], choices=texts, correct=correct)
 
 
 def _question(row: Fields) -> Example:
@@ -361,7 +392,7 @@ def _answers(row: Fields) -> Example:
     if not isinstance(answers, list):
         raise RowError(f"answers must be a list; got {_shown(answers)}")
     texts = [_answer(answer, f"answers[{at}]") for at, answer in enumerate(answers)]
-    return Example("", (Message("user", question),), texts[0] if texts else None)
+    return Example("", (Message("user", question),), texts[0] if texts else None, references=tuple(texts))
 
 
 def _completion(row: Fields, field: str) -> Example:
@@ -397,6 +428,7 @@ FORMATS: tuple[Format, ...] = (
     _format("kto", "preference", ["prompt", "completion", "label"], _marked),
     _format("alpaca", "chat", ["instruction", "output"], _alpaca),
     _format("multiple_choice", "question", ["question", "choices", "answer"], _choices),
+    _format("multiple_correct", "question", ["question", "choices", "correct"], _correct),
     _format("question_answer", "question", ["question", "answer"], _question),
     _format("question_answers", "question", ["question", "answers"], _answers),
     _format("prompt_completion", "chat", ["prompt", "completion"], lambda row: _completion(row, "completion")),

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from luthier.core.dataset import Dataset, Example, RowProblem
 from luthier.core.digest import digest_json
@@ -19,6 +19,7 @@ from luthier.data.files import Broken, Row, bare_name, hub_rows, rows_of
 from luthier.data.formats import FIELD_NAMES, FORMATS, Format, RowError, as_row, build, recognise
 
 SHOWN_PROBLEMS = 20
+Made = TypeVar("Made")
 
 
 def read(
@@ -59,6 +60,38 @@ def examples_from_rows(
         if limit is not None and gathered.good == limit:
             break
     return gathered.dataset(name, skip_bad=skip_bad)
+
+
+def convert_rows(
+    rows: Iterable[tuple[str, int, Row]],
+    convert: Callable[[Mapping[str, Any]], Made],
+    *,
+    skip_bad: bool = False,
+    limit: int | None = None,
+) -> tuple[list[tuple[str, Made]], list[RowProblem]]:
+    """What ``convert`` makes of each row, with its ``file:line``; for rows in a form that only their reader knows (benchmarks).
+
+    ``convert`` raises RowError for a row that it cannot use. Then, as in ``read``: DataError with the first 20 reasons, or with
+    ``skip_bad`` the other rows and the problems. ``limit`` stops after that many good rows.
+    """
+    good: list[tuple[str, Made]] = []
+    problems: list[RowProblem] = []
+    seen, where = 0, "the data"
+    for file, line, row in rows:
+        seen, where = seen + 1, file
+        try:
+            if isinstance(row, Broken):
+                raise RowError(row.reason)
+            good.append((f"{file}:{line}", convert(row)))
+        except RowError as error:
+            problems.append(RowProblem(file, line, str(error)))
+        if limit is not None and len(good) == limit:
+            break
+    if not seen:
+        raise DataError(f"{where}: no rows")
+    if problems and (not skip_bad or not good):
+        raise _rows_error(problems[0].file, seen, problems, skip_bad=skip_bad)
+    return good, problems
 
 
 def write(dataset: Dataset, path: str | Path) -> Path:
