@@ -22,15 +22,24 @@ from pydantic import Field, field_validator
 from luthier.core import catalog
 from luthier.core.catalog import EntryConfig
 from luthier.core.config import Document, from_mapping, read_yaml, validate
-from luthier.core.dataset import Dataset, Splits
-from luthier.core.errors import DataError, InputError, UnsupportedError
+from luthier.core.dataset import Dataset, Example, Splits
+from luthier.core.errors import DataError, InputError, UnsupportedError, did_you_mean
+from luthier.core.message import user
 from luthier.core.task import PromptTemplate, Task, TaskKind
+from luthier.data.prompts import resolve_prompt
 from luthier.data.read import read
 from luthier.data.split import split
 
 CLASSIFY_INSTRUCTION = "Sort the text into one of these classes: {labels}. Answer with the class only."
+LETTER_INSTRUCTION = "Answer with the letter of the right choice only."
 HUB = "hub:"  # a dataset on the hub is named, not a file
-DEFAULT_SCORERS: Mapping[str, tuple[str, ...]] = {"classify": ("macro_f1", "accuracy"), "generate": ("exact",)}
+DEFAULT_SCORERS: Mapping[str, tuple[str, ...]] = {
+    "classify": ("macro_f1", "accuracy"),
+    "choice": ("multiple_choice",),
+    "generate": ("exact",),
+    "likelihood": ("bits_per_byte", "perplexity"),
+}
+_PATHS = ("path", "data", "examples", "databases")  # keys of a benchmark that name files
 
 
 class SplitSection(EntryConfig):
@@ -59,11 +68,16 @@ class DataSection(EntryConfig):
 
 
 class PromptSection(EntryConfig):
-    """See PromptTemplate. ``labels`` fixes their order and may name some that the data lack."""
+    """See PromptTemplate. ``labels`` fixes their order and may name some that the data lack. ``template`` takes instruction and input from
+    the prompt catalogue (``NAME`` or ``NAME@VERSION``), ``values`` fill its other places. ``choices: letters`` shows a question's choices
+    under A, B, C and asks for the letter; ``text`` scores each choice's text as the answer."""
 
     instruction: str | None = None
     input: str = "{input}"
     labels: tuple[str, ...] = ()
+    template: str | None = None
+    values: dict[str, str] = Field(default_factory=dict)
+    choices: Literal["text", "letters"] = "text"
 
     @field_validator("input")
     @classmethod
@@ -74,14 +88,22 @@ class PromptSection(EntryConfig):
 
 
 class Config(EntryConfig):
-    """A task file. ``kind`` follows from the data when it is not given: text with a label is ``classify``, a question ``generate``."""
+    """A task file. ``kind`` follows from the data when it is not given: text with a label is ``classify``, a question with choices
+    ``choice``, another question ``generate``, plain text ``likelihood``. ``stop`` ends written answers, ``samples`` asks that often at
+    ``temperature``, ``slices`` are fields of the rows by whose values results are also shown.
+    """
 
     name: str = Field(default="task", min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    kind: Literal["classify", "generate"] | None = None
-    data: DataSection
+    kind: Literal["classify", "choice", "generate", "likelihood"] | None = None
+    data: DataSection | None = None
+    benchmark: dict[str, Any] | None = None
     prompt: PromptSection = PromptSection()
     scorers: tuple[str | dict[str, Any], ...] = ()
     max_new_tokens: int = Field(default=64, ge=1)
+    stop: tuple[str, ...] = ()
+    samples: int = Field(default=1, ge=1)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    slices: tuple[str, ...] = ()
     models: dict[str, str] = Field(default_factory=dict)
     entrants: tuple[str | dict[str, Any], ...] | None = None
     train: dict[str, Any] = Field(default_factory=dict)
@@ -91,6 +113,11 @@ class Config(EntryConfig):
     jobs: Any = None
     prices: Any = None
     machine: Any = None
+
+    @field_validator("stop", "slices", mode="before")
+    @classmethod
+    def _one_text(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("scorers", mode="before")
     @classmethod
@@ -117,6 +144,13 @@ def read_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         for key in ("path", "train", "validation", "test"):
             if isinstance(data.get(key), str) and not data[key].startswith(HUB):
                 data[key] = str(document.path(data[key]))
+    benchmark = document.values.get("benchmark")
+    if isinstance(benchmark, str):
+        benchmark = document.values["benchmark"] = {"name": benchmark}
+    for key in _PATHS:
+        told = benchmark.get(key) if isinstance(benchmark, dict) else None
+        if isinstance(benchmark, dict) and isinstance(told, str) and told and not told.startswith(HUB):
+            benchmark[key] = str(document.path(told))
     return validate(Config, document.values, where=where, origins=document.origins), document
 
 
@@ -131,18 +165,101 @@ def build(config: Config) -> Task:
 
     Raises DataError when files cannot be used, hold no answers, have one class only, or test a label that training never saw.
     """
+    if config.benchmark is not None:
+        return _benchmark(config, config.benchmark)
+    if config.data is None:
+        raise InputError("data is required: one file, or a file for each part; or name a benchmark of the catalogue")
     splits = _splits(config.data)
     kind = config.kind or _kind(splits)
+    splits = Splits(*(_asked(part, kind, config.prompt) for part in (splits.train, splits.validation, splits.test)))
     _refuse_unanswered(splits)
     labels: tuple[str, ...] = ()
     if kind == "classify":
         splits = Splits(*(replace(part, kind="labelled") for part in (splits.train, splits.validation, splits.test)))
         labels = _labels(splits, config.prompt.labels)
-    instruction = config.prompt.instruction
+    _refuse_unknown_slices(splits.test, config.slices)
+    return Task(
+        name=config.name,
+        kind=kind,
+        splits=splits,
+        prompt=_prompt(config.prompt, kind, labels),
+        scorers=_scorers(config.scorers, kind),
+        max_new_tokens=config.max_new_tokens,
+        stop=config.stop,
+        samples=config.samples,
+        temperature=config.temperature,
+        slices=config.slices,
+    )
+
+
+def _benchmark(config: Config, given: Mapping[str, Any]) -> Task:
+    """The catalogue's task under this file's name; what the file sets itself goes before the benchmark's own."""
+    given = dict(given)
+    name = given.pop("name", None)
+    known = [one for one in catalog.names("tasks") if one != "own"]
+    if name not in known:
+        raise InputError(f"benchmark.name must be one of the catalogue; got {name!r}. {did_you_mean(str(name), known)}")
+    for key in ("data", "kind", "prompt"):
+        if key in config.model_fields_set and getattr(config, key) is not None:
+            raise InputError(f"{key} and benchmark exclude each other: {name} brings its own")
+    if "path" in given:
+        given.setdefault("data", given.pop("path"))
+    entry = catalog.load("tasks", name)
+    task: Task = entry(entry.configure(given))
+    own = {key: getattr(config, key) for key in _ANSWERS if key in config.model_fields_set}
+    if config.scorers:
+        own["scorers"] = _scorers(config.scorers, task.kind)
+    if config.slices:
+        _refuse_unknown_slices(task.splits.test, config.slices)
+    return replace(task, name=config.name, **own)
+
+
+_ANSWERS = ("max_new_tokens", "stop", "samples", "temperature", "slices")
+
+
+def _prompt(section: PromptSection, kind: TaskKind, labels: tuple[str, ...]) -> PromptTemplate:
+    if section.template is not None:
+        told: dict[str, Any] = {
+            key: getattr(section, key) for key in ("instruction", "input") if key in section.model_fields_set
+        }
+        return resolve_prompt({"template": section.template, "values": section.values, "labels": labels, **told})
+    instruction = section.instruction
     if instruction is None:
         instruction = CLASSIFY_INSTRUCTION if kind == "classify" else ""
-    prompt = PromptTemplate(instruction, config.prompt.input, labels)
-    return Task(config.name, kind, splits, prompt, _scorers(config.scorers, kind), config.max_new_tokens)
+        if kind == "choice" and section.choices == "letters":
+            instruction = LETTER_INSTRUCTION
+    return PromptTemplate(instruction, section.input, labels)
+
+
+def _asked(part: Dataset, kind: TaskKind, prompt: PromptSection) -> Dataset:
+    """The examples in the form that their kind is asked in."""
+    if kind == "likelihood":
+        return replace(part, examples=tuple(_whole_text(example) for example in part.examples))
+    if kind != "choice":
+        return part
+    for example in part.examples:
+        if not example.choices:
+            raise DataError(
+                f"{example.source}: the row has no choices",
+                hint="a row of kind choice is question, choices and answer (an index, a letter or the text), or correct (a list)",
+            )
+    if prompt.choices == "text":
+        return part
+    return replace(part, examples=tuple(_with_letters(example) for example in part.examples))
+
+
+def _whole_text(example: Example) -> Example:
+    """A plain text is its own target, after nothing; an answer keeps its question."""
+    return replace(example, target=example.text, raw=("",)) if example.target is None else example
+
+
+def _with_letters(example: Example) -> Example:
+    letters = tuple(chr(65 + at) for at in range(len(example.choices)))
+    lines = [f"{letter}. {text}" for letter, text in zip(letters, example.choices, strict=True)]
+    asked = user("\n".join([example.text, *lines]))
+    return replace(
+        example, id=f"{example.id}:letters", messages=asked, choices=letters, target=letters[example.correct[0]]
+    )
 
 
 def _splits(data: DataSection) -> Splits:
@@ -176,9 +293,11 @@ def _kind(splits: Splits) -> TaskKind:
     if found == "labelled":
         return "classify"
     if found == "question":
-        return "generate"
+        return "choice" if all(example.choices for example in splits.test.examples) else "generate"
+    if found == "text":
+        return "likelihood"
     raise UnsupportedError(
-        f"a task needs rows of text and label, or of question and answer; {splits.test.name} holds kind {found!r}",
+        f"a task needs rows of text and label, of question and answer, or of text; {splits.test.name} holds kind {found!r}",
         hint="luthier data inspect FILE shows how its rows are read",
     )
 
@@ -190,6 +309,13 @@ def _refuse_unanswered(splits: Splits) -> None:
             raise DataError(
                 f"{bare[0].source}: the row has no label or answer to compare with ({len(bare)} such rows in {part.name})"
             )
+
+
+def _refuse_unknown_slices(test: Dataset, slices: Iterable[str]) -> None:
+    known = {key for example in test.examples for key in example.meta}
+    for key in slices:
+        if key not in known:
+            raise InputError(f"slices: no row of {test.name} has a field {key!r}. {did_you_mean(key, known)}")
 
 
 def _labels(splits: Splits, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -228,11 +354,14 @@ def _scorers(given: tuple[str | dict[str, Any], ...], kind: TaskKind) -> tuple[t
     out: list[tuple[str, dict[str, Any]]] = []
     for item in given or DEFAULT_SCORERS[kind]:
         options = {"name": item} if isinstance(item, str) else dict(item)
-        name = options.pop("name", None)
+        name, label = options.pop("name", None), options.pop("as", None)
         if not isinstance(name, str):
             raise InputError(f"scorers: each is a name, or a mapping with a name; got {item!r}")
+        if label is not None and not (isinstance(label, str) and label.strip()):
+            raise InputError(f"scorers: as is the name that results carry, a text; got {label!r}")
         config = catalog.load("scorers", name).configure(options)
-        pair = (name, config.model_dump(mode="json", exclude_unset=True))
+        told = {} if label is None else {"as": label}
+        pair = (name, told | config.model_dump(mode="json", exclude_unset=True))
         if pair in out:
             raise InputError(f"scorers: {name!r} is named twice with the same options")
         out.append(pair)
