@@ -26,7 +26,7 @@ from luthier.core.engine import (
     ScoreRequest,
     require,
 )
-from luthier.core.message import Prompt
+from luthier.core.message import Message, Prompt
 from luthier.core.run import Progress
 from luthier.core.task import Task
 from luthier.scorers import exact
@@ -161,6 +161,7 @@ class AskText:
                 max_new_tokens=task.max_new_tokens, temperature=task.temperature, stop=task.stop, seed=0
             )
             made = [[one] for one in self.engine.generate(prompts, sampling, progress)]
+            made = self._followed(examples, prompts, made, sampling)
         each = (time.perf_counter() - start) / max(len(examples), 1)
         return [self._read(example, row, each) for example, row in zip(examples, made, strict=True)]
 
@@ -176,16 +177,35 @@ class AskText:
             drawn.append(self.engine.generate(questions, sampling, _part(progress, seed, task.samples)))
         return [list(row) for row in zip(*drawn, strict=True)]
 
+    def _followed(
+        self, examples: Sequence[Example], prompts: Sequence[Prompt], made: list[list[Generation]], sampling: Sampling
+    ) -> list[list[Generation]]:
+        """The answers to what an example asks next (``meta["then"]``), after its own answers so far; the last one is scored."""
+        then = [
+            tuple(e.meta.get("then", ())) if not isinstance(p, str) else ()
+            for e, p in zip(examples, prompts, strict=True)
+        ]
+        talks = list(prompts)
+        for turn in range(max(map(len, then), default=0)):
+            at = [i for i, turns in enumerate(then) if turn < len(turns)]
+            for i in at:
+                talks[i] = (*talks[i], Message("assistant", made[i][-1].text), Message("user", then[i][turn]))
+            for i, one in zip(at, self.engine.generate([talks[i] for i in at], sampling), strict=True):
+                made[i].append(one)
+        return made
+
     def _read(self, example: Example, made: Sequence[Generation], each: float) -> Reply:
         first = made[0]
         text, parsed = first.text, True
+        if self.task.samples == 1 and len(made) > 1:
+            text = _talk(example, made)
         if self.task.kind in ("classify", "choice"):
             options = example.choices if self.task.kind == "choice" else self.task.labels
             found = parse_option(first.text, options)
             text, parsed = (found, True) if found is not None else (first.text, False)
         return Reply(
             text,
-            samples=tuple(one.text for one in made) if len(made) > 1 else first.samples,
+            samples=tuple(one.text for one in made) if self.task.samples > 1 else first.samples,
             reasoning=first.reasoning,
             parsed=parsed,
             latency_s=each,
@@ -194,6 +214,12 @@ class AskText:
             prompt_digest=digest_json(first.prompt_token_ids) if first.prompt_token_ids else "",
             calls=sum(one.calls for one in made),
         )
+
+
+def _talk(example: Example, made: Sequence[Generation]) -> str:
+    """A conversation of several questions from the first answer on, as a judge reads it."""
+    later = zip(example.meta["then"], made[1:], strict=True)
+    return made[0].text + "".join(f"\n\nUser: {asked}\n\nAssistant: {one.text}" for asked, one in later)
 
 
 def _part(progress: Progress, part: int, parts: int) -> Progress:

@@ -39,14 +39,15 @@ class Scorer:
 
 
 def scorers_of(task: Task) -> list[Scorer]:
-    """The task's scorers, primary first. One that occurs twice carries its options in its name."""
+    """The task's scorers, primary first. The option ``as`` names one; without, one that occurs twice carries its options in its name."""
     names = [name for name, _ in task.scorers]
     out = []
-    for name, options in task.scorers:
+    for name, given in task.scorers:
         entry = catalog.load("scorers", name)
+        options = {key: value for key, value in given.items() if key != "as"}
         told = ",".join(f"{k}={v}" for k, v in sorted(options.items()))
         label = f"{name}({told})" if names.count(name) > 1 and told else name
-        out.append(Scorer(label, entry, entry.configure(options)))
+        out.append(Scorer(str(given.get("as") or label), entry, entry.configure(options)))
     return out
 
 
