@@ -22,11 +22,23 @@ from sqlalchemy.engine import make_url
 
 from luthier.core.errors import MissingExtraError, StoreError
 from luthier.store.home import Home, home
-from luthier.store.tables import edges, feedback, metadata, models, runs, traces
+from luthier.store.tables import battles, edges, feedback, metadata, models, runs, traces
 
-__all__ = ["HEAD", "Store", "edges", "feedback", "metadata", "models", "open_store", "runs", "to_json", "traces"]
+__all__ = [
+    "HEAD",
+    "Store",
+    "battles",
+    "edges",
+    "feedback",
+    "metadata",
+    "models",
+    "open_store",
+    "runs",
+    "to_json",
+    "traces",
+]
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration. Written here so that opening a current store needs no alembic; a test holds it to the files."""
 
 BUSY_TIMEOUT_MS = 30_000

@@ -89,3 +89,27 @@ feedback = Table(
     Column("corrected", Text),
     Column("comment", Text, nullable=False),
 )
+
+battles = Table(
+    "battles",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key", String(64), nullable=False),
+    Column("arena", String(128), nullable=False),
+    Column("pair", String(64), nullable=False, index=True),
+    Column("created_at", String(32), nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("model_a", String(256), nullable=False),
+    Column("model_b", String(256), nullable=False),
+    Column("digest_a", String(64), nullable=False),
+    Column("digest_b", String(64), nullable=False),
+    Column("answer_a", Text, nullable=False),
+    Column("answer_b", Text, nullable=False),
+    Column("winner", String(8), nullable=False),
+    Column("source", String(16), nullable=False),
+    Column("voter", String(256), nullable=False),
+    Column("shown", String(2), nullable=False),
+    Column("detail", JSON, nullable=False),
+    Index("ix_battles_key", "key", unique=True),
+    Index("ix_battles_arena", "arena", "created_at"),
+)
