@@ -14,7 +14,8 @@ from luthier.evaluation.evaluate import evaluate
 from luthier.store.database import Store, open_store
 from luthier.store.models import register
 from luthier.tournament.entrant import Entrant
-from luthier.tournament.standing import Entry, Planned, about, environment, notes, standing_of
+from luthier.tournament.entry import Entry, Planned
+from luthier.tournament.standing import about, environment, notes, standing_of
 
 
 @pytest.fixture
@@ -36,20 +37,20 @@ TASK = task(part("train", "one", "two"), part("test", "three", "four", "five"))
 
 
 def test_an_untrained_entrant(store: Store) -> None:
-    entry = Entry(Planned(Entrant("mine", "fake", {"name": "few_shot", "shots": 2}), None), target="fake")
-    entry.result = evaluate("fake", TASK, strategy={"name": "few_shot", "shots": 2}, store=store)
-    entry.eval_run = entry.result.run.id
-    found = standing_of(store, entry)
+    entry = Entry(Planned(Entrant("mine", "fake", {"name": "few_shot", "shots": 2}), None))
+    result = entry.results["fake"] = evaluate("fake", TASK, strategy={"name": "few_shot", "shots": 2}, store=store)
+    found = standing_of(store, TASK, entry)
+    assert found.eval_run == result.run.id
     assert (found.status, found.name, found.way, found.model) == ("done", "mine", "few_shot", "fake")
     assert (found.trainable_parameters, found.artifact_mb, found.train_s, found.base_mb) == (0, 0.0, None, None)
-    assert found.score == entry.result.scores["accuracy"]
+    assert found.score == result.scores["accuracy"]
     assert len(found.settings["strategy"]["config"]["examples"]) == 2, "the exact examples are on the board"
     assert found.digests["prompt"]
     json.dumps(found.settings)
 
 
 def test_a_failed_entrant(store: Store) -> None:
-    found = standing_of(store, Entry(Planned(Entrant("mine", "fake"), None), failure="out of memory"))
+    found = standing_of(store, TASK, Entry(Planned(Entrant("mine", "fake"), None), failure="out of memory"))
     assert (found.status, found.reason, found.score) == ("failed", "out of memory", {})
 
 
@@ -59,9 +60,9 @@ def test_an_adapter_that_somebody_trained_before_counts_as_trained(store: Store)
     adapter = ModelRecord("mine", "adapter", "decoder", "1" * 64, size_bytes=1_900_000, base="base", meta=meta)
     register(store, adapter)
     served = replace(adapter, name="served", kind="endpoint", base="base", meta={"target": "mine"})
-    found = standing_of(store, Entry(Planned(Entrant("mine", "mine"), adapter), failure="x"))
+    found = standing_of(store, TASK, Entry(Planned(Entrant("mine", "mine"), adapter), failure="x"))
     assert (found.trainable_parameters, found.artifact_mb, found.base_mb, found.trained) == (920_000, 1.9, 371.0, True)
-    behind = standing_of(store, Entry(Planned(Entrant("served", "served"), served), failure="x"))
+    behind = standing_of(store, TASK, Entry(Planned(Entrant("served", "served"), served), failure="x"))
     assert (behind.base_mb, behind.trainable_parameters, behind.trained) == (371.0, 920_000, True)
 
 

@@ -19,7 +19,7 @@ from luthier.store.lineage import lineage
 from luthier.store.models import list_models
 from luthier.store.runs import folder, list_runs, resume
 from luthier.tournament.board import Board
-from luthier.tournament.standing import Planned
+from luthier.tournament.entry import Planned
 from luthier.tournament.tournament import tournament
 
 LABELS = ("billing", "delivery", "refund")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from luthier.core.task import Task
-    from luthier.tournament.standing import Planned
+    from luthier.tournament.entry import Entry, Planned
+    from luthier.training.preflight import Prediction
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +31,14 @@ def register(app: typer.Typer) -> None:
         only: Annotated[
             list[str] | None, typer.Option(metavar="NAME", help="Run only this entrant; repeatable.")
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print the board as JSON.")] = False,
+        plan: Annotated[
+            bool,
+            typer.Option(
+                "--plan",
+                help="Only say what would be done: predicted memory and time, and where results can be served.",
+            ),
+        ] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the board (or the plan) as JSON.")] = False,
     ) -> None:
         """Adapt models in several ways, score them on the same held-out examples, and say which to keep.
 
@@ -40,6 +48,9 @@ def register(app: typer.Typer) -> None:
         from luthier.cli import _print, _results
         from luthier.tournament.tournament import tournament as run
 
+        if plan:
+            _plan(task, overrides or (), engine=engine, only=only or (), as_json=as_json)
+            return
         with _print.progress() as progress:
             board = run(
                 task,
@@ -48,6 +59,7 @@ def register(app: typer.Typer) -> None:
                 only=only or (),
                 progress=progress,
                 planned=None if as_json else _say_plan,
+                predicted=None if as_json else _say_predictions,
             )
         if as_json:
             _print.show_json(board.as_dict())
@@ -72,3 +84,83 @@ def _say_plan(task: Task, plan: Sequence[Planned]) -> None:
         served = ", ".join(f"{engine} {how}" for engine, how in planned.serving.items())
         told = f"  [bold]{escape(planned.entrant.name)}[/]: {escape(planned.entrant.way)} on {escape(planned.entrant.model)}"
         _print.say(told + (f"  [dim]serving: {escape(served)}[/]" if served else ""))
+
+
+def _say_predictions(entries: Sequence[Entry]) -> None:
+    """What each training that is to come will take."""
+    from luthier.cli import _print
+
+    lines = [(e.planned, e.predicted) for e in entries if e.predicted is not None]
+    if lines:
+        _print.say("[bold]before training[/], predicted:")
+    for planned, predicted in lines:
+        _print.say(f"  {_foretold(planned, predicted)}")
+        _warn_of_memory(planned, predicted)
+
+
+def _foretold(planned: Planned, predicted: Prediction | None) -> str:
+    """One line: trainings, time, memory, how wrong earlier predictions were."""
+    from rich.markup import escape
+
+    from luthier.tournament import figures
+
+    assert predicted is not None
+    trainings, budget = planned.trainings, planned.settings.budget
+    seconds = predicted.seconds * trainings
+    if budget is not None and budget.seconds is not None:
+        seconds = min(seconds, budget.seconds * len(planned.seeds))
+    errors = predicted.errors
+    if errors is None:
+        known = "no earlier run to compare a prediction with"
+    else:
+        whose = "" if errors.same else " of other kinds"
+        known = (
+            f"{errors.runs} earlier prediction{'' if errors.runs == 1 else 's'}{whose}: off by {figures.share(errors.time)} in time, "
+            f"{figures.share(errors.memory)} in memory"
+        )
+    often = f"{trainings} trainings, " if trainings > 1 else ""
+    return (
+        f"[bold]{escape(planned.entrant.name)}[/]: {often}about {figures.duration(seconds)}, peak {figures.megabytes(predicted.peak_mb)}, "
+        f"trains {figures.count(predicted.trainable)} parameters [dim]({known}; speed from {predicted.based_on})[/]"
+    )
+
+
+def _warn_of_memory(planned: Planned, predicted: Prediction | None) -> None:
+    from luthier.cli import _print
+    from luthier.tournament import figures
+
+    if predicted is not None and not predicted.fits:
+        _print.warn(
+            f"{planned.entrant.name} may need {figures.megabytes(predicted.peak_mb)} and {figures.megabytes(predicted.free_mb)} are free; "
+            "train.max_tokens_per_batch=512 needs less, or leave it out with --only"
+        )
+
+
+def _plan(task: str, overrides: Sequence[str], *, engine: str, only: Sequence[str], as_json: bool) -> None:
+    """Say what would be done, and do nothing of it."""
+    from luthier.cli import _print
+    from luthier.store.database import open_store
+    from luthier.tournament.plan import look_ahead, read_plan
+
+    store = open_store()
+    plan = read_plan(task, overrides, engine=engine, only=only, store=store)
+    found = [(planned, look_ahead(store, planned)) for planned in plan.entrants]
+    if as_json:
+        _print.show_json([_planned(planned, predicted) for planned, predicted in found])
+        return
+    _say_plan(plan.task, plan.entrants)
+    for planned, predicted in found:
+        if predicted is not None:
+            _print.show(_foretold(planned, predicted))
+            _warn_of_memory(planned, predicted)
+    _print.say("[dim]next:[/] the same command without --plan")
+
+
+def _planned(planned: Planned, predicted: Prediction | None) -> dict[str, Any]:
+    return {
+        "entrant": planned.entrant.as_dict(),
+        "serving": dict(planned.serving),
+        "trainings": planned.trainings,
+        "seeds": list(planned.seeds),
+        "predicted": predicted.as_dict() if predicted is not None else None,
+    }

@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 from luthier.core.errors import StoreError
 from luthier.core.task import Task
-from luthier.evaluation.loop import scorers_of
-from luthier.evaluation.result import EvalResult, statistic_of
-from luthier.evaluation.statistics import Difference, compare
+from luthier.evaluation.result import EvalResult
 from luthier.store.home import write_atomic
+from luthier.tournament.seeds import compare_entrants
 
 BOARD_JSON = "board.json"
 BOARD_HTML = "board.html"
@@ -55,6 +54,16 @@ class Standing:
     eval_run: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    seeds: Sequence[Mapping[str, Any]] = ()
+    trials: Sequence[Mapping[str, Any]] = ()
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    spent: Mapping[str, Any] = field(default_factory=dict)
+    repeats: Mapping[str, Any] = field(default_factory=dict)
+    predicted: Mapping[str, Any] = field(default_factory=dict)
+    prompt_tokens: float | None = None
+    completion_tokens: float | None = None
+    price_per_1000: float | None = None
+    slices: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     @property
     def trained(self) -> bool:
@@ -77,7 +86,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Board:
-    """A finished tournament. ``standings`` by rank, failed entrants last. ``verdict`` is as ``verdict.decide`` gives it."""
+    """A finished tournament. ``standings`` by rank, failed entrants last. ``verdict`` is as ``verdict.decide`` gives it; ``frontiers`` maps a cost
+    to the entrants that nobody beats at it; ``settings`` are budget, search, seeds and prices."""
 
     run: str
     name: str
@@ -89,6 +99,13 @@ class Board:
     notes: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     folder: str = field(default="", compare=False)
+    frontiers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller primary score is the better one."""
+        return self.task["primary"] in self.task.get("lower_is_better", ())
 
     @property
     def finished(self) -> tuple[Standing, ...]:
@@ -120,7 +137,8 @@ class Board:
         """Inverse of ``as_dict``."""
         known = {f.name for f in fields(Board)}
         values = {key: value for key, value in data.items() if key in known}
-        values["standings"] = tuple(Standing(**s) for s in data["standings"])
+        fitting = {f.name for f in fields(Standing)}
+        values["standings"] = tuple(Standing(**{k: v for k, v in s.items() if k in fitting}) for s in data["standings"])
         values["comparisons"] = tuple(Comparison(**c) for c in data["comparisons"])
         values["notes"] = tuple(data.get("notes", ()))
         return Board(**{**values, "folder": folder})
@@ -142,9 +160,10 @@ class Board:
             raise StoreError(f"{path}: no readable board: {error}", hint="run the tournament again") from error
 
 
-def rank(standings: Sequence[Standing]) -> tuple[Standing, ...]:
+def rank(standings: Sequence[Standing], *, lower_is_better: bool = False) -> tuple[Standing, ...]:
     """By score, best first, equal scores sharing a rank; failed entrants last, in their order."""
-    done = sorted((s for s in standings if s.status == "done"), key=lambda s: -s.score["value"])
+    sign = 1.0 if lower_is_better else -1.0
+    done = sorted((s for s in standings if s.status == "done"), key=lambda s: sign * s.score["value"])
     out: list[Standing] = []
     for place, standing in enumerate(done, start=1):
         same = out and out[-1].score["value"] == standing.score["value"]
@@ -152,17 +171,13 @@ def rank(standings: Sequence[Standing]) -> tuple[Standing, ...]:
     return (*out, *(s for s in standings if s.status == "failed"))
 
 
-def compare_all(task: Task, results: Mapping[str, EvalResult]) -> tuple[Comparison, ...]:
-    """Every pair of entrants in the primary score, by paired bootstrap over the examples that they all answered."""
+def compare_all(task: Task, results: Mapping[str, Sequence[EvalResult]]) -> tuple[Comparison, ...]:
+    """Every pair of entrants in the primary score on the examples that they all answered, over all their seeds."""
     names = list(results)
     if len(names) < 2:
         return ()
-    scorer = scorers_of(task)[0]
-    statistics = [statistic_of(scorer, results[name].records) for name in names]
-    values = [results[name].score for name in names]
-    found: list[Difference] = compare(statistics, len(results[names[0]].records), values=values)
     pairs = list(combinations(names, 2))
     return tuple(
         Comparison(first, second, d.value, d.low, d.high, d.p, d.p_adjusted)
-        for (first, second), d in zip(pairs, found, strict=True)
+        for (first, second), d in zip(pairs, compare_entrants(task, results), strict=True)
     )

@@ -6,8 +6,11 @@ entrants:
   - lora                                              # a method: tunes a model of its own size and asks that
   - {name: few-shot-8, strategy: {name: few_shot, shots: 8}}
   - {method: {name: lora, rank: 32}, model: minilm-l6, train: {epochs: 2}}
+  - {method: lora, search: 8}                         # the best of 8 trials; ``search: 0`` where all others search
   - {model: "openai:gpt-x@https://host/v1"}           # anything that answers
 train: {epochs: 3}                                    # for every trained entrant; its own ``train`` wins
+
+What holds for all of them (budget, search, seeds, jobs, prices) is in ``settings``.
 """
 
 from __future__ import annotations
@@ -25,11 +28,14 @@ from luthier.core.config import validate
 from luthier.core.errors import InputError, NotFoundError, did_you_mean
 from luthier.core.task import TaskKind
 from luthier.tasks.own import Config as TaskConfig
+from luthier.tournament.settings import Search, read_search
 
 MODELS: Mapping[str, str] = {"decoder": "smollm2-135m", "encoder": "minilm-l6"}
 ENTRANTS: Mapping[TaskKind, tuple[str, ...]] = {
     "classify": ("zero_shot", "few_shot", "lora", "full", "linear_probe"),
+    "choice": ("zero_shot", "few_shot"),
     "generate": ("zero_shot", "few_shot", "lora"),
+    "likelihood": (),
 }
 
 
@@ -42,6 +48,7 @@ class EntrantConfig(EntryConfig):
     method: str | dict[str, Any] | None = None
     objective: str | dict[str, Any] | None = None
     train: dict[str, Any] = Field(default_factory=dict)
+    search: Any = None
     engine: str | None = None
 
     @field_validator("strategy", "method", "objective")
@@ -65,6 +72,7 @@ class Entrant:
     objective: Mapping[str, Any] | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "auto"
+    search: Search | None = None
 
     @property
     def way(self) -> str:
@@ -74,7 +82,9 @@ class Entrant:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain form for JSON."""
-        return asdict(self)
+        plain = asdict(replace(self, search=None))
+        del plain["search"]
+        return plain | ({"search": self.search.model_dump()} if self.search is not None else {})
 
     def tune_config(self) -> dict[str, Any]:
         """What ``tune`` is told; data and prompt come from the task."""
@@ -88,9 +98,14 @@ class Entrant:
 
 
 def read_entrants(
-    config: TaskConfig, kind: TaskKind, *, engine: str = "auto", origins: Mapping[str, str] | None = None
+    config: TaskConfig,
+    kind: TaskKind,
+    *,
+    engine: str = "auto",
+    origins: Mapping[str, str] | None = None,
+    search: Search | None = None,
 ) -> tuple[Entrant, ...]:
-    """The entrants of a task file, or the default ones.
+    """The entrants of a task file, or the default ones. ``search`` is that of trained entrants which do not say otherwise.
 
     Raises InputError for two of one name, settings that have no use, or unknown keys; NotFoundError for unknown strategies and
     methods.
@@ -104,7 +119,7 @@ def read_entrants(
         raise InputError("entrants is empty; name at least one, or leave the key out for the default ones")
     origins = origins or {}
     parsed = [_parse(item, f"entrants.{i}", origins) for i, item in enumerate(items)]
-    entrants = [_resolve(entry, models, kind, config.train, engine) for entry in parsed]
+    entrants = [_resolve(entry, models, kind, config.train, engine, search) for entry in parsed]
     return _named([entry.name for entry in parsed], entrants)
 
 
@@ -124,13 +139,18 @@ def _parse(item: str | Mapping[str, Any], key: str, origins: Mapping[str, str]) 
 
 
 def _resolve(
-    entry: EntrantConfig, models: Mapping[str, str], kind: TaskKind, train: Mapping[str, Any], engine: str
+    entry: EntrantConfig,
+    models: Mapping[str, str],
+    kind: TaskKind,
+    train: Mapping[str, Any],
+    engine: str,
+    search: Search | None,
 ) -> Entrant:
     strategy, method, objective = _mapping(entry.strategy), _mapping(entry.method), _mapping(entry.objective)
     if strategy is not None:
         catalog.load("strategies", strategy["name"])
     if method is None:
-        for key, value in (("objective", objective), ("train", entry.train)):
+        for key, value in (("objective", objective), ("train", entry.train), ("search", entry.search)):
             if value:
                 raise InputError(
                     f"entrant {entry.name or entry.model or 'without a name'}: {key} needs a method to use it"
@@ -146,7 +166,18 @@ def _resolve(
         objective=objective,
         train={**train, **entry.train} if method is not None else {},
         engine=entry.engine or engine,
+        search=_search(entry, search) if method is not None else None,
     )
+
+
+def _search(entry: EntrantConfig, common: Search | None) -> Search | None:
+    """Its own search, or everybody's. Its own number of trials with everybody's space is written as a number."""
+    if entry.search is None:
+        return common
+    own = read_search(entry.search, f"entrant {entry.name or 'without a name'}")
+    if own is not None and common is not None and isinstance(entry.search, int):
+        return common.model_copy(update={"trials": own.trials})
+    return own
 
 
 def _role(method: str) -> str:

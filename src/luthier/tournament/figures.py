@@ -72,6 +72,25 @@ def duration(seconds: float | None) -> str:
     )
 
 
+def money(value: float | None) -> str:
+    """A price; what is not known is said, because a dash could pass for nothing."""
+    if value is None:
+        return "unknown"
+    if value == 0:
+        return "0"
+    return f"{value:.2f}" if value >= 0.095 else f"{value:.2g}"
+
+
+def tokens(value: float | None) -> str:
+    """Mean tokens a request."""
+    return DASH if value is None else f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def share(value: float) -> str:
+    """A part as a percentage."""
+    return f"{100 * value:.0f}%"
+
+
 def metric(name: str) -> str:
     """A scorer's name as people write it: ``macro F1``."""
     return name.replace("_", " ").replace(" f1", " F1")

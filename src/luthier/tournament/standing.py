@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.core.model import ModelRecord
 from luthier.core.task import Task
@@ -18,60 +19,17 @@ from luthier.store import runs
 from luthier.store.database import Store
 from luthier.store.models import find
 from luthier.tournament.board import Standing
-from luthier.tournament.entrant import Entrant
+from luthier.tournament.entry import Entry
+from luthier.tournament.prices import per_1000, tokens_per_request
+from luthier.tournament.seeds import labels_over_seeds, scores_over_seeds, validation_value
+from luthier.tournament.spaces import applied
 
-if TYPE_CHECKING:
-    from luthier.training.resolve import Job
-
-
-@dataclass(frozen=True)
-class Planned:
-    """An entrant with what is known before it runs. ``base`` is None for models that are not in the store."""
-
-    entrant: Entrant
-    base: ModelRecord | None
-    job: Job | None = None
-
-    @property
-    def serving(self) -> Mapping[str, str]:
-        """Engine -> swap, merge or no: where its result can be served; empty when nothing is trained."""
-        return self.job.serving if self.job is not None else {}
-
-    @property
-    def key(self) -> list[Any]:
-        """What makes its work equal to other work."""
-        return [self.entrant.as_dict(), self.base.digest if self.base else "", self.job.key if self.job else ""]
+_CONFUSED = 5
 
 
-@dataclass
-class Entry:
-    """How far an entrant has come. ``failure`` is the reason why it went no further."""
-
-    planned: Planned
-    target: str = ""
-    tune_run: str = ""
-    tuned: Mapping[str, Any] = field(default_factory=dict)
-    eval_run: str = ""
-    result: EvalResult | None = None
-    failure: str = ""
-
-    @property
-    def name(self) -> str:
-        """The entrant's name."""
-        return self.planned.entrant.name
-
-
-def standing_of(store: Store, entry: Entry) -> Standing:
+def standing_of(store: Store, task: Task, entry: Entry) -> Standing:
     """The entrant's line on the board, not ranked yet."""
     planned, entrant = entry.planned, entry.planned.entrant
-    settings: dict[str, Any] = {
-        "engine": entrant.engine,
-        **({"strategy": entrant.strategy} if entrant.strategy else {}),
-    }
-    if planned.job is not None:
-        settings |= {
-            part: value for part, value in planned.job.values().items() if part in ("method", "objective", "train")
-        }
     common = Standing(
         name=entrant.name,
         way=entrant.way,
@@ -80,32 +38,85 @@ def standing_of(store: Store, entry: Entry) -> Standing:
         reason=entry.failure,
         base_mb=_base_mb(store, planned.base),
         serving=dict(planned.serving),
-        tune_run=entry.tune_run,
-        target=entry.target,
-        settings=settings,
+        target=entrant.model if planned.job is None else "",
+        settings=_settings(entry),
+        trials=tuple(trial.as_dict() for trial in entry.trials),
+        chosen=dict(entry.chosen),
+        spent=entry.spent.as_dict() if entry.trained or entry.trials else {},
+        repeats=entry.repeats.as_dict() if len(entry.trained) > 1 else {},
+        predicted=entry.predicted.as_dict() if entry.predicted is not None else {},
         **_cost(store, entry),
     )
-    result = entry.result
-    if result is None:
-        return common
-    ran = json.loads((runs.folder(store, result.run.id) / "config.json").read_text(encoding="utf-8"))["values"]
+    if entry.trained:
+        chosen = entry.trained[entry.best]
+        common = replace(common, tune_run=chosen.run, target=chosen.target)
+    results = entry.scored
+    return _scored(store, task, entry, common, results) if results else common
+
+
+def _scored(store: Store, task: Task, entry: Entry, common: Standing, results: Sequence[EvalResult]) -> Standing:
+    best = results[entry.best]
+    ran = json.loads((runs.folder(store, best.run.id) / "config.json").read_text(encoding="utf-8"))["values"]
     digests = {k.removesuffix("_digest"): v for k, v in ran["engine"].items() if k.endswith("_digest") and v}
+    scores = scores_over_seeds(task, results)
+    confused: Counter[tuple[str, str]] = Counter()
+    for result in results:
+        confused.update({(target, answer): count for target, answer, count in result.confused(50)})
+    prompt_tokens, completion_tokens = tokens_per_request(best.records)
+    request_s = best.latency.get("p50_s")
     return replace(
         common,
         status="done",
         reason="",
-        score=dict(result.scores[result.primary]),
-        scores=dict(result.scores),
-        labels=dict(result.labels),
-        confused=[list(item) for item in result.confused()],
-        counts=dict(result.counts),
-        latency_p50_s=result.latency.get("p50_s"),
-        latency_p95_s=result.latency.get("p95_s"),
-        weights_mb=result.memory.get("weights_mb"),
-        eval_run=result.run.id,
-        settings=settings | {"engine": ran["engine"]["name"], "strategy": ran["strategy"]},
+        score=scores[best.primary],
+        scores=scores,
+        labels=labels_over_seeds(results),
+        confused=[[*pair, count] for pair, count in sorted(confused.items(), key=lambda c: (-c[1], c[0]))[:_CONFUSED]],
+        counts=dict(best.counts),
+        latency_p50_s=request_s,
+        latency_p95_s=best.latency.get("p95_s"),
+        weights_mb=best.memory.get("weights_mb"),
+        eval_run=best.run.id,
+        settings={**common.settings, "engine": ran["engine"]["name"], "strategy": ran["strategy"]},
         digests=digests,
+        seeds=_seed_lines(entry, results) if len(results) > 1 else (),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        price_per_1000=per_1000(
+            entry.planned.entrant.model,
+            entry.planned.settings,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            request_s=request_s,
+        ),
+        slices=dict(best.slices),
     )
+
+
+def _seed_lines(entry: Entry, results: Sequence[EvalResult]) -> list[dict[str, Any]]:
+    assert entry.planned.job is not None
+    metric = entry.planned.job.config.train.metric
+    return [
+        {
+            "seed": trained.seed,
+            "value": result.score,
+            "validation": validation_value(trained.summary, metric),
+            "target": trained.target,
+            "tune_run": trained.run,
+            "eval_run": result.run.id,
+            "promoted": place == entry.best,
+        }
+        for place, (trained, result) in enumerate(zip(entry.trained, results, strict=True))
+    ]
+
+
+def _settings(entry: Entry) -> dict[str, Any]:
+    entrant, job = entry.planned.entrant, entry.planned.job
+    out: dict[str, Any] = {"engine": entrant.engine, **({"strategy": entrant.strategy} if entrant.strategy else {})}
+    if job is not None:
+        parts = {part: value for part, value in job.values().items() if part in ("method", "objective", "train")}
+        out |= applied(parts, entry.chosen)
+    return out
 
 
 def _cost(store: Store, entry: Entry) -> dict[str, Any]:
@@ -116,15 +127,16 @@ def _cost(store: Store, entry: Entry) -> dict[str, Any]:
     if entry.planned.job is None:
         made = base.meta.get("trainable_parameters", 0) if base is not None and base.kind == "adapter" else 0
         return {"trainable_parameters": made, "artifact_mb": base.size_bytes / 1e6 if made and base else 0.0}
-    if not entry.tune_run:
+    if not entry.trained:
         return {"trainable_parameters": None}
-    tuned = entry.tuned
+    trained = entry.trained[entry.best]
+    tuned = trained.summary
     return {
         "trainable_parameters": tuned.get("trainable_parameters"),
         "total_parameters": tuned.get("total_parameters"),
         "train_s": tuned.get("train_s"),
         "train_peak_mb": tuned.get("peak_mb"),
-        "artifact_mb": find(store, entry.target).size_bytes / 1e6,
+        "artifact_mb": find(store, trained.target).size_bytes / 1e6,
     }
 
 

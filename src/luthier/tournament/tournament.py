@@ -1,41 +1,40 @@
 """The verb ``tournament``: every entrant tuned and asked on the same frozen splits, then one board and a verdict.
 
-All training comes first and sees train and validation only; the test split is asked at the end, once an entrant. What is
+All training comes first and sees train and validation only; the test split is asked at the end, once a trained model. What is
 finished is written down as it finishes, so the same command goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
 
-import json
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.core.dataset import Splits
 from luthier.core.digest import digest_json
-from luthier.core.errors import ConflictError, LuthierError, NotFoundError, StoreError
-from luthier.core.model import ModelRecord
+from luthier.core.errors import ConflictError, LuthierError
 from luthier.core.run import Progress, Run, no_progress
 from luthier.core.task import Task
 from luthier.evaluation.evaluate import evaluate
-from luthier.evaluation.records import load_records
-from luthier.evaluation.result import EvalResult
 from luthier.store import runs
 from luthier.store.database import Store, open_store
-from luthier.store.home import now, write_atomic
+from luthier.store.home import now
 from luthier.store.lineage import Node, record_edge
-from luthier.store.models import find
-from luthier.tasks.own import build, read_config
-from luthier.tournament._engines import open_together
+from luthier.tournament._engines import Lookup, open_together
 from luthier.tournament.board import Board, compare_all, rank
-from luthier.tournament.entrant import Entrant, choose_only, read_entrants
-from luthier.tournament.standing import Entry, Planned, about, environment, notes, standing_of
+from luthier.tournament.entry import Entry, Planned
+from luthier.tournament.frontier import frontiers
+from luthier.tournament.memory import Memory
+from luthier.tournament.plan import Plan, look_ahead, read_plan
+from luthier.tournament.schedule import Workers, jobs_of, side_by_side
+from luthier.tournament.standing import about, environment, notes, standing_of
+from luthier.tournament.trainer import InProcess
+from luthier.tournament.training import Training
 from luthier.tournament.verdict import decide
 
-STATE = "entrants.json"
-_SHOWN_STAGES = ("train", "evaluate")
+_SHOWN_STAGES = ("train", "evaluate", "search", "trial")
 
 
 def tournament(
@@ -47,55 +46,26 @@ def tournament(
     store: Store | None = None,
     progress: Progress = no_progress,
     planned: Callable[[Task, Sequence[Planned]], None] | None = None,
+    predicted: Callable[[Sequence[Entry]], None] | None = None,
 ) -> Board:
     """Run the tournament of a task file and return its board, which also lies in the run's folder as JSON and HTML.
 
     ``overrides`` are ``key=value`` texts; ``only`` names the entrants to run (all when empty); ``planned`` is told the plan before any
-    work. Wrong settings of any entrant are refused before the first one starts; an entrant that fails later is on the board
-    with its reason, and the others go on. Finished work is found again, whatever interrupted it.
+    work, ``predicted`` the memory and time of what is to be trained, before it is. Wrong settings of any entrant are refused before
+    the first one starts; an entrant that fails later is on the board with its reason, and the others go on. Finished work is found
+    again, whatever interrupted it.
 
     Raises InputError, NotFoundError or DataError for what cannot work, ConflictError when the same tournament is running.
     """
     store = store or open_store()
     overrides = list(overrides)
-    config, document = read_config(path, overrides)
-    task = build(config)
-    entrants = read_entrants(config, task.kind, engine=engine, origins=document.origins)
-    plan = [_plan(store, task, entrant) for entrant in choose_only(entrants, only)]
+    plan = read_plan(path, overrides, engine=engine, only=only, store=store)
     if planned is not None:
-        planned(task, plan)
+        planned(plan.task, plan.entrants)
     command = ["luthier", "tournament", str(path) if not isinstance(path, Mapping) else "TASK.yaml", *overrides]
     command += [] if engine == "auto" else ["--engine", engine]
     command += [part for name in only for part in ("--only", name)]
-    return _Tournament(store, task, plan, command, dict(document.origins), progress).run()
-
-
-def _training_splits(task: Task) -> Splits:
-    """What training may see: no test examples."""
-    return Splits(task.splits.train, task.splits.validation, replace(task.splits.test, examples=(), problems=()))
-
-
-def _plan(store: Store, task: Task, entrant: Entrant) -> Planned:
-    """Look everything up and check it, without loading weights."""
-    from luthier.training.resolve import resolve
-
-    try:
-        if entrant.method is not None:
-            job = resolve(entrant.tune_config(), (), store, splits=_training_splits(task), prompt=task.prompt)
-            return Planned(entrant, job.base, job)
-        return Planned(entrant, _stored(store, entrant.model))
-    except LuthierError as error:
-        raise type(error)(f"entrant {entrant.name}: {error.message}", hint=error.hint) from error
-
-
-def _stored(store: Store, model: str) -> ModelRecord | None:
-    """The stored model, None for a name that an engine opens by itself (``openai:...``, ``fake``)."""
-    try:
-        return find(store, model)
-    except NotFoundError:
-        if model.partition(":")[0] in ("fake", "openai"):
-            return None
-        raise
+    return _Tournament(store, plan, command, progress, predicted).run()
 
 
 @dataclass(frozen=True)
@@ -103,21 +73,25 @@ class _Tournament:
     """One tournament, resolved."""
 
     store: Store
-    task: Task
-    plan: Sequence[Planned]
+    plan: Plan
     command: Sequence[str]
-    origins: Mapping[str, str]
     progress: Progress
+    predicted: Callable[[Sequence[Entry]], None] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def task(self) -> Task:
+        return self.plan.task
 
     def run(self) -> Board:
-        key = digest_json(["tournament", self.task.name, self.task.digest, [p.key for p in self.plan]])
+        key = digest_json(["tournament", self.task.name, self.task.digest, [p.key for p in self.plan.entrants]])
         run = self._run(key)
-        entries = [Entry(p, target=p.entrant.model) for p in self.plan]
+        memory = Memory(self.store, runs.folder(self.store, run.id))
+        entries = [Entry(planned) for planned in self.plan.entrants]
         try:
-            self._recall(run, entries)
-            for entry in entries:
-                self._train(run, entry)
-            self._evaluate(run, entries)
+            memory.recall(entries)
+            self._train(run, entries, memory)
+            self._evaluate(run, entries, memory)
             board = self._board(run, entries)
         except KeyboardInterrupt:
             runs.finish(self.store, run.id, "interrupted", {"error": "interrupted"})
@@ -147,99 +121,84 @@ class _Tournament:
             "task": self.task.name,
             "digest": self.task.digest,
             "command": list(self.command),
-            "entrants": [p.entrant.as_dict() for p in self.plan],
+            "entrants": [p.entrant.as_dict() for p in self.plan.entrants],
+            "settings": self.plan.settings.model_dump(mode="json"),
         }
-        run = runs.start(self.store, "tournament", self.task.name, values, self.origins, key)
+        run = runs.start(self.store, "tournament", self.task.name, values, self.plan.origins, key)
         record_edge(self.store, Node("task", self.task.digest, self.task.name), "decided in", Node("run", run.id))
         return run
 
-    # What is finished is kept in a small file, so that a second run opens no engine for it.
+    def _train(self, run: Run, entries: Sequence[Entry], memory: Memory) -> None:
+        """Every training that is missing, side by side where that was asked for or pays."""
+        left = [entry for entry in entries if not entry.finished_training]
+        if not left:
+            return
+        self._predict(run, left)
+        from luthier.models.load import usable_cores
 
-    def _recall(self, run: Run, entries: Sequence[Entry]) -> None:
-        """Fill in what an earlier, interrupted or finished run of the same tournament did, where it still holds."""
-        path = runs.folder(self.store, run.id) / STATE
+        cores = usable_cores()
+        jobs = jobs_of(self.plan.settings.jobs, cores, len(left))
+        folder = runs.folder(self.store, run.id)
+        trainer: Workers | InProcess
+        if jobs > 1:
+            trainer = Workers(self.store, self.plan.config, folder, threads=max(1, cores // jobs))
+        else:
+            trainer = InProcess(self.store, self.task)
+
+        def keep(entry: Entry) -> None:
+            memory.remember(entry)
+            record_edge(self.store, Node("run", entry.trained[-1].run), "entered", Node("run", run.id))
+
+        training = Training(self.store, folder, trainer, keep)
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return
-        except ValueError as error:
-            raise StoreError(f"{path}: damaged: {error}", hint=f"remove it: {path}") from error
-        for entry in entries:
-            saved = known.get(entry.name, {})
-            try:
-                self._recall_one(entry, saved)
-            except (NotFoundError, KeyError):  # a model or run was removed since: that part is done again
-                continue
-
-    def _recall_one(self, entry: Entry, saved: Mapping[str, Any]) -> None:
-        if entry.planned.job is not None:
-            record = find(self.store, saved["target"])
-            if record.digest != saved["digest"]:
-                return
-            entry.target, entry.tune_run = record.name, saved["tune_run"]
-            entry.tuned = runs.find_run(self.store, entry.tune_run).summary
-        evaluated = runs.find_run(self.store, saved["eval_run"])
-        if evaluated.status == "done":
-            entry.eval_run = evaluated.id
-            entry.result = EvalResult.from_run(evaluated, load_records(self.store, evaluated))
-
-    def _remember(self, run: Run, entries: Sequence[Entry]) -> None:
-        path = runs.folder(self.store, run.id) / STATE
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for entry in entries:
-            saved = known.setdefault(entry.name, {})
-            if entry.tune_run:
-                record = find(self.store, entry.target)
-                saved |= {"target": entry.target, "digest": record.digest, "tune_run": entry.tune_run}
-            if entry.eval_run:
-                saved["eval_run"] = entry.eval_run
-        write_atomic(path, json.dumps(known, indent=1) + "\n")
-
-    def _train(self, run: Run, entry: Entry) -> None:
-        if entry.planned.job is None or entry.tune_run:
-            return
-        from luthier.training.tune import tune
-
-        def work() -> None:
-            done = tune(
-                entry.planned.entrant.tune_config(),
-                splits=_training_splits(self.task),
-                prompt=self.task.prompt,
-                store=self.store,
-                progress=self._stages(entry.name),
+            side_by_side(
+                left,
+                lambda entry: self._guarded(run, entry, lambda: training(entry, self._stages(entry.name))),
+                jobs,
+                trainer.stop if isinstance(trainer, Workers) else trainer.close,
             )
-            entry.target, entry.tune_run, entry.tuned = done.model.name, done.run.id, done.summary
+        finally:
+            trainer.close()
 
-        self._guarded(run, entry, work)
-        if entry.tune_run:
-            record_edge(self.store, Node("run", entry.tune_run), "entered", Node("run", run.id))
-            self._remember(run, [entry])
+    def _predict(self, run: Run, entries: Sequence[Entry]) -> None:
+        """Memory and time of what is about to be trained; an entrant whose data cannot be used fails here already."""
+        if self.predicted is None:
+            return
 
-    def _evaluate(self, run: Run, entries: Sequence[Entry]) -> None:
-        """Ask every entrant the test split, those on one base together: its weights are then in memory once."""
-        left = [e for e in entries if e.result is None and not e.failure]
+        def look(entry: Entry) -> None:
+            entry.predicted = look_ahead(self.store, entry.planned)
+
+        for entry in entries:
+            self._guarded(run, entry, lambda entry=entry: look(entry))  # type: ignore[misc]
+            entry.failure = ""  # it fails again, with the same reason, when it is trained
+        self.predicted(entries)
+
+    def _evaluate(self, run: Run, entries: Sequence[Entry], memory: Memory) -> None:
+        """Ask every model the test split, those on one base together: its weights are then in memory once."""
+        left = [e for e in entries if not e.scored and not e.failure]
         groups: dict[tuple[str, str], list[Entry]] = {}
         for entry in left:
             groups.setdefault((_base_name(entry), entry.planned.entrant.engine), []).append(entry)
         for (_, engine), group in groups.items():
-            asked = {_as_asked(e) for e in group}
+            asked = {_as_asked(e, target) for e in group for target in e.targets}
             with open_together(self.store, sorted(asked), engine) as engines:
                 for entry in group:
-                    self._guarded(run, entry, lambda entry=entry: self._ask(entry, engines))  # type: ignore[misc]
-                    if entry.result is not None:
-                        record_edge(self.store, Node("run", entry.eval_run), "compared in", Node("run", run.id))
-                        self._remember(run, [entry])
+                    for target in entry.targets:
+                        if target not in entry.results and not entry.failure:
+                            self._guarded(run, entry, lambda e=entry, t=target: self._ask(run, e, t, engines, memory))  # type: ignore[misc]
 
-    def _ask(self, entry: Entry, engines: Callable[[str, bool], Any]) -> None:
+    def _ask(self, run: Run, entry: Entry, target: str, engines: Lookup, memory: Memory) -> None:
         entrant = entry.planned.entrant
         result = evaluate(
-            engines(*_as_asked(entry)),
+            engines(*_as_asked(entry, target)),
             self.task,
             strategy=entrant.strategy,
             store=self.store,
             progress=self._stages(entry.name),
         )
-        entry.result, entry.eval_run = result, result.run.id
+        entry.results[target] = result
+        record_edge(self.store, Node("run", result.run.id), "compared in", Node("run", run.id))
+        memory.remember(entry)
 
     def _guarded(self, run: Run, entry: Entry, work: Callable[[], None]) -> None:
         """Do an entrant's work; its failure is noted and kept from the others."""
@@ -250,40 +209,53 @@ class _Tournament:
         except Exception as error:  # noqa: BLE001  one entrant's bug or full memory must not cost the others' finished work
             entry.failure = f"{type(error).__name__}: {error}"
             log = runs.folder(self.store, run.id) / "errors.log"
-            with log.open("a", encoding="utf-8") as file:
+            with self._lock, log.open("a", encoding="utf-8") as file:
                 file.write(f"{now()} {entry.name}\n{traceback.format_exc()}\n")
 
     def _stages(self, name: str) -> Progress:
         def shown(stage: str, done: int, total: int) -> None:
-            if stage in _SHOWN_STAGES:
-                self.progress(f"{name}: {stage}", done, total)
+            if stage.startswith(_SHOWN_STAGES):
+                with self._lock:
+                    self.progress(f"{name}: {stage}", done, total)
 
         return shown
 
     def _board(self, run: Run, entries: Sequence[Entry]) -> Board:
-        standings = rank([standing_of(self.store, entry) for entry in entries])
-        results = {e.name: e.result for e in entries if e.result is not None}
-        order = [s.name for s in standings if s.name in results]
-        comparisons = compare_all(self.task, {name: results[name] for name in order})
-        primary = next(iter(results.values())).primary if results else self.task.scorers[0][0]
+        scored = {e.name: e.scored for e in entries if e.scored}
+        first = next(iter(scored.values()))[0] if scored else None
+        primary = first.primary if first is not None else self.task.scorers[0][0]
+        falls = first is not None and primary in first.lower_is_better
+        standings = rank([standing_of(self.store, self.task, entry) for entry in entries], lower_is_better=falls)
+        order = [s.name for s in standings if s.name in scored]
+        comparisons = compare_all(self.task, {name: scored[name] for name in order})
+        edges = frontiers(standings, lower_is_better=falls)
         folder = runs.folder(self.store, run.id)
         board = Board(
             run=run.id,
             name=self.task.name,
             created_at=now(),
-            task=about(self.task) | {"primary": primary, "command": list(self.command)},
+            task=about(self.task)
+            | {"primary": primary, "command": list(self.command)}
+            | {"lower_is_better": sorted(first.lower_is_better) if first is not None else []},
             standings=standings,
             comparisons=comparisons,
-            verdict=decide(standings, comparisons, primary).as_dict(),
-            notes=(*notes(self.task), *(f"{n}: {w}" for n in order for w in results[n].warnings)),
+            verdict=decide(standings, comparisons, primary, lower_is_better=falls, frontiers=edges).as_dict(),
+            notes=(*notes(self.task), *_warnings(order, scored)),
             environment=environment(),
             folder=str(folder),
+            frontiers=edges,
+            settings=self.plan.settings.model_dump(mode="json", exclude_none=True),
         )
         board.save(folder)
-        if not results:
+        if not scored:
             reasons = "; ".join(f"{e.name}: {e.failure}" for e in entries)
             raise LuthierError(f"no entrant finished: {reasons}", hint="mend that and run the same command again")
         return board
+
+
+def _warnings(order: Sequence[str], scored: Mapping[str, Sequence[Any]]) -> list[str]:
+    """What the evaluations warn of, once each."""
+    return list(dict.fromkeys(f"{name}: {warning}" for name in order for r in scored[name] for warning in r.warnings))
 
 
 def _base_name(entry: Entry) -> str:
@@ -293,8 +265,8 @@ def _base_name(entry: Entry) -> str:
     return base.base or base.name
 
 
-def _as_asked(entry: Entry) -> tuple[str, bool]:
+def _as_asked(entry: Entry, target: str) -> tuple[str, bool]:
     """The model to open, and whether raw: only a tuned model that is to be asked with another strategy than its own prompt."""
     base = entry.planned.base
     brings_prompt = entry.planned.job is not None or (base is not None and base.kind != "base")
-    return entry.target, brings_prompt and entry.planned.entrant.strategy is not None
+    return target, brings_prompt and entry.planned.entrant.strategy is not None

@@ -8,7 +8,7 @@ is noise, and the verdict should be the same tomorrow). Of equally simple ones, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,21 +58,32 @@ def simplicity(standing: Standing) -> tuple[float, ...]:
     )
 
 
-def decide(standings: Sequence[Standing], comparisons: Sequence[Comparison], scorer: str) -> Verdict:
-    """The verdict over ranked standings; failed ones are left out of it."""
+def decide(
+    standings: Sequence[Standing],
+    comparisons: Sequence[Comparison],
+    scorer: str,
+    *,
+    lower_is_better: bool = False,
+    frontiers: Mapping[str, Sequence[str]] | None = None,
+) -> Verdict:
+    """The verdict over ranked standings; failed ones are left out of it.
+
+    ``lower_is_better`` only changes words: the standings are ranked already. ``frontiers`` are told as reasons.
+    """
     done = [s for s in standings if s.status == "done"]
     if not done:
         return Verdict("No entrant finished, so there is nothing to compare.")
     leader = done[0]
-    opening = f"{_called(leader)}: {metric(scorer)} {_score(leader)}"
+    scorer = f"{metric(scorer)} (lower is better)" if lower_is_better else metric(scorer)
+    opening = f"{_called(leader)}: {scorer} {_score(leader)}"
     if len(done) == 1:
         return Verdict(f"Only {opening} finished; there is nothing to compare it with.", leader.name, leader.name)
     against = {s.name: _between(leader.name, s.name, comparisons) for s in done[1:]}
     level = [s for s in done[1:] if against[s.name].p_adjusted >= LEVEL]
     keep = min([leader, *level], key=simplicity)
     beaten = [s for s in done[1:] if s not in level]
-    parts = [f"{_called(leader)} {'wins' if not level else 'leads'}: {metric(scorer)} {_score(leader)}"]
-    parts += _over(leader, beaten, against)
+    parts = [f"{_called(leader)} {'wins' if not level else 'leads'}: {scorer} {_score(leader)}"]
+    parts += _over(leader, beaten, against, "against" if lower_is_better else "over")
     sentence = ", ".join(parts)
     if level:
         told = " and ".join(f"{s.name} ({_gap(against[s.name])})" for s in level[:3])
@@ -87,11 +98,11 @@ def decide(standings: Sequence[Standing], comparisons: Sequence[Comparison], sco
         leader.name,
         keep.name,
         tuple(s.name for s in level),
-        tuple(_reasons(leader, keep, done, level, against)),
+        (*_reasons(leader, keep, done, level, against), *_told(done, keep, frontiers or {})),
     )
 
 
-def _over(leader: Standing, beaten: Sequence[Standing], against: dict[str, Comparison]) -> list[str]:
+def _over(leader: Standing, beaten: Sequence[Standing], against: dict[str, Comparison], word: str) -> list[str]:
     """By how much the leader beats the next entrant, and the best that was not trained."""
     if not beaten:
         return []
@@ -99,7 +110,9 @@ def _over(leader: Standing, beaten: Sequence[Standing], against: dict[str, Compa
     untrained = next((s for s in beaten if not s.trained), None)
     if leader.trained and untrained is not None and untrained is not beaten[0]:
         shown.append(untrained)
-    return [f"{signed(against[s.name].value)} over {s.name} ({probability(against[s.name].p_adjusted)})" for s in shown]
+    return [
+        f"{signed(against[s.name].value)} {word} {s.name} ({probability(against[s.name].p_adjusted)})" for s in shown
+    ]
 
 
 def _reasons(
@@ -129,6 +142,33 @@ def _reasons(
         if refused:
             out.append(f"{standing.name}: {refused} of the examples were refused by its engine and count as wrong.")
     return out
+
+
+def _told(done: Sequence[Standing], keep: Standing, frontiers: Mapping[str, Sequence[str]]) -> list[str]:
+    """What else went into the figures: seeds, searches, and who is not beaten at its cost."""
+    out = []
+    seeded = [s for s in done if s.seeds]
+    if seeded:
+        counts = sorted({len(s.seeds) for s in seeded})
+        told = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        out.append(
+            f"Scores of {_names(seeded)} are means over {told} seeds, and their intervals hold the spread between seeds; promoted is the "
+            "seed that is best on the validation split."
+        )
+    searched = [s for s in done if s.trials]
+    if searched:
+        trials = ", ".join(f"{s.name} {len(s.trials)}" for s in searched)
+        out.append(f"Settings were searched on the validation split only (trials: {trials}).")
+    costs = [cost for cost, names in frontiers.items() if keep.name in names]
+    if costs and len(done) > 1:
+        out.append(f"Nobody scores better than {keep.name} at its {' or '.join(costs)} or less.")
+    return out
+
+
+def _names(standings: Sequence[Standing], most: int = 4) -> str:
+    names = [s.name for s in standings]
+    shown = ", ".join(names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _simpler(keep: Standing, leader: Standing) -> str:

@@ -10,8 +10,10 @@ from types import FrameType, TracebackType
 class Halt(Exception):  # noqa: N818  no error: somebody decided
     """Raised by a metric sink to end a training there, as a search does with a trial that is not worth its time.
 
-    The run is then ``interrupted``: the same work asked for again goes on, or begins anew.
+    The run is then ``interrupted``: the same work asked for again goes on, or begins anew. ``run`` is its id.
     """
+
+    run = ""
 
 
 class Interruption:

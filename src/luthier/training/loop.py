@@ -62,7 +62,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training went. ``best`` are the metrics of the weights that were kept; ``ended`` is why it ended."""
+    """How training went. ``best`` are the metrics of the weights that were kept; ``ended`` is why it ended. ``train_s`` is time in steps,
+    ``elapsed_s`` with validations."""
 
     steps: int
     tokens: int
@@ -70,6 +71,7 @@ class Outcome:
     ended: str
     best_step: int
     best: Mapping[str, float] = field(default_factory=dict)
+    elapsed_s: float = 0.0
 
 
 def train(
@@ -166,7 +168,7 @@ class _Loop:
             self.module.eval()
         at = self.position
         best_step = at.best_step if at.best_step is not None else at.step
-        return Outcome(at.step, at.tokens, at.train_s, ended, best_step, at.best_metrics)
+        return Outcome(at.step, at.tokens, at.train_s, ended, best_step, at.best_metrics, at.elapsed_s)
 
     def _steps(self, interruption: Interruption) -> str:
         """Step until something ends it; returns what did."""

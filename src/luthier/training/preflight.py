@@ -265,7 +265,7 @@ def _shapes_only(store: Store, job: Job) -> LoadedModel:
             module.pooler = None
             labels = job.prompt.labels if job.kind == "labelled" else ()
             module = EncoderClassifier(module, len(labels), pooling=read_pooling(folder))
-            module.pooled = _no_features
+            module.pooled = _no_features  # type: ignore[method-assign]
     dtype = choose_dtype(job.config.train.dtype, choose_device(job.config.train.device))
     inner = module if decoder else module.body
     inner.to(dtype)

@@ -115,6 +115,7 @@ def tune(
             )
         except Halt as halt:
             runs.finish(store, run.id, "interrupted", {"error": f"given up: {halt}"})
+            halt.run = run.id
             raise
         except KeyboardInterrupt:
             runs.finish(store, run.id, "interrupted", {"error": "interrupted"})
@@ -358,6 +359,7 @@ def _summary(start: Start, outcome: Outcome, peak_mb: float) -> dict[str, Any]:
         "steps": outcome.steps,
         "tokens": outcome.tokens,
         "train_s": round(outcome.train_s, 3),
+        "elapsed_s": round(outcome.elapsed_s, 3),
         "tokens_per_s": round(outcome.tokens / outcome.train_s, 1) if outcome.train_s else 0.0,
         "peak_mb": round(peak_mb, 1),
         "ended": outcome.ended,

@@ -1,0 +1,172 @@
+"""What a tournament is going to do: entrants looked up and checked, their trainings configured, memory and time predicted. No weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import InputError, LuthierError, NotFoundError
+from luthier.core.model import ModelRecord
+from luthier.core.task import Task
+from luthier.store.database import Store, open_store
+from luthier.store.models import find
+from luthier.tasks.own import Config as TaskConfig
+from luthier.tasks.own import build, read_config
+from luthier.tournament.budget import limits
+from luthier.tournament.entrant import Entrant, choose_only, read_entrants
+from luthier.tournament.entry import Planned
+from luthier.tournament.settings import Settings, read_settings
+from luthier.tournament.spaces import Choice, Range, applied, default_space, grid_size, read_space
+from luthier.tournament.trainer import training_splits
+
+if TYPE_CHECKING:
+    from luthier.training.preflight import Prediction
+    from luthier.training.resolve import Job
+
+_REMOTE = ("fake", "openai")
+_QUARTERS = 4  # validations that halving needs, when a training has fewer epochs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tournament, resolved: the task file's values, the task, the entrants."""
+
+    config: TaskConfig
+    task: Task
+    settings: Settings
+    entrants: Sequence[Planned]
+    origins: Mapping[str, str]
+
+
+def read_plan(
+    path: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    engine: str = "auto",
+    only: Sequence[str] = (),
+    store: Store | None = None,
+) -> Plan:
+    """Read a task file and look up all that it names, without loading weights.
+
+    Raises InputError, NotFoundError or DataError for what cannot work, naming the entrant.
+    """
+    store = store or open_store()
+    config, document = read_config(path, list(overrides))
+    settings = read_settings(config, document.origins)
+    task = build(config)
+    entrants = read_entrants(config, task.kind, engine=engine, origins=document.origins, search=settings.search)
+    planned = [plan_entrant(store, task, entrant, settings) for entrant in choose_only(entrants, only)]
+    return Plan(config, task, settings, planned, dict(document.origins))
+
+
+def plan_entrant(store: Store, task: Task, entrant: Entrant, settings: Settings) -> Planned:
+    """Look everything up and check it, the corners of its search space too."""
+    try:
+        if entrant.method is None:
+            return Planned(entrant, _stored(store, entrant.model), settings=settings)
+        job = _resolve(store, task, entrant.tune_config())
+        space = _space(entrant, job)
+        planned = Planned(entrant, job.base, job, settings, space)
+        for key, dimension in space.items():
+            for value in dimension.samples():
+                _resolve(store, task, configuration(planned, {key: value}))
+        return Planned(entrant, job.base, _resolve(store, task, configuration(planned)), settings, space)
+    except LuthierError as error:
+        raise type(error)(f"entrant {entrant.name}: {error.message}", hint=error.hint) from error
+
+
+def _resolve(store: Store, task: Task, config: Mapping[str, Any]) -> Job:
+    from luthier.training.resolve import resolve
+
+    return resolve(config, (), store, splits=training_splits(task), prompt=task.prompt)
+
+
+def _stored(store: Store, model: str) -> ModelRecord | None:
+    """The stored model, None for a name that an engine opens by itself (``openai:...``, ``fake``)."""
+    try:
+        return find(store, model)
+    except NotFoundError:
+        if model.partition(":")[0] in _REMOTE:
+            return None
+        raise
+
+
+def _space(entrant: Entrant, job: Job) -> dict[str, Range | Choice]:
+    search = entrant.search
+    if search is None:
+        return {}
+    if not len(job.splits.validation):
+        raise InputError(
+            "a search judges its trials on validation rows, and there are none",
+            hint="for example data.split.validation=0.1",
+        )
+    if search.space:
+        space = read_space(search.space, "search")
+    else:
+        space = default_space(job.method.entry, job.method.config.model_dump(), job.config.train.model_dump())
+    if search.sampler == "grid":
+        grid_size(space)
+    metric = search.metric or job.config.train.metric
+    if "loss" in metric and any(key.startswith("objective.") for key in space):
+        raise InputError(
+            f"the space varies the objective, and {metric} of one objective says nothing about another's",
+            hint="search.metric=validation_accuracy, or another that does not depend on it",
+        )
+    return space
+
+
+def configuration(
+    planned: Planned, changes: Mapping[str, Any] | None = None, seed: int | None = None
+) -> dict[str, Any]:
+    """What ``tune`` is told for one training: dotted ``changes``, the seed, and its share of the budget."""
+    settings, search = planned.settings, planned.entrant.search
+    config = applied(planned.entrant.tune_config(), changes or {})
+    train: dict[str, Any] = dict(config.get("train", {}))
+    if seed is None and settings.seeds:
+        seed = settings.seeds[0]
+    if seed is not None:
+        train["seed"] = seed
+    train |= limits(settings.budget, trials_of(planned), train)
+    if search is not None:
+        train.setdefault("metric", search.metric or "validation_loss")
+        if search.pruner == "halving" and "validate_every" not in train:
+            train["validate_every"] = _validate_every(planned, train)
+    return config | ({"train": train} if train else {})
+
+
+def trials_of(planned: Planned) -> int:
+    """How many trials its search has; 1 without a search."""
+    search = planned.entrant.search
+    if search is None:
+        return 1
+    return min(search.trials, grid_size(planned.space)) if search.sampler == "grid" and planned.space else search.trials
+
+
+def _validate_every(planned: Planned, train: Mapping[str, Any]) -> int:
+    """Steps between validations: an epoch, or a quarter of the training where that is shorter."""
+    assert planned.job is not None
+    known = planned.job.config.train.model_dump() | dict(train)
+    epoch = math.ceil(len(planned.job.splits.train) / known["batch_size"])
+    steps = math.ceil(known["epochs"] * epoch)
+    if known["max_steps"] is not None:
+        steps = min(steps, known["max_steps"])
+    return max(1, min(int(epoch), math.ceil(steps / _QUARTERS)))
+
+
+def defaults(planned: Planned) -> dict[str, Any]:
+    """The values that the space's settings have without a search."""
+    assert planned.job is not None
+    values = planned.job.values()
+    return {key: values[key.split(".", 1)[0]].get(key.split(".", 1)[1]) for key in planned.space}
+
+
+def look_ahead(store: Store, planned: Planned) -> Prediction | None:
+    """Memory and time of one of its trainings; None when nothing is trained."""
+    if planned.job is None:
+        return None
+    from luthier.training.preflight import look_ahead as predict
+
+    return predict(store, planned.job)
