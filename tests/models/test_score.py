@@ -114,10 +114,7 @@ def test_shared_beginnings_are_computed_once(model: LlamaForCausalLM) -> None:
     head = list(range(20))
     score_rows(model, [Row([*head, 1], [[2, 3], [2, 4]]), Row([*head, 5], [[2, 3], [2, 4]])], CPU)
     hook.remove()
-    assert seen == [
-        (1, 20),
-        (2, 2),
-    ]  # the prefix; then the last prompt token and the one token that both labels begin with
+    assert seen == [(1, 24)]  # beginning, two last prompt tokens, after each the one token that both labels begin with
 
 
 def test_empty_input_and_empty_continuations(model: LlamaForCausalLM) -> None:

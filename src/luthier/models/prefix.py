@@ -45,8 +45,7 @@ class PrefixMemory:
 
     def put(self, owner: str | None, ids: Sequence[int], values: KeysValues) -> None:
         """Hold a prompt's keys and values; a held prompt that it only continues makes room for it."""
-        size = _bytes(values)
-        if size > self.max_bytes // 2:
+        if not self.takes(_bytes(values)):
             return
         ids = tuple(ids)
         for key in [k for k in self._held if k[0] == owner and k[1] == ids[: len(k[1])]]:
@@ -54,6 +53,10 @@ class PrefixMemory:
         self._held[(owner, ids)] = values
         while sum(map(_bytes, self._held.values())) > self.max_bytes:
             self._held.popitem(last=False)
+
+    def takes(self, size: int) -> bool:
+        """Whether a prompt's keys and values of ``size`` bytes would be held."""
+        return size <= self.max_bytes // 2
 
     def forget(self, owner: str | None) -> None:
         """Drop what belongs to ``owner``."""

@@ -1,77 +1,29 @@
 """Log-likelihood of continuations, with every shared token computed once.
 
-All continuations of a prompt go through the model in one row: the prompt, then the continuations as a tree in which common
-beginnings are one branch (a token tree as in SpecInfer, Miao et al. 2023, section 4). Position ids restart after the prompt on each
-branch, and the attention mask lets a token see the prompt and its own branch only, so that the numbers are those of separate
-forwards. What all rows of a call begin with (instruction, few-shot examples) is computed once and its keys and values are shared.
-Logits are computed only where a continuation reads them, log-softmax in fp32.
+The prompts of a call are a prefix tree. What many of them begin with (an instruction, few-shot examples, a document) is read once
+into memory, depth first, so that only one path is held; what remains of the prompts under it goes through the model in batches of
+like lengths without padding, each row with all its continuations as a tree. Attention to the common beginning is computed for all rows
+against the one copy of it (``models.cascade``). Logits are computed only where a continuation reads them, log-softmax in fp32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from luthier.data.batch import order_by_length
-from luthier.models.decode import attends_fully, hidden_states, logits
-from luthier.models.prefix import (
-    SHARE_AT_LEAST,
-    KeysValues,
-    PrefixMemory,
-    common_prefix,
-    compute,
-    expanded,
-    shared_prefix,
-)
+from luthier.models.cascade import Path, Tree, read_rows, supports
+from luthier.models.decode import attends_fully
+from luthier.models.log_probs import token_log_probs
+from luthier.models.packed import Read, Row, log_probs, prefix_cache, score_masked
+from luthier.models.prefix import SHARE_AT_LEAST, PrefixMemory, common_prefix, compute
+from luthier.models.trie import Leaf, Shared, Unit, plan
 
-_LOGIT_ROWS = 512
-"""Positions whose logits are held at once without gradients (512 x 50,000 x 4 bytes is 100 MB)."""
+__all__ = ["Read", "Row", "packed_log_probs", "score_batches", "score_rows"]
 
-
-class Row(NamedTuple):
-    """One prompt and what may follow it, as token ids. The prompt has at least one token."""
-
-    prompt: Sequence[int]
-    continuations: Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class _Tree:
-    """A packed row: tree tokens after the prompt, and where each continuation's tokens are predicted.
-
-    ``parents[i]`` is the tree index of the token before ``tokens[i]`` (-1: the prompt's last). ``reads`` lists, over all
-    continuations in turn, (continuation, tree index that predicts or -1, token predicted).
-    """
-
-    tokens: tuple[int, ...]
-    parents: tuple[int, ...]
-    depths: tuple[int, ...]
-    reads: tuple[tuple[int, int, int], ...]
-    count: int
-
-
-def _tree(continuations: Iterable[Sequence[int]]) -> _Tree:
-    nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> index
-    depths: list[int] = []
-    reads: list[tuple[int, int, int]] = []
-    count = 0
-    for number, continuation in enumerate(continuations):
-        count += 1
-        at = -1
-        for place, token in enumerate(continuation):
-            reads.append((number, at, token))
-            if place == len(continuation) - 1:
-                break  # nothing reads what follows the last token
-            key = (at, token)
-            if key not in nodes:
-                nodes[key] = len(nodes)
-                depths.append(place)
-            at = nodes[key]
-    parents, tokens = zip(*nodes, strict=True) if nodes else ((), ())
-    return _Tree(tokens, parents, tuple(depths), tuple(reads), count)
+FORWARD_ON_CPU, FORWARD_ELSEWHERE = 32, 1024
+"""What one more forward costs, in tokens of a large one: reading the weights and starting the kernels."""
 
 
 def packed_log_probs(module: Any, rows: Sequence[Row], device: torch.device) -> list[torch.Tensor]:
@@ -83,11 +35,11 @@ def packed_log_probs(module: Any, rows: Sequence[Row], device: torch.device) -> 
         prompts = [row.prompt for row in rows]
         shared = common_prefix(prompts) if len(rows) > 1 else 0
         if shared < SHARE_AT_LEAST:
-            return _forward(module, rows, device, None, 0)
+            return log_probs(module, rows, device, None, 0)
         prefix = compute(module, prompts[0][:shared], device, 0, None)
-        return _forward(module, rows, device, _cache(prefix, shared, len(rows)), shared)
+        return log_probs(module, rows, device, prefix_cache(prefix, shared, len(rows)), shared)
     single = [Row(row.prompt, [continuation]) for row in rows for continuation in row.continuations]
-    flat = torch.cat(_forward(module, single, device, None, 0)) if single else torch.zeros(0, device=device)
+    flat = torch.cat(log_probs(module, single, device, None, 0)) if single else torch.zeros(0, device=device)
     return list(torch.split(flat, [len(row.continuations) for row in rows]))
 
 
@@ -97,12 +49,11 @@ def score_rows(
     """Summed log-probability of each continuation, in nats; no gradients. See ``score_batches``."""
     out: list[list[float]] = [[]] * len(rows)
     for scored in score_batches(module, rows, device, max_batch_tokens=max_batch_tokens):
-        for index, values in scored:
-            out[index] = values
+        for index, read in scored:
+            out[index] = [each.logprob for each in read]
     return out
 
 
-@torch.inference_mode()
 def score_batches(
     module: Any,
     rows: Sequence[Row],
@@ -111,126 +62,182 @@ def score_batches(
     max_batch_tokens: int = 1024,
     memory: PrefixMemory | None = None,
     owner: str | None = None,
-) -> Iterator[list[tuple[int, list[float]]]]:
-    """One batch at a time: (row index, its continuations' summed log-probabilities) of each row in it.
+) -> Iterator[list[tuple[int, list[Read]]]]:
+    """One forward at a time: (row index, its continuations' scores) of each row that it completed.
 
-    Batches hold rows of like lengths, at most ``max_batch_tokens`` tokens with padding; results depend neither on their size nor on
-    the order. ``memory`` keeps common beginnings for later calls, under ``owner``.
+    A forward reads at most ``max_batch_tokens`` tokens, except for a single longer continuation. In fp32, results depend neither on
+    that size nor on the order (to rounding). ``memory`` keeps common beginnings for later calls, under ``owner``. A module is used by
+    one caller at a time.
     """
     memory = PrefixMemory() if memory is None else memory
-    if not attends_fully(module):
-        yield from _one_by_one(module, rows, device, max_batch_tokens)
+    if not supports(module, device):
+        yield from score_masked(module, rows, device, max_batch_tokens, memory, owner)
         return
-    shared, prefix = shared_prefix(module, [row.prompt for row in rows], device, memory, owner)
-    sizes = [len(row.prompt) - shared + len(_tree(row.continuations).tokens) for row in rows]
-    for batch in order_by_length(sizes, max_batch_tokens):
-        cache = _cache(prefix, shared, len(batch)) if shared or len(rows) == 1 else None
-        vectors = _forward(module, [rows[i] for i in batch], device, cache, shared)
-        if cache is not None and len(rows) == 1:
-            read = len(rows[0].prompt)
-            memory.put(owner, rows[0].prompt, [(k.keys[:, :, :read], k.values[:, :, :read]) for k in cache.layers])
-        yield [(index, vector.tolist()) for index, vector in zip(batch, vectors, strict=True)]
+    yield from _Scoring(module, rows, device, max_batch_tokens, memory, owner).run()
 
 
-def _one_by_one(
-    module: Any, rows: Sequence[Row], device: torch.device, max_batch_tokens: int
-) -> Iterator[list[tuple[int, list[float]]]]:
-    """As ``score_batches`` for models that one mask does not fit: a row a continuation, causal attention, nothing shared."""
-    single = [(index, Row(row.prompt, [c])) for index, row in enumerate(rows) for c in row.continuations]
-    out: list[list[float]] = [[] for _ in rows]
-    values = [0.0] * len(single)
-    for batch in order_by_length([len(r.prompt) + len(r.continuations[0]) for _, r in single], max_batch_tokens):
-        for place, vector in zip(batch, _forward(module, [single[i][1] for i in batch], device, None, 0), strict=True):
-            values[place] = float(vector)
-    for (index, _), value in zip(single, values, strict=True):
-        out[index].append(value)
-    yield list(enumerate(out))
+class _Scoring:
+    """One call: its results so far, and the path of the prefix tree that is in memory."""
+
+    def __init__(
+        self,
+        module: Any,
+        rows: Sequence[Row],
+        device: torch.device,
+        most: int,
+        memory: PrefixMemory,
+        owner: str | None,
+    ) -> None:
+        self._module, self._rows, self._device = module, rows, device
+        self._most, self._memory, self._owner = most, memory, owner
+        self._first = [0]  # place of each row's first result
+        for row in rows:
+            self._first.append(self._first[-1] + len(row.continuations))
+        self._values = torch.zeros(self._first[-1])
+        self._missed = torch.zeros(self._first[-1])
+        self._left = [len(row.continuations) for row in rows]
+        self._path = Path(0)
+
+    def run(self) -> Iterator[list[tuple[int, list[Read]]]]:
+        """Walk the plan depth first."""
+        units = _units(self._rows, self._first)
+        forward = FORWARD_ON_CPU if self._device.type == "cpu" else FORWARD_ELSEWHERE
+        root = plan(units, most=self._most, forward=forward)
+        alone = root.items[0] if len(units) == len(root.items) == 1 else None
+        self._path = Path(max(_depth(root), len(units[0].prompt) if alone else 0))
+        yield [(number, []) for number, row in enumerate(self._rows) if not row.continuations]
+        waiting = [(root, 0)]
+        while waiting:
+            node, start = waiting.pop()
+            yield from self._read_beginning(node, start)
+            if isinstance(alone, Leaf):
+                yield self._read_alone(alone)
+                return
+            for batch in _batches(node, self._most):
+                yield self._read_leaves(batch, node.depth)
+            waiting += [(inner, node.depth) for inner in reversed(node.inner())]
+
+    def _read_beginning(self, node: Shared, start: int) -> Iterator[list[tuple[int, list[Read]]]]:
+        """Bring the tokens from ``start`` to the node's end into the path: from memory, or through the model."""
+        if node.depth == start:
+            return
+        ids = node.ids[: node.depth]
+        start = self._recall(ids, start)
+        while start < node.depth:
+            piece = ids[start : start + self._most]
+            chain = Tree(piece, tuple(range(-1, len(piece) - 1)), tuple(range(len(piece))), ())
+            read_rows(self._module, [chain], self._path, start, self._device, keep=len(piece))
+            start += len(piece)
+            yield []
+        self._remember(ids)
+
+    def _recall(self, ids: Sequence[int], start: int) -> int:
+        """Take what memory holds of ``ids`` beyond ``start``; returns how many tokens of them the path has now."""
+        known, values = self._memory.longest(self._owner, ids)
+        if values is None or known <= start:
+            return start
+        self._path.load(values, start, known)
+        return known
+
+    def _read_alone(self, leaf: Leaf) -> list[tuple[int, list[Read]]]:
+        """The only prompt of a call: what memory holds of it needs no forward, and it is kept for the next one."""
+        (unit,) = leaf.units
+        start = self._recall(unit.prompt[:-1], 0)
+        done = self._read_leaves([leaf], start, keep=len(unit.prompt) - start)
+        self._remember(unit.prompt)
+        return done
+
+    def _remember(self, ids: Sequence[int]) -> None:
+        """Keep what the path holds of ``ids`` for later calls."""
+        if self._memory.takes(self._path.nbytes(len(ids))):
+            self._memory.put(self._owner, ids, self._path.copy(len(ids)))
+
+    @torch.inference_mode()
+    def _read_leaves(self, leaves: Sequence[Leaf], start: int, keep: int = 0) -> list[tuple[int, list[Read]]]:
+        trees = [_tree(leaf.units, start) for leaf in leaves]
+        hidden = read_rows(self._module, trees, self._path, start, self._device, keep=keep)
+        reads: list[tuple[int, int, int]] = []  # (place among all tokens, token, result)
+        offset = 0
+        for tree in trees:
+            reads += sorted((offset + index, token, place) for place, index, token in tree.reads)
+            offset += len(tree.tokens)
+        if reads:
+            table = torch.tensor(reads, device=self._device)
+            places, where = table[:, 0].unique_consecutive(return_inverse=True)
+            values, best = token_log_probs(self._module, hidden[places], where, table[:, 1].contiguous())
+            results = table[:, 2].cpu()
+            self._values.index_add_(0, results, values.cpu())
+            self._missed.index_add_(0, results, (~best).float().cpu())
+        return self._completed(place for leaf in leaves for unit in leaf.units for place, _ in unit.continuations)
+
+    def _completed(self, places: Iterable[int]) -> list[tuple[int, list[Read]]]:
+        """The rows whose last open results are at ``places``."""
+        out = []
+        rows = torch.searchsorted(torch.tensor(self._first), torch.tensor(list(places)), right=True) - 1
+        for number in rows.tolist():
+            self._left[number] -= 1
+            if not self._left[number]:
+                span = slice(self._first[number], self._first[number + 1])
+                both = zip(self._values[span].tolist(), self._missed[span].tolist(), strict=True)
+                out.append((number, [Read(value, not missed) for value, missed in both]))
+        return out
 
 
-def _cache(prefix: KeysValues | None, shared: int, rows: int) -> Any:
-    """A transformers cache that begins with the shared tokens: views until a layer appends to them."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for number, (keys, values) in enumerate(expanded(prefix, shared, rows) if prefix and shared else []):
-        cache.update(keys, values, number)
-    return cache
-
-
-def _forward(module: Any, rows: Sequence[Row], device: torch.device, cache: Any, shared: int) -> list[torch.Tensor]:
-    """One padded forward over packed rows whose first ``shared`` prompt tokens are in ``cache``."""
-    trees = [_tree(row.continuations) for row in rows]
-    input_ids, positions, mask = _pack(module, rows, trees, device, shared)
-    hidden = hidden_states(module, input_ids, position_ids=positions, mask=mask, cache=cache)
-    places: dict[int, int] = {}  # flat hidden position -> row of the gathered matrix
-    reads: list[tuple[int, int, int]] = []  # (gathered row, token, output)
-    offset, width = 0, input_ids.shape[1]
-    for number, (row, tree) in enumerate(zip(rows, trees, strict=True)):
-        last = number * width + len(row.prompt) - shared - 1
-        for continuation, node, token in tree.reads:
-            place = places.setdefault(last + 1 + node, len(places))
-            reads.append((place, token, offset + continuation))
-        offset += tree.count
-    total = torch.zeros(offset, device=device)
-    if reads:
-        where, tokens, outputs = (torch.tensor(column, device=device) for column in zip(*reads, strict=True))
-        gathered = hidden.reshape(-1, hidden.shape[-1])[torch.tensor(list(places), device=device)]
-        total = total.index_add(0, outputs, _token_log_probs(module, gathered, where, tokens))
-    return list(torch.split(total, [tree.count for tree in trees]))
+def _units(rows: Sequence[Row], first: Sequence[int]) -> list[Unit]:
+    """The distinct prompts with all continuations of each."""
+    found: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
+    for number, row in enumerate(rows):
+        for place, continuation in enumerate(row.continuations, start=first[number]):
+            found.setdefault(tuple(row.prompt), []).append((place, tuple(continuation)))
+    return [Unit(prompt, tuple(continuations)) for prompt, continuations in found.items()]
 
 
-def _token_log_probs(module: Any, hidden: torch.Tensor, where: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """fp32 log-probability of ``tokens[i]`` at ``hidden[where[i]]``; logits in slices when no gradient needs them all."""
-    step = hidden.shape[0] if torch.is_grad_enabled() else _LOGIT_ROWS
-    out = torch.empty(len(tokens), device=hidden.device)
-    for start in range(0, hidden.shape[0], step):
-        part = logits(module, hidden[start : start + step]).float()
-        normaliser = part.logsumexp(-1)
-        inside = ((where >= start) & (where < start + step)).nonzero().squeeze(-1)
-        at = where[inside] - start
-        values = part[at, tokens[inside]] - normaliser[at]
-        out = (
-            values
-            if step == hidden.shape[0] and start == 0 and len(inside) == len(tokens)
-            else out.index_copy(0, inside, values)
-        )
-    return out
+def _depth(root: Shared) -> int:
+    """The longest beginning that is held at once."""
+    deepest, waiting = 0, [root]
+    while waiting:
+        node = waiting.pop()
+        deepest = max(deepest, node.depth)
+        waiting += node.inner()
+    return deepest
 
 
-def _pack(
-    module: Any, rows: Sequence[Row], trees: Sequence[_Tree], device: torch.device, shared: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Padded ids, position ids and additive mask. Without tree tokens or prefix plain causal attention is right: mask None."""
-    lengths = [len(row.prompt) - shared for row in rows]
-    width = max(length + len(tree.tokens) for length, tree in zip(lengths, trees, strict=True))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    positions = torch.zeros(len(rows), width, dtype=torch.long)
-    for number, (row, tree, length) in enumerate(zip(rows, trees, lengths, strict=True)):
-        whole = [*row.prompt[shared:], *tree.tokens]
-        ids[number, : len(whole)] = torch.tensor(whole)
-        places = [*range(shared, shared + length), *(shared + length + depth for depth in tree.depths)]
-        positions[number, : len(whole)] = torch.tensor(places)
-    if not shared and all(_is_chain(tree) for tree in trees):
-        return ids.to(device), positions.to(device), None
-    seen = torch.ones(width, width, dtype=torch.bool).tril().repeat(len(rows), 1, 1)
-    for number, (tree, length) in enumerate(zip(trees, lengths, strict=True)):
-        size = len(tree.tokens)
-        seen[number, length : length + size, length : length + size] = _branches(tree)
-    seen = torch.cat([torch.ones(len(rows), width, shared, dtype=torch.bool), seen], dim=2)
-    kind = next(module.parameters()).dtype
-    mask = torch.zeros(seen.shape, dtype=kind).masked_fill_(~seen, torch.finfo(kind).min)
-    return ids.to(device), positions.to(device), mask.unsqueeze(1).to(device)
+def _batches(node: Shared, most: int) -> Iterator[list[Leaf]]:
+    """The rows under a beginning, longest first, at most ``most`` tokens together."""
+    batch: list[Leaf] = []
+    size = 0
+    for leaf in sorted(node.leaves(), key=lambda leaf: -leaf.size(node.depth)):
+        if batch and size + leaf.size(node.depth) > most:
+            yield batch
+            batch, size = [], 0
+        batch.append(leaf)
+        size += leaf.size(node.depth)
+    if batch:
+        yield batch
 
 
-def _is_chain(tree: _Tree) -> bool:
-    return tree.parents == tuple(range(-1, len(tree.parents) - 1))
+def _tree(units: Sequence[Unit], start: int) -> Tree:
+    """The tokens of ``units`` after the first ``start``, common ones once."""
+    nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> index
+    depths: list[int] = []
+    reads: list[tuple[int, int, int]] = []
 
+    def after(parent: int, token: int, depth: int) -> int:
+        index = nodes.setdefault((parent, token), len(nodes))
+        if index == len(depths):
+            depths.append(depth)
+        return index
 
-def _branches(tree: _Tree) -> torch.Tensor:
-    """(nodes, nodes) booleans: which tree tokens each tree token sees (itself and those it follows)."""
-    size = len(tree.tokens)
-    seen = torch.eye(size, dtype=torch.bool)
-    for node, parent in enumerate(tree.parents):
-        if parent >= 0:
-            seen[node] |= seen[parent]
-    return seen
+    for unit in units:
+        end = -1
+        for depth, token in enumerate(unit.prompt[start:]):
+            end = after(end, token, depth)
+        own = len(unit.prompt) - start
+        for place, continuation in unit.continuations:
+            at = end
+            for number, token in enumerate(continuation):
+                reads.append((place, at, token))
+                if number + 1 < len(continuation):  # nothing reads what follows the last token
+                    at = after(at, token, own + number)
+    parents, tokens = zip(*nodes, strict=True)
+    return Tree(tokens, parents, tuple(depths), tuple(reads))
