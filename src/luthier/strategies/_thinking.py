@@ -34,7 +34,6 @@ from luthier.core.message import Conversation, Message, Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.strategies._prompted import is_question
 
-
 _GIVE_UP = 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -23,7 +24,7 @@ class Config(EntryConfig):
     """The parts of the instruction: ``role`` ("a careful annotator"), ``task`` (left out: the task's own instruction), ``descriptions``
     (label: what it means, for as many labels as have one), ``output`` (the form of the answer). What is left out has a default.
 
-    ``template`` of the prompt catalogue puts them together; it may use the placeholders ``role``, ``task``, ``labels_described`` and
+    ``template`` of the prompt catalogue puts them together, around the task's own input; it may use the placeholders ``role``, ``task``, ``labels_described`` and
     ``output``. Its Chinese version is taken for a Chinese task. ``prepare`` writes the result into ``prompt``.
     """
 
@@ -67,7 +68,8 @@ def _prompt(config: Config, stored: StoredPrompt, store: Store | None) -> Prompt
         "labels_described": _described(own.labels, config.descriptions, chinese=chinese),
         "output": config.output or _OUTPUT[bool(own.labels)][chinese],
     }
-    return stored.template_for(own.labels, **{place: values[place] for place in stored.placeholders if place in values})
+    made = stored.template_for(own.labels, **{place: values[place] for place in stored.placeholders if place in values})
+    return replace(made, input=made.input.replace("{input}", own.input))
 
 
 def _described(labels: Sequence[str], descriptions: Mapping[str, str], *, chinese: bool) -> str:

@@ -145,11 +145,12 @@ def combined(rows: Sequence[tuple[ContinuationScore, ...]], combine: Combine) ->
 
 
 def _votes(columns: Sequence[Sequence[float]], means: Sequence[float]) -> list[float]:
-    """log of each continuation's share of the votes, in which the mean probabilities together count as one vote more."""
+    """log of each continuation's share of the votes, in which the mean probabilities together count as half a vote, so that they decide between equals only."""
     votes = [0] * len(columns)
     for row in zip(*columns, strict=True):
         votes[row.index(max(row))] += 1
     best = max(means)
     weights = [math.exp(mean - best) if best > -math.inf else 1.0 for mean in means]
-    shares = [(count + weight / sum(weights)) / (sum(votes) + 1) for count, weight in zip(votes, weights, strict=True)]
+    tie = [0.5 * weight / sum(weights) for weight in weights]
+    shares = [(count + half) / (sum(votes) + 0.5) for count, half in zip(votes, tie, strict=True)]
     return [math.log(share) if share > 0 else -math.inf for share in shares]
