@@ -62,10 +62,10 @@ def test_the_prompt_carries_rubric_scale_reference_and_answer_and_nothing_in_the
     assert grader.grade([(given, "Say {form}")])[0].value == 3.0
     system, asked = seen[0][0].content, seen[0][1].content
     assert "Is it {low} kind?" in system
-    assert "from 1 to 5" in system
+    assert "from 1, the worst, to 5" in system
     assert [part in asked for part in ("What is {rubric}?", "A {high} thing", "Say {form}")] == [True] * 3
     grader.grade([(Question("Q"), "A")])
-    assert "eference" not in seen[1][1].content
+    assert "<reference>" not in seen[1][1].content
 
 
 def test_a_rubric_is_a_text_or_the_name_of_one_in_the_prompt_catalogue(home: Path) -> None:

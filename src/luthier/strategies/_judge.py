@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
 
 from luthier.core.engine import GENERATE, SCORE, Engine, Sampling, ScoreRequest, require
 from luthier.core.errors import EngineError, InputError
-from luthier.core.message import Conversation, Message
+from luthier.core.message import Conversation
 from luthier.core.run import no_progress
-from luthier.data.prompts import StoredPrompt, load_prompt
+from luthier.core.task import PromptTemplate
+from luthier.data.prompts import load_prompt
 from luthier.engines._concurrent import run_all
 from luthier.strategies._judge_reply import Side, read_grade, read_preference
 
@@ -144,10 +145,10 @@ class Judge:
             raise InputError(f"mode score needs a scale of 2 to {_MOST_GRADES} whole numbers; got {low:g} to {high:g}")
         if _CATALOGUE_NAME.fullmatch(rubric):
             rubric = load_prompt(rubric, store).fill()
-        kind = "_score" if mode == "score" else ""
-        self._grading = load_prompt(f"judge_grade{kind}", store)
-        self._comparing = load_prompt(f"judge_compare{kind}", store)
         self._engine, self._rubric, self._scale = engine, rubric.strip(), (float(low), float(high))
+        kind = "_score" if mode == "score" else ""
+        self._grading = self._filled(f"judge_grade{kind}", store)
+        self._comparing = self._filled(f"judge_compare{kind}", store)
         self._retries, self._mode, self._max_new_tokens = retries, mode, max_new_tokens
         self._timeout_s, self._log = timeout_s, log
         self._failures = 0
@@ -186,12 +187,15 @@ class Judge:
 
     # ---- prompts
 
-    def _messages(self, system: StoredPrompt, shown: Mapping[str, str]) -> Conversation:
+    def _filled(self, name: str, store: Store | None) -> PromptTemplate:
+        prompt = load_prompt(name, store)
         low, high = (f"{end:g}" for end in self._scale)
         values = {"rubric": self._rubric, "low": low, "high": high}
-        text = system.fill(**{place: values[place] for place in system.placeholders})
+        return prompt.template_for(**{place: values[place] for place in values if place in prompt.placeholders})
+
+    def _messages(self, template: PromptTemplate, shown: Mapping[str, str]) -> Conversation:
         parts = [f"<{tag}>\n{content}\n</{tag}>" for tag, content in shown.items() if content or tag != "reference"]
-        return Message("system", text), Message("user", "\n\n".join(parts))
+        return template.messages("\n\n".join(parts))
 
     # ---- asking
 
