@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_plain_text_comes_in_paragraphs_and_long_ones_overlap(tmp_path: Path) ->
     path.write_text("".join(f"word{i} of one very long paragraph\n" for i in range(20_000)))
     pieces = list(documents([path]))
     assert len(pieces) > 2
-    for before, after in zip(pieces, pieces[1:], strict=False):
+    for before, after in pairwise(pieces):
         assert after.text.startswith(before.text[-2000:]), "no run of words is cut in two"
     assert pieces[-1].text.endswith("word19999 of one very long paragraph\n")
 
