@@ -87,7 +87,7 @@ def test_all_pairs_are_compared_on_the_same_examples() -> None:
         name: np.where(draw.random(300) < right, targets, draw.integers(0, 3, 300))
         for name, right in (("good", 0.9), ("same", 0.88), ("bad", 0.3))
     }
-    results = {name: answered(targets, answers, task) for name, answers in systems.items()}
+    results = {name: [answered(targets, answers, task)] for name, answers in systems.items()}
     found = {(c.first, c.second): c for c in compare_all(task, results)}
     assert set(found) == {("good", "same"), ("good", "bad"), ("same", "bad")}
     right = {name: (answers == targets).astype(float) for name, answers in systems.items()}

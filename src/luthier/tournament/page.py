@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.tournament import figures
 from luthier.tournament.board import Board, Standing
+from luthier.tournament.frontier import COSTS
 from luthier.tournament.plots import Measured, Plot, plot
+from luthier.tournament.slicing import slice_rows
+from luthier.tournament.trials import picture
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -37,6 +40,9 @@ def _template() -> Template:
         "milliseconds",
         "duration",
         "metric",
+        "money",
+        "tokens",
+        "share",
     ):
         environment.filters[name] = getattr(figures, name)
     return environment.get_template(TEMPLATE)
@@ -56,6 +62,11 @@ def render(board: Board) -> str:
         primary=board.task["primary"],
         second=second,
         plots=_plots(board, colors),
+        full_scale=_full_scale(board),
+        budget=_budget(board.settings.get("budget")),
+        priced="machine" in board.settings,
+        searches=[picture(s, colors[s.name]) for s in board.standings if s.trials],
+        slices=slice_rows(board),
         heat=_heat(board),
         settings={s.name: json.dumps(_configuration(s), indent=2, ensure_ascii=False) for s in board.standings},
         command=" ".join(_quoted(part) for part in board.task.get("command", ())),
@@ -65,15 +76,37 @@ def render(board: Board) -> str:
 
 def _plots(board: Board, colors: Mapping[str, int]) -> list[Plot]:
     metric = figures.metric(board.task["primary"])
-    costs: tuple[tuple[str, str, Callable[[Standing], float | None], Callable[[float], str]], ...] = (
-        ("Score and latency", "one request, median", lambda s: s.latency_p50_s, figures.milliseconds),
-        ("Score and memory", "weights in memory", lambda s: s.weights_mb, figures.megabytes),
-        ("Score and trained parameters", "trained parameters", lambda s: s.trainable_parameters, figures.count),
+    costs: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
+        ("Score and latency", "one request, median", "latency", figures.milliseconds),
+        ("Score and memory", "weights in memory", "memory", figures.megabytes),
+        ("Score and trained parameters", "trained parameters", "trained parameters", figures.count),
+        ("Score and price", "price of 1,000 requests", "price", figures.money),
     )
     return [
-        plot(title, x_title, metric, [_measured(board, s, cost(s), write, colors) for s in board.finished], write)
+        plot(
+            title,
+            x_title,
+            metric,
+            [_measured(board, s, COSTS[cost](s), write, colors) for s in board.finished],
+            write,
+            board.frontiers.get(cost, ()),
+        )
         for title, x_title, cost, write in costs
+        if cost != "price" or any(s.price_per_1000 is not None for s in board.finished)
     ]
+
+
+def _budget(budget: Mapping[str, Any] | None) -> str:
+    """``10 min 00 s``, ``200,000 tokens``, or both."""
+    if not budget:
+        return ""
+    parts = [figures.duration(budget["seconds"])] if budget.get("seconds") else []
+    return " and ".join([*parts, *([f"{budget['tokens']:,} tokens"] if budget.get("tokens") else [])])
+
+
+def _full_scale(board: Board) -> float:
+    """What a full bar stands for: 1, or the highest bound where scores are of another scale."""
+    return max([1.0, *(float(s.score["high"]) for s in board.finished)])
 
 
 def _measured(

@@ -50,6 +50,7 @@ class Plot:
     points: tuple[Point, ...]
     missing: tuple[str, ...]
     divider: float | None = None
+    frontier: str = ""  # an SVG path: steps through the entrants that nobody beats at their cost
     width: float = WIDTH
     height: float = HEIGHT
     left: float = LEFT
@@ -72,8 +73,18 @@ class Measured:
     kept: bool
 
 
-def plot(title: str, x_title: str, y_title: str, measured: Sequence[Measured], write: Callable[[float], str]) -> Plot:
-    """Scores with their intervals over a logarithmic cost; ``write`` makes the text of a cost. A cost of 0 has its own place."""
+def plot(
+    title: str,
+    x_title: str,
+    y_title: str,
+    measured: Sequence[Measured],
+    write: Callable[[float], str],
+    frontier: Sequence[str] = (),
+) -> Plot:
+    """Scores with their intervals over a logarithmic cost; ``write`` makes the text of a cost. A cost of 0 has its own place.
+
+    ``frontier`` names, cheapest first, the entrants that a line goes through.
+    """
     known = [m for m in measured if m.x is not None]
     missing = tuple(m.name for m in measured if m.x is None)
     costs = [m.x for m in known if m.x is not None and m.x > 0]
@@ -106,7 +117,16 @@ def plot(title: str, x_title: str, y_title: str, measured: Sequence[Measured], w
     steps = range(round(y_low / y_step), round(y_high / y_step) + 1)
     y_ticks = tuple(Tick(round(down(i * y_step), 1), f"{i * y_step:.2f}".rstrip("0").rstrip(".") or "0") for i in steps)
     divider = start if none and costs else None
-    return Plot(title, x_title, y_title, tuple(x_ticks), y_ticks, points, missing, divider)
+    steps_through = _steps([p for name in frontier for p in points if p.name == name])
+    return Plot(title, x_title, y_title, tuple(x_ticks), y_ticks, points, missing, divider, steps_through)
+
+
+def _steps(points: Sequence[Point]) -> str:
+    """A path that rises only where an entrant is: what score a cost buys. It needs two points to say anything."""
+    if len(points) < 2:
+        return ""
+    first, *rest = points
+    return f"M{first.x} {first.y}" + "".join(f"H{p.x}V{p.y}" for p in rest)
 
 
 def _decades(costs: Sequence[float]) -> tuple[float, float]:

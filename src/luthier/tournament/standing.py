@@ -116,6 +116,8 @@ def _settings(entry: Entry) -> dict[str, Any]:
     if job is not None:
         parts = {part: value for part, value in job.values().items() if part in ("method", "objective", "train")}
         out |= applied(parts, entry.chosen)
+        if entrant.search is not None:
+            out["search"] = entrant.search.model_dump(exclude_none=True)
     return out
 
 
