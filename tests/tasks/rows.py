@@ -203,7 +203,7 @@ OVERRIDES: Mapping[str, Sequence[str]] = {
     "cmmlu": ["shots=2"],
     "ceval": ["shots=2"],
     "mbpp": ["data={folder}/mbpp.jsonl"],
-    "mt_bench": ["judge=fake"],
+    "mt_bench": ["judge=fake:7"],
 }
 """What a benchmark needs beside its data."""
 

@@ -1,8 +1,8 @@
 """Deterministic answers without a model, for tests and dry runs.
 
 A token is a word between white space. Answers come from ``answers``, else from ``labels``, else from a hash of the prompt; scores
-come from a hash too, and a continuation that occurs in the last user turn is likelier. Equal requests get equal answers, in every
-process.
+come from a hash too, and a continuation that occurs in the last user turn is likelier and counts as what would have been said. Equal
+requests get equal answers, in every process.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class FakeEngine:
         needle = text.lower().replace("_", " ").strip()
         found = last_user_text(prompt).lower().count(needle) if needle else 0
         unlikely = 1.0 + 4.0 * (_hash(_render(prompt), text) / 2**64)
-        return ContinuationScore(-unlikely * max(tokens, 1) / (1 + 8 * found), tokens)
+        return ContinuationScore(-unlikely * max(tokens, 1) / (1 + 8 * found), tokens, greedy=found > 0)
 
 
 def _render(prompt: Prompt) -> str:

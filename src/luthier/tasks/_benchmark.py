@@ -110,7 +110,7 @@ class Benchmark:
     ``sampler``: ``first`` takes the first ones of the pool (of the subject), ``drawn`` draws for each question anew, ``drawn_but_own``
     draws one more and drops the question itself. ``expand`` turns what a file holds into rows, where that differs. ``within`` says to
     which part a row belongs, where one file holds them all (empty: to any). ``in_turns``:
-    there is no raw form, it is always asked through the chat template.
+    there is no raw form, it is always asked through the chat template. ``entry`` is the catalogue's name where ``name`` says more.
     """
 
     name: str
@@ -133,6 +133,7 @@ class Benchmark:
     expand: Callable[[Iterable[Any]], Iterable[Any]] | None = None
     within: Callable[[Fields], str] | None = None
     in_turns: bool = False
+    entry: str = ""
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class _Building:
         if not self.given.data:
             raise InputError(
                 f"{benchmark.name} needs data: {OPTIONS['data']}{f' ({benchmark.source.hub})' if benchmark.source.hub else ''}",
-                hint=f"a row has the fields {benchmark.source.fields}; luthier tasks show {benchmark.name} says more",
+                hint=f"a row has the fields {benchmark.source.fields}; luthier tasks show {benchmark.entry or benchmark.name} says more",
             )
         self.one_file = is_file(self.given.data) and benchmark.within is None
         if self.one_file and self.given.split:
@@ -296,7 +297,9 @@ class _Building:
         if given.shots:
             return self._read(data, benchmark.pool)
         told = bool(given.examples) or (is_hub(data) and given.train_given)
-        if not given.train or not (told or has_part(data, benchmark.pool, config=benchmark.folder)):
+        if not given.train or not (
+            told or has_part(data, benchmark.pool, config=benchmark.folder, subjects=benchmark.subjects)
+        ):
             return []
         return self._read(data, benchmark.pool, None if self.subjects else given.train)
 
@@ -305,7 +308,7 @@ class _Building:
         benchmark, given = self.benchmark, self.given
         if not given.train or self.part == "validation" or benchmark.pool == "dev":
             return []
-        if not has_part(given.data, "validation", config=benchmark.folder):
+        if not has_part(given.data, "validation", config=benchmark.folder, subjects=benchmark.subjects):
             return []
         return self._read(given.data, "validation", None if self.subjects else given.train)[: given.train]
 

@@ -29,9 +29,9 @@ def is_file(data: str) -> bool:
     return not is_hub(data) and not Path(data).expanduser().is_dir()
 
 
-def has_part(data: str, part: str, *, config: str = "") -> bool:
+def has_part(data: str, part: str, *, config: str = "", subjects: Sequence[str] = ()) -> bool:
     """Whether a folder holds a part; nothing is asked of the hub."""
-    return not is_hub(data) and not is_file(data) and bool(_in_folder(Path(data).expanduser(), part, config))
+    return not is_hub(data) and not is_file(data) and bool(_in_folder(Path(data).expanduser(), part, config, subjects))
 
 
 def rows_of_part(
@@ -47,7 +47,7 @@ def rows_of_part(
             yield from ((name, line, _with_subject(row, subject)) for line, row in hub_rows(name))
         return
     path = Path(data).expanduser()
-    found = [(path, "")] if is_file(data) else _in_folder(path, part, config)
+    found = [(path, "")] if is_file(data) else _in_folder(path, part, config, subjects)
     if not found:
         raise DataError(
             f"{path} has no {part} file; it holds: {', '.join(sorted(p.name for p in path.iterdir())[:12]) or 'nothing'}",
@@ -79,8 +79,12 @@ def _hub_names(data: str, part: str, config: str, subjects: Sequence[str]) -> li
     return [(f"{HUB}{address}{'/' if config else ''}{config}:{part}", "")]
 
 
-def _in_folder(folder: Path, part: str, config: str) -> list[tuple[Path, str]]:
-    """Files of a part with the subject that their place names (empty: the rows say it themselves)."""
+def _in_folder(folder: Path, part: str, config: str, subjects: Sequence[str]) -> list[tuple[Path, str]]:
+    """Files of a part with the subject that their place names (empty: the rows say it themselves).
+
+    They lie in the configuration's own folder, in the folder itself, in one of the part's name (a table for each subject), or in a folder
+    for each subject. Other folders are not looked into: they may hold another configuration.
+    """
     places = [folder / config / "data", folder / config] if config else []
     for place in [*places, folder / "data", folder]:
         found = _matching(place, part)
@@ -90,8 +94,7 @@ def _in_folder(folder: Path, part: str, config: str) -> list[tuple[Path, str]]:
         inside = _data_files(folder / same) or _data_files(folder / "data" / same)
         if inside:
             return [(file, bare_name(file).removesuffix(f"_{same}")) for file in inside]
-    below = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-    return [(file, place.name) for place in below for file in _matching(place, part)]
+    return [(file, subject) for subject in subjects for file in _matching(folder / subject, part)]
 
 
 def _data_files(folder: Path) -> list[Path]:

@@ -32,6 +32,7 @@ def define(config: Config) -> Benchmark:
     """How rows become questions."""
     return Benchmark(
         name=f"arc_{config.level}",
+        entry="arc",
         kind="choice",
         source=SOURCE,
         read=_read,

@@ -112,7 +112,8 @@ def define(config: Config) -> Benchmark:
         "stsb": (("pearson", {"take": "first"}), ("spearman", {"take": "first"})),
     }
     return Benchmark(
-        name=config.task,
+        name=f"glue_{config.task}",
+        entry="glue",
         kind="choice" if form.labels else "generate",
         source=SOURCE,
         read=lambda row: _read(row, form),

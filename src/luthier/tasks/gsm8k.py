@@ -47,6 +47,7 @@ def define(config: Config) -> Benchmark:
     style = config.style
     return Benchmark(
         name="gsm8k" if style == "direct" else f"gsm8k_{style}",
+        entry="gsm8k",
         kind="generate",
         source=SOURCE,
         read=lambda row: _read(row, style),

@@ -54,6 +54,7 @@ def define(config: Config) -> Benchmark:
     """How rows become questions."""
     return Benchmark(
         name=f"truthfulqa_{config.targets}",
+        entry="truthfulqa",
         kind="choice",
         source=SOURCE,
         read=lambda row: _read(row, f"{config.targets}_targets"),
