@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.scorers._score import Answer, Target
 from luthier.scorers.exact import Config, normalise, score
 
 
@@ -28,15 +29,24 @@ from luthier.scorers.exact import Config, normalise, score
     ],
 )
 def test_normalisation(answer: str, target: str, options: dict[str, bool], value: float) -> None:
-    assert score(answer, target, Config(**options)).value == value
+    assert score(Answer(answer), Target(target), Config(**options)).value == value
 
 
 def test_the_detail_shows_what_was_compared() -> None:
-    assert score("A. ", "a", Config(casefold=True, punctuation=True)).detail == {"answer": "a", "target": "a"}
+    assert score(Answer("A. "), Target("a"), Config(casefold=True, punctuation=True)).detail == {
+        "answer": "a",
+        "target": "a",
+    }
+
+
+def test_any_accepted_answer_counts() -> None:
+    target = Target("car", ("car", "automobile"))
+    assert score(Answer(" automobile"), target, Config()).value == 1.0
+    assert score(Answer("bus"), target, Config()).detail == {"answer": "bus", "target": "car"}
 
 
 @given(st.text(), st.builds(Config, strip=st.booleans(), casefold=st.booleans(), punctuation=st.booleans()))
 def test_normalising_twice_changes_nothing(text: str, config: Config) -> None:
     once = normalise(text, config)
     assert normalise(once, config) == once
-    assert score(text, once, config).value == 1.0
+    assert score(Answer(text), Target(once), config).value == 1.0

@@ -1,10 +1,27 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from luthier.scorers.macro_f1 import Config, aggregate, resampled
+from luthier.core import catalog
+from luthier.scorers._score import Answer, Counts, Figure, Floats, Target
+from luthier.scorers.macro_f1 import Config
+
+
+def figure(answers: Sequence[str], targets: Sequence[str], config: Config) -> Figure:
+    entry = catalog.load("scorers", "macro_f1")
+    return Figure(entry, config, [Answer(a) for a in answers], [Target(t) for t in targets], [None] * len(answers))
+
+
+def aggregate(answers: Sequence[str], targets: Sequence[str], config: Config) -> float:
+    return figure(answers, targets, config).value
+
+
+def resampled(answers: Sequence[str], targets: Sequence[str], counts: Counts, config: Config) -> Floats:
+    return figure(answers, targets, config)(counts)
 
 
 @pytest.mark.parametrize("seed", range(5))

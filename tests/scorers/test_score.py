@@ -16,8 +16,20 @@ from luthier.core.catalog import Entry
 from luthier.core.errors import InputError, NotFoundError
 from luthier.scorers._score import Answer, Figure, Option, Resources, Score, Target, score_all
 
-TEXTS = ["the cat sat on the mat", "a dog ran over the hill", "no bird sang in spring", "很多人喜欢喝热茶", "the old clock has stopped"]
-OTHERS = ["a car drove into town", "nothing like it at all", "这完全是另外一回事", "please do try it again", "seven green bottles fell"]
+TEXTS = [
+    "the cat sat on the mat",
+    "a dog ran over the hill",
+    "no bird sang in spring",
+    "很多人喜欢喝热茶",
+    "the old clock has stopped",
+]
+OTHERS = [
+    "a car drove into town",
+    "nothing like it at all",
+    "这完全是另外一回事",
+    "please do try it again",
+    "seven green bottles fell",
+]
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,9 @@ CASES: Mapping[str, Case] = {
     "json_schema": schemas(),
     "tool_call": calls(),
     "instruction_following": instructions(),
-    "length": Case([Target(t) for t in TEXTS], [Answer(t) for t in TEXTS], [Answer(t) for t in OTHERS], {}, None, False),
+    "length": Case(
+        [Target(t) for t in TEXTS], [Answer(t) for t in TEXTS], [Answer(t) for t in OTHERS], {}, None, False
+    ),
     "bleu": Case(texts().targets, texts().perfect, texts().wrong, {"tokenize": "char"}),
     "meteor": Case(texts().targets, texts().perfect, texts().wrong, {}, None),
     "character_error_rate": Case(texts().targets, texts().perfect, texts().wrong, {}, 0.0),
@@ -192,7 +206,21 @@ def test_empty_answers_and_targets_never_crash(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_texts_never_crash(name: str) -> None:
     entry, config, case = opened(name)
-    odd = ["\x00\u202e", "\ud800", "😀" * 50, "{" * 300, "[" * 3000, "####", "\\boxed{", "<tool_call>", "1e999", "9" * 5000, "﷽", "```"]
+    odd = [
+        "\x00\u202e",
+        "\ud800",
+        "😀" * 50,
+        "{" * 300,
+        "[" * 3000,
+        "(" * 2000,
+        "####",
+        "\\boxed{",
+        "<tool_call>",
+        "1e999",
+        "9" * 5000,
+        "﷽",
+        "```",
+    ]
     for text in odd:
         for target in (case.targets[0], Target(text)):
             one = scored(entry, config, [Answer(text)], [target])[0]

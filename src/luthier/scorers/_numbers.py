@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Literal
 
 Take = Literal["auto", "marked", "last", "first"]
-LONGEST = 200_000  # characters of an answer that are read: its end, where answers stand
+LONGEST = 50_000  # characters of an answer that are read: its end, where answers stand
 _MOST_DIGITS = 300  # longer runs are no quantities, and floats end at 1e308
 
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
@@ -46,8 +46,9 @@ _CJK_NUMBER = re.compile(
 _CJK_PARTS = re.compile(
     rf"(?P<minus>[负負])?(?P<below>百|[{_CJK_ALL}]{{1,60}})分之(?P<above>[{_CJK_ALL}]{{1,60}})(?:点(?P<decimals>[{''.join(_CJK_DIGIT)}]{{1,60}}))?"
 )
-_CJK_WORDS = re.compile(
-    "一(?=[共定样樣起般直些旦切致向贯贯生会會下边邊面方])|统一|万一|十分|千万别|唯一|之一|第一(?=[步次])"
+_CJK_WORDS = re.compile(  # words that a numeral's character is part of
+    rf"(?<![{_CJK_ALL}])(?:一(?=[共定样樣起般直些旦切致向贯生会會下边邊面方])|(?:统一|万一|十分(?!之)|唯一|第一(?=[步次]))(?![{_CJK_ALL}]))"
+    r"|(?<!分)之一"
 )
 
 

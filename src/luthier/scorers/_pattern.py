@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 TIMEOUT_S = 2.0  # for one text: a pattern that backtracks without end is stopped
 LONGEST = 1_000_000  # characters that are searched
+LONGEST_PATTERN = 1_000  # the search table of a long literal is built in cubic time, which no timeout stops
 
 
 class PatternTimeoutError(Exception):
@@ -20,9 +22,13 @@ def compiled(pattern: str, casefold: bool = False, lines: bool = False) -> Any:
     import regex
 
     flags = (regex.MULTILINE if lines else 0) | (regex.IGNORECASE if casefold else 0)
+    if len(pattern) > LONGEST_PATTERN:
+        raise ValueError(f"a regular expression may have {LONGEST_PATTERN:,} characters; got {len(pattern):,}")
     try:
-        return regex.compile(pattern, flags)
-    except regex.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # on brackets that a later syntax may read otherwise
+            return regex.compile(pattern, flags)
+    except (regex.error, RecursionError) as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
 
 

@@ -48,7 +48,8 @@ def _wordnet() -> Any | None:
 def score(answer: Answer, target: Target, config: Config) -> Score:
     """METEOR (Lavie and Agarwal, 2007) with the reference that fits best; None without a reference.
 
-    One word that is right gets 1/2, since one chunk of one word has the full penalty: that is the metric's definition.
+    The alignment is NLTK's, which pairs repeated words from the end. One word that is right gets 1/2, because one chunk of one word
+    has the full penalty: that is how the metric is defined.
     """
     from nltk.translate.meteor_score import meteor_score
 
