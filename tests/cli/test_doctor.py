@@ -14,7 +14,19 @@ def run(*arguments):
 def test_doctor_shows_every_topic_with_a_verdict(home, capsys):
     assert run("doctor") == 0
     said = capsys.readouterr().out
-    for topic in ("CPU", "Memory", "GPU", "Software", "Disk", "Store", "Models", "Port", "What to expect", "Ready."):
+    for topic in (
+        "CPU",
+        "Memory",
+        "GPU",
+        "Software",
+        "Disk",
+        "Store",
+        "Models",
+        "Port",
+        "Sandbox",
+        "What to expect",
+        "Ready.",
+    ):
         assert topic in said
     assert "luthier pull smollm2-135m" in said
 

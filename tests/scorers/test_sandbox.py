@@ -225,6 +225,8 @@ refused(open, "/etc/passwd")
 refused(open, "/proc/self/environ")
 refused(os.listdir, {str(Path.home())!r})
 refused(os.listdir, "/")
+refused(open, {tempfile.gettempdir()!r} + "/luthier-mine", "w")
+refused(open, "/dev/shm/luthier-mine", "w")
 os.symlink(path, "link")
 refused(open, "link")
 """

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from luthier.models.machine import Report
+    from luthier.models.machine import Finding, Report
 
 _MARKS = {"good": "[green]✓[/]", "fair": "[yellow]●[/]", "poor": "[red]▲[/]", "broken": "[bold red]✗[/]"}
 _WORDS = {
@@ -31,12 +32,25 @@ def register(app: typer.Typer) -> None:
         from luthier.models.machine import examine
 
         report = examine(port=port)
+        report = replace(report, findings=(*report.findings, _sandbox()))
         if as_json:
             _print.show_json(report.as_dict())
         else:
             _draw(report)
         if report.broken:
             raise typer.Exit(1)
+
+
+def _sandbox() -> Finding:
+    """Where generated programs run, and what they are kept from here."""
+    from luthier.models.machine import Finding
+    from luthier.scorers._sandbox import describe
+
+    sandbox = describe()
+    if not sandbox.held:
+        return Finding("Sandbox", "generated programs cannot run", "poor", "; ".join(sandbox.missing))
+    held = f"generated programs are kept from: {', '.join(sandbox.held)}"
+    return Finding("Sandbox", held, "fair" if sandbox.missing else "good", "; ".join(sandbox.missing))
 
 
 def _draw(report: Report) -> None:

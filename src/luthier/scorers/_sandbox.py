@@ -88,7 +88,12 @@ def run_program(program: str, limits: Limits | None = None, *, without: Collecti
     with _folder() as folder, _Pipes() as pipes:
         start = time.perf_counter()
         process = _start(program, limits, folder, pipes, without)
-        status, output, verdict = _watch(process, folder, limits, pipes)
+        try:
+            status, output, verdict = _watch(process, folder, limits, pipes)
+        except BaseException:  # Ctrl-C while it runs
+            process.kill()
+            process.wait()
+            raise
         seconds = time.perf_counter() - start
     said = _read(verdict)
     missing = {str(k): str(v) for k, v in dict(said.get("missing") or {}).items()}
@@ -115,13 +120,16 @@ class Protection:
 
 _LAYERS = {
     "seccomp": (
-        "network, other processes and signals (seccomp)",
-        "network and other processes are held back by Python's audit hook only, which native code can go around",
+        "the network, other processes and signals (seccomp)",
+        "the network and other processes are held back by Python's audit hook only, which native code can go around",
     ),
     "landlock": ("files outside its own folder (Landlock)", "files that this user may read can be read"),
     "user": ("administrator rights", "programs keep this user's administrator rights"),
-    "limits": ("time, memory, disk and output", "memory and time are not limited by the system"),
-    "parent": ("programs that outlive Luthier", "a program may run on to its time limit when Luthier is killed"),
+    "limits": (
+        "more time, memory, disk and output than they are given",
+        "memory and time are not limited by the system",
+    ),
+    "parent": ("outliving Luthier", "a program may run on to its time limit when Luthier is killed"),
 }
 
 
