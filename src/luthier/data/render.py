@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 from luthier.core.digest import digest_json
 from luthier.core.errors import InputError, MismatchError, UnsupportedError
 from luthier.core.message import Conversation, Message, Prompt
+from luthier.data.pairs import PairEncoder
 
 RENDERING = 1
 """Version of the cutting rules below. Part of the digest: other rules give other ids."""
@@ -159,6 +160,11 @@ class Renderer:
         content = self._break_special(text.strip() if self._strips else text, mark)
         whole = self._lead + content + self._tail + (self._end or self.tokenizer.eos_token or "")
         return list(self._encode([[_Segment("", False, mark), _Segment(whole, True, mark)]])[0][1])
+
+    @cached_property
+    def pairs(self) -> PairEncoder:
+        """Raw prompts with their continuations, cut into tokens together."""
+        return PairEncoder(self.tokenizer)
 
     def training_ids(self, messages: Conversation, tools: Tools | None = None) -> Rendered:
         """The whole conversation with its mask. Raises MismatchError when the template cannot show the last assistant turn as the

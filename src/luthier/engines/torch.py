@@ -35,13 +35,14 @@ from luthier.core.message import Prompt
 from luthier.core.model import ModelRecord
 from luthier.core.run import Progress, no_progress
 from luthier.data.batch import order_by_length, pad
+from luthier.engines._scoring import ask
 from luthier.engines._shared import SharedBase
 from luthier.engines._text import AnswerText
 from luthier.models.decode import attends_fully, hidden_states
 from luthier.models.generate import Answering
 from luthier.models.load import LoadedModel
 from luthier.models.prefix import KeysValues, shared_prefix
-from luthier.models.score import Row, score_batches
+from luthier.models.score import Read, Row, score_batches
 
 if TYPE_CHECKING:
     from luthier.engines._target import EngineTarget
@@ -200,13 +201,13 @@ class DecoderEngine:
     def score(
         self, requests: Sequence[ScoreRequest], progress: Progress = no_progress
     ) -> list[tuple[ContinuationScore, ...]]:
-        """Log-likelihood of each continuation; all of a request in one packed forward.
+        """Log-likelihood of each continuation; what requests have in common is computed once.
 
-        Raises InputError for an empty continuation, or a prompt and continuation that together pass the context.
+        In fp32 a score does not depend on what else is asked, nor on the order (to rounding). Raises InputError for an empty
+        continuation, or a prompt and continuation that together pass the context.
         """
-        rows = self._rows(requests)
-        if not rows:
-            return []
+        asked = ask(requests, self._renderer, self._info)
+        rows = [Row(row.prompt, row.continuations) for row in asked.rows]
         with self._base.using(self._key) as loaded:
             batches = score_batches(
                 loaded.module,
@@ -216,16 +217,15 @@ class DecoderEngine:
                 memory=self._base.memory,
                 owner=self._key,
             )
-        out: list[tuple[ContinuationScore, ...]] = [()] * len(rows)
+        out: list[list[Read]] = [[]] * len(rows)
         done = 0
         while True:
             with self._base.using(self._key):
                 scored = next(batches, None)
             if scored is None:
-                return out
-            for index, values in scored:
-                lengths = map(len, rows[index].continuations)
-                out[index] = tuple(ContinuationScore(v, n) for v, n in zip(values, lengths, strict=True))
+                return asked.scores(out)
+            for index, read in scored:
+                out[index] = read
             done += len(scored)
             progress("score", done, len(rows))
 
@@ -258,26 +258,6 @@ class DecoderEngine:
                     f"{which} has {len(row)} tokens; {self._info.model} reads {self._info.context_length} in all, answer included"
                 )
         return ids
-
-    def _rows(self, requests: Sequence[ScoreRequest]) -> list[Row]:
-        prompts = self._prompt_ids([request.prompt for request in requests])
-        known: dict[tuple[str, bool], list[int]] = {}
-        rows = []
-        for request, prompt in zip(requests, prompts, strict=True):
-            turn = not isinstance(request.prompt, str)
-            for text in request.continuations:
-                if (text, turn) not in known:
-                    known[text, turn] = self._renderer.continuation_ids(text, ends_turn=turn)
-                size = len(known[text, turn])
-                if size == 0:
-                    raise InputError("continuations must not be empty; got ''")
-                if len(prompt) + size > self._info.context_length:
-                    raise InputError(
-                        f"prompt and continuation have {len(prompt)} + {size} tokens; "
-                        f"{self._info.model} reads {self._info.context_length}"
-                    )
-            rows.append(Row(prompt, [known[text, turn] for text in request.continuations]))
-        return rows
 
     def _prefix(self, ids: Sequence[Sequence[int]]) -> tuple[int, KeysValues | None]:
         with self._base.using(self._key) as loaded:
