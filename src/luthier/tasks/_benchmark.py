@@ -306,7 +306,7 @@ class _Building:
     def _validation(self) -> list[_Read]:
         """A part of its own for tuning on, where a folder has one that is neither asked nor the pool."""
         benchmark, given = self.benchmark, self.given
-        if not given.train or self.part == "validation" or benchmark.pool == "dev":
+        if not given.train or self.part.startswith(("val", "dev")) or benchmark.pool == "dev":
             return []
         if not has_part(given.data, "validation", config=benchmark.folder, subjects=benchmark.subjects):
             return []
