@@ -5,9 +5,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from tests.tasks import rows
 
 from luthier.core.errors import DataError, InputError, NotFoundError, UnsupportedError
-from luthier.tasks.own import CLASSIFY_INSTRUCTION, Config, DataSection, build, read_config, read_task
+from luthier.engines.fake import Config as FakeConfig
+from luthier.engines.fake import FakeEngine
+from luthier.evaluation.evaluate import evaluate
+from luthier.evaluation.loop import scorers_of
+from luthier.tasks._load import load_task
+from luthier.tasks.own import (
+    CLASSIFY_INSTRUCTION,
+    LETTER_INSTRUCTION,
+    Config,
+    DataSection,
+    build,
+    read_config,
+    read_task,
+)
 
 Write = Callable[..., Path]
 
@@ -184,3 +198,116 @@ def test_skip_bad_goes_on(write: Write, tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text(text)
     task = read_task(write("data: {path: broken.jsonl, skip_bad: true}\n"))
     assert sum(len(task.examples(s)) for s in ("train", "validation", "test")) == 30
+
+
+CHOICES = [
+    {"question": f"Is {i} even?", "choices": ["yes", "no"], "answer": i % 2, "topic": "small" if i < 10 else "large"}
+    for i in range(20)
+]
+
+
+def test_questions_with_choices_are_asked_by_their_text_or_by_letters(write: Write, tmp_path: Path, home: Path) -> None:
+    jsonl(tmp_path / "choices.jsonl", CHOICES)
+    task = read_task(write("data: {test: choices.jsonl}\nslices: topic\n"))
+    assert (task.kind, task.scorers, task.slices) == ("choice", (("multiple_choice", {}),), ("topic",))
+    first = task.examples("test")[0]
+    assert (first.choices, first.correct, first.target, first.raw) == (("yes", "no"), (0,), "yes", ())
+    letters = read_task(write("data: {test: choices.jsonl}\nprompt: {choices: letters}\n"))
+    assert letters.prompt.instruction == LETTER_INSTRUCTION and letters.digest != task.digest
+    assert letters.examples("test")[1].text == "Is 1 even?\nA. yes\nB. no"
+    assert letters.examples("test")[1].target == "B"
+    result = evaluate("fake", task)
+    assert {record.slices["topic"] for record in result.records} == {"small", "large"}
+    assert read_task(write("kind: generate\ndata: {test: choices.jsonl}\n")).kind == "generate"
+
+
+def test_several_right_choices(write: Write, tmp_path: Path) -> None:
+    jsonl(tmp_path / "more.jsonl", [{"question": "Even?", "choices": ["2", "3", "4"], "correct": [0, 2]}])
+    (one,) = read_task(write("data: {test: more.jsonl}\n")).examples("test")
+    assert one.correct == (0, 2)
+
+
+def test_plain_text_is_scored_by_its_likelihood(write: Write, tmp_path: Path, home: Path) -> None:
+    jsonl(tmp_path / "texts.jsonl", [{"text": f"the river turns {i} times"} for i in range(6)])
+    task = read_task(write("data: {test: texts.jsonl}\n"))
+    assert (task.kind, [name for name, _ in task.scorers]) == ("likelihood", ["bits_per_byte", "perplexity"])
+    first = task.examples("test")[0]
+    assert (first.raw, first.target) == (("",), "the river turns 0 times")
+    assert evaluate("fake", task).scores["bits_per_byte"]["value"] > 0
+    answers = read_task(write("kind: likelihood\ndata: {test: questions.jsonl}\n")).examples("test")[0]
+    assert (answers.raw, answers.target) == ((), "0")
+
+
+def test_any_of_several_answers_counts(write: Write, tmp_path: Path, home: Path) -> None:
+    jsonl(
+        tmp_path / "many.jsonl",
+        [{"question": "Two?", "answers": ["2", "two"]}, {"question": "Three?", "answers": ["3", "three"]}],
+    )
+    task = read_task(write("data: {test: many.jsonl}\n"))
+    assert task.examples("test")[0].references == ("2", "two")
+    result = evaluate(FakeEngine("said", FakeConfig(answers={"Two?": "two", "Three?": "four"})), task)
+    assert result.scores["exact"]["value"] == 0.5
+
+
+def test_how_answers_are_drawn_and_named(write: Write) -> None:
+    told = "data: questions.jsonl\nstop: '\\n'\nsamples: 3\ntemperature: 0.5\nscorers: [{name: exact, as: strict}, {name: exact, as: loose, casefold: true}]\n"
+    task = read_task(write(told))
+    assert (task.stop, task.samples, task.temperature) == (("\\n",), 3, 0.5)
+    assert [scorer.label for scorer in scorers_of(task)] == ["strict", "loose"]
+    for override in ("stop=[x]", "samples=2", "temperature=0.1"):
+        assert read_task(write(told), [override]).digest != task.digest
+
+
+def test_a_prompt_of_the_catalogue(write: Write, home: Path) -> None:
+    task = read_task(write("data: rows.jsonl\nprompt: {template: classify@1}\n"))
+    assert "{labels}" in task.prompt.instruction and task.prompt.labels == ("a", "b", "c")
+    with pytest.raises(InputError, match="exclude each other"):
+        read_task(write("data: rows.jsonl\nprompt: {template: classify@1, instruction: Sort.}\n"))
+    with pytest.raises(NotFoundError, match="is not in the catalogue"):
+        read_task(write("data: rows.jsonl\nprompt: {template: clasify}\n"))
+
+
+def test_a_benchmark_under_a_name_of_its_own(write: Write, tmp_path: Path, home: Path) -> None:
+    (tmp_path / "bench").mkdir()
+    rows.write(tmp_path / "bench", "mmlu")
+    task = read_task(
+        write("benchmark: {name: mmlu, path: bench, shots: 2}\nmodels: {decoder: x}\nentrants: [zero_shot]\n")
+    )
+    direct = load_task("mmlu", [f"data={tmp_path}/bench", "shots=2"])
+    assert (task.name, task.digest, task.slices) == ("task", direct.digest, ("subject",))
+    assert len(task.examples("train")) == 6
+    own = read_task(
+        write("name: exam\nbenchmark: {name: mmlu, data: bench, shots: 0}\nscorers: [multiple_choice, accuracy]\n")
+    )
+    assert own.name == "exam" and [name for name, _ in own.scorers] == ["multiple_choice", "accuracy"]
+    assert read_task(write("benchmark: needle\n"), ["benchmark.lengths=[40]", "max_new_tokens=9"]).max_new_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("yaml", "error", "message"),
+    [
+        (
+            "benchmark: {name: mmul, data: x}\n",
+            InputError,
+            r"benchmark\.name must be one of the catalogue; got 'mmul'\. Did you mean 'mmlu'",
+        ),
+        ("benchmark: {name: own, data: x}\n", InputError, "benchmark.name"),
+        ("benchmark: {data: x}\n", InputError, "got None"),
+        ("benchmark: {name: mmlu, shot: 1}\n", InputError, "unknown key 'shot'"),
+        ("benchmark: {name: mmlu}\n", InputError, "mmlu needs data"),
+        ("benchmark: {name: needle}\ndata: rows.jsonl\n", InputError, "data and benchmark exclude each other"),
+        (
+            "benchmark: {name: needle}\nprompt: {instruction: x}\n",
+            InputError,
+            "prompt and benchmark exclude each other",
+        ),
+        ("benchmark: {name: needle}\nslices: [depth]\n", InputError, "no row of needle/test has a field 'depth'"),
+        ("data: rows.jsonl\nslices: [topik]\n", InputError, "has a field 'topik'"),
+        ("kind: choice\ndata: questions.jsonl\n", DataError, r"questions\.jsonl:\d+: the row has no choices"),
+        ("data: questions.jsonl\nsamples: 0\n", InputError, "samples"),
+        ("data: questions.jsonl\nscorers: [{name: exact, as: 3}]\n", InputError, "as is the name that results carry"),
+    ],
+)
+def test_what_these_kinds_refuse(write: Write, yaml: str, error: type[InputError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        read_task(write(yaml))
