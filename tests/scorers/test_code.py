@@ -35,6 +35,7 @@ def value(text: str, meta: dict[str, Any] = HUMANEVAL) -> float | None:
         "Use:\n```\nprint(add)\n```\nThe function:\n```py\nasync_ = 1\ndef add(a, b):\n    return a + b\n```",
         "```python\ndef add(a, b):\n    return a + b",
         "~~~python\n    return a + b\n~~~",
+        "<think>First:\n```python\ndef add(a, b): return a\n```\nno.</think>\n```python\ndef add(a, b): return a + b\n```",
     ],
 )
 def test_completions_and_whole_functions_pass(answer: str) -> None:

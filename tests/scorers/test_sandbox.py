@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from luthier.scorers import _sandbox
 from luthier.scorers._sandbox import Limits, Outcome, describe, run_program, run_programs
 
 SMALL = Limits(cpu_s=1, wall_s=1.5, memory_mb=256, disk_mb=2, output_kb=16)
@@ -272,6 +274,20 @@ def test_several_programs_run_side_by_side_and_come_back_in_order() -> None:
 def test_text_that_is_no_unicode_and_programs_that_are_long_come_through() -> None:
     assert not run("x = '\ud800'").passed
     assert run("x = 1\n" * 60_000, Limits()).passed
+
+
+def test_root_becomes_nobody_only_where_nobody_can_read_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    choose = _sandbox._user.__wrapped__
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/")
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: "/usr")
+    assert choose() == 65534
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    assert choose() is None
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: "/usr")
+    assert choose() is None
 
 
 @linux

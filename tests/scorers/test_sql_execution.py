@@ -120,6 +120,7 @@ def test_two_statements_in_a_block_are_refused(database: Path) -> None:
         ("```sql\nSELECT a FROM t", "SELECT a FROM t"),
         ("With this you select it: SELECT a FROM t;", "SELECT a FROM t"),
         ("SQL: with x as (select 1) select * from x", "with x as (select 1) select * from x"),
+        ("<think>SELECT b FROM u?</think>SELECT a FROM t", "SELECT a FROM t"),
         ("selected nothing", ""),
         ("", ""),
     ],

@@ -36,6 +36,7 @@ SCALE = (1.0, 10.0)
         ("8\n\nThe answer is right.", 8.0),
         ("It deserves 6/10 because it is short.", 6.0),
         ("<think>maybe [[2]]</think>[[9]]", 9.0),
+        ("maybe [[2]]\n</think>\n[[9]]", 9.0),  # the prompt's template opened the thought
         ("", None),
         ("I like it.", None),
         ("[[11]]", None),

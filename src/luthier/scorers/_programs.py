@@ -19,6 +19,7 @@ from luthier.core.catalog import EntryConfig
 from luthier.core.errors import DataError
 from luthier.scorers._sandbox import Limits, Outcome, run_programs
 from luthier.scorers._score import Answer, Resources, Target
+from luthier.strategies._judge_reply import without_thoughts
 
 _FENCE = re.compile(
     r"^[ \t]*(?:```|~~~)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
@@ -65,7 +66,7 @@ def assemble(text: str, target: Target, *, fences: bool = True) -> str:
     """The whole program for one answer. Raises DataError when the example's ``meta`` has no tests, or lacks what they need."""
     meta = target.meta
     entry = str(meta.get("entry_point") or "")
-    code = extract_code(text, entry) if fences else text
+    code = extract_code(without_thoughts(text), entry) if fences else text
     if meta.get("test"):
         test = str(meta["test"])
         if not re.search(r"^def check\(", test, re.MULTILINE):

@@ -26,6 +26,7 @@ from pydantic import Field
 from luthier.core.catalog import EntryConfig
 from luthier.core.errors import DataError
 from luthier.scorers._score import Answer, Score, Target
+from luthier.strategies._judge_reply import without_thoughts
 
 Row = tuple[Any, ...]
 
@@ -185,6 +186,7 @@ def extract_sql(text: str) -> str:
 
     Without a block it ends at a semicolon or an empty line. Empty when there is none.
     """
+    text = without_thoughts(text)
     for _, block in _FENCE.findall(text):
         if _START.search(block):
             return str(block).strip().rstrip(";").strip()

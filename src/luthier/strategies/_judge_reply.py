@@ -21,7 +21,7 @@ _GRADES = ("rating", "score", "grade", "overall", "评分", "分数", "得分", 
 _WINNERS = ("winner", "better", "preference", "preferred", "choice", "verdict", "answer", "胜者", "更好")
 _REASONS = ("reason", "reasoning", "explanation", "rationale", "feedback", "理由", "原因")
 
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+_THOUGHT = re.compile(r"\A.*</think(?:ing)?>|<think(?:ing)?>.*\Z", re.DOTALL | re.IGNORECASE)
 _BRACKETED = re.compile(rf"\[\[\s*({_NUMBER}){_OUT_OF}\s*\]\]")
 _LABELLED = re.compile(
     rf"(?:{'|'.join(_GRADES)})[\"'”]?\s*(?:\([^)\n]*\)|（[^）\n]*）)?\s*(?:is|of|为|是)?\s*[:：=]?\s*[\"'“\[(]*\s*({_NUMBER})"
@@ -60,15 +60,16 @@ _WORDS: Mapping[str, Side] = {
 
 def read_grade(reply: str, scale: tuple[float, float]) -> tuple[float | None, str]:
     """(grade, reason): None when the reply holds no grade on ``scale``. The reason is the whole reply where none is marked."""
-    text = _THOUGHT.sub("", reply).replace("**", "").strip()
+    text = without_thoughts(reply).replace("**", "").strip()
     for found in reversed(_objects(text)):
         value = _first(found, _GRADES)
         if value is not None:
             return _on_scale(value, scale), str(_first(found, _REASONS) or "")
     for pattern in (_BRACKETED, _LABELLED):
-        stated = pattern.findall(text)
+        stated: list[tuple[str, str]] = pattern.findall(text)
         if stated:
-            return _fraction(*stated[-1], scale), text
+            number, whole = stated[-1]
+            return _fraction(number, whole, scale), text
     alone = _ALONE.match(text)
     if alone:
         return _fraction(alone[1], alone[2] or "", scale), text
@@ -78,7 +79,7 @@ def read_grade(reply: str, scale: tuple[float, float]) -> tuple[float | None, st
 
 def read_preference(reply: str) -> tuple[Side | None, str]:
     """(A, B or tie, reason): None when the reply does not say, or says two things."""
-    text = _THOUGHT.sub("", reply).replace("**", "").strip()
+    text = without_thoughts(reply).replace("**", "").strip()
     for found in reversed(_objects(text)):
         value = _first(found, _WINNERS)
         if value is not None:
@@ -91,6 +92,11 @@ def read_preference(reply: str) -> tuple[Side | None, str]:
         return _side(text), text
     sides = {side.upper() for side in _PHRASE.findall(text)}
     return (_side(sides.pop()) if len(sides) == 1 else None), text
+
+
+def without_thoughts(reply: str) -> str:
+    """``reply`` without what a reasoning model writes between think tags first; nothing is left of one that was cut off in them."""
+    return _THOUGHT.sub("", reply)
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
