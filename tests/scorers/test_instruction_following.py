@@ -63,6 +63,7 @@ FOLLOWED: list[tuple[str, dict[str, Any], str, bool]] = [
     ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Bye.\nP.P.S. more", True),
     ("detectable_format:number_bullet_lists", {"num_bullets": 3}, "* one\n- two\n  * three\n** bold **", True),
     ("detectable_format:number_bullet_lists", {"num_bullets": 3}, "* one\n* two", False),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "*\n* one\n* two\n*", True),
     ("detectable_format:constrained_response", {}, "Hm. My answer is maybe.", True),
     ("detectable_format:constrained_response", {}, "My answer is perhaps.", False),
     ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*one* and **two**", True),

@@ -119,6 +119,7 @@ CASES: Mapping[str, Case] = {
     "json_schema": schemas(),
     "tool_call": calls(),
     "instruction_following": instructions(),
+    "answered": Case(texts().targets, texts().perfect, [Answer(" ")] * 5),
     "length": Case(
         [Target(t) for t in TEXTS], [Answer(t) for t in TEXTS], [Answer(t) for t in OTHERS], {}, None, False
     ),

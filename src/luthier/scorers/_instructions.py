@@ -112,10 +112,16 @@ def postscript(text: str, given: Arguments) -> bool:
 
 
 def number_bullet_lists(text: str, given: Arguments) -> bool:
-    """Exactly so many lines that begin with ``*`` or ``-``."""
+    """Exactly so many lines that begin with ``*`` or ``-``. As published, a lone ``*`` is one bullet together with the line after it."""
     lines = [line.lstrip() for line in text.split("\n")]
-    stars = sum(line.startswith("*") and len(line) > 1 and line[1] != "*" for line in lines)
-    return stars + sum(line.startswith("-") for line in lines) == int(given["num_bullets"])
+    count = sum(line.startswith("-") for line in lines)
+    place = 0
+    while place < len(lines):
+        line = lines[place]
+        lone = line == "*" and place + 1 < len(lines)
+        count += lone or (line[:1] == "*" and line[1:2] not in ("", "*"))
+        place += 2 if lone else 1
+    return count == int(given["num_bullets"])
 
 
 def constrained_response(text: str, given: Arguments) -> bool:
