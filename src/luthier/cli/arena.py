@@ -59,7 +59,7 @@ def play(
         if prompts is None
         else _play_file(store, models, prompts, engine, arena, name, seed, limit)
     )
-    say(f"{played} votes kept in arena {arena}; the ratings: luthier arena show --arena {arena}")
+    say(f"votes kept in arena {arena}: {played}; the ratings: luthier arena show --arena {arena}")
 
 
 def _user() -> str:
