@@ -39,12 +39,26 @@ def test_values(answer: str, target: str, options: dict[str, Any], value: float 
     assert score(Answer(answer), Target(target), Config(**options)).value == value
 
 
+@pytest.mark.parametrize(
+    ("answer", "target", "value"),
+    [
+        ("so $1,234.", "She had 1,234.\n#### 1234", 1.0),
+        ("so 1235", "#### 1234", 0.0),
+    ],
+)
+def test_what_is_ignored_is_taken_out_of_both(answer: str, target: str, value: float) -> None:
+    config = Config(pattern=r"[$0-9.,]+", take="last", ignore=(",", r"\$", r"(?s).*#### ", r"\.$"))
+    assert score(Answer(answer), Target(target), config).value == value
+
+
 def test_a_pattern_is_checked_when_the_task_is_read() -> None:
     entry = catalog.load("scorers", "regex")
     with pytest.raises(InputError, match=r"not a regular expression.*'\('"):
         entry.configure({"pattern": "("})
     with pytest.raises(InputError, match="1,000"):
         entry.configure({"pattern": "a" * 1001})
+    with pytest.raises(InputError, match="not a regular expression"):
+        entry.configure({"pattern": "a", "ignore": ["("]})
 
 
 @pytest.mark.parametrize("options", [{"pattern": "(x+x+)+y"}, {}])
