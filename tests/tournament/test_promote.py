@@ -217,3 +217,28 @@ def test_what_cannot_be_promoted(path: Path, store: Store) -> None:
     with pytest.raises(InputError, match="is of kind tune"):
         promote(tuned.id, store=store)
     assert luthier.promote(board.run).name == "sorting"
+
+
+def test_a_loss_mask_that_is_not_what_serving_asks_for_is_refused(
+    board: Board, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renderer whose training rows begin their mask a token early, as a template that changes in a later release does."""
+    from luthier.data.render import Rendered, Renderer
+
+    real = Renderer.training_ids_batch
+
+    def early(self: Renderer, rows: object, tools: object = None) -> list[Rendered]:
+        out = real(self, rows, tools)  # type: ignore[arg-type]
+        return [replace(r, mask=[*r.mask[1:], False]) for r in out]
+
+    assert promote(entrant="lora", name="whole", store=store).meta["parity"]["checked"]
+    monkeypatch.setattr(Renderer, "training_ids_batch", early)
+    with pytest.raises(MismatchError, match="loss mask: renderer against training, prompt 1") as caught:
+        promote(entrant="lora", name="broken", store=store)
+    assert "--no-parity-check" in str(caught.value) and "luthier check parity" in str(caught.value)
+    with pytest.raises(NotFoundError):
+        find(store, "broken")
+    record = promote(entrant="lora", name="broken", parity_check=False, store=store)
+    assert record.meta["parity"] == {"checked": False}, "whoever looks can see it"
+    assert promote(entrant="few_shot", name="untrained", store=store).meta["parity"]["compared"] == []
+    assert promote(entrant="linear_probe", name="probe", store=store).meta["parity"]["prompts"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +13,15 @@ from luthier.core.model import ModelRecord
 from luthier.core.run import Run
 from luthier.core.task import PromptTemplate
 from luthier.data.render import mismatch
+from luthier.evaluation.records import read_records
 from luthier.store.artifacts import path_of, verify
 from luthier.store.database import Store, open_store
 from luthier.store.lineage import Node, record_edge
 from luthier.store.models import check_name, find, register
 from luthier.store.runs import find_run, folder, list_runs
 from luthier.tournament.board import Board, Standing
+
+_PARITY_PROMPTS = 16
 
 
 def promote(
@@ -26,6 +30,7 @@ def promote(
     entrant: str | None = None,
     name: str | None = None,
     replace: bool = False,
+    parity_check: bool = True,
     store: Store | None = None,
 ) -> ModelRecord:
     """Register an evaluated model as an endpoint and return its record.
@@ -35,7 +40,9 @@ def promote(
     examples, labels, digests.
 
     Raises NotFoundError for an unknown run or entrant, StoreError when files of the model are damaged, MismatchError when weights
-    or template are no longer those that were evaluated, ConflictError when the name is taken (by another endpoint: ``replace``).
+    or template are no longer those that were evaluated, or when prompts, stop tokens or loss mask differ between training and the
+    engine that will serve (``parity_check=False`` leaves that comparison out, which the record then says), ConflictError when the name
+    is taken (by another endpoint: ``replace``).
     """
     store = store or open_store()
     found = _latest(store) if run == "latest" else find_run(store, run)
@@ -44,6 +51,8 @@ def promote(
     target = _target(store, config)
     _check(store, target, config["engine"])
     record = _record(store, found, evaluated, config, target, check_name(name or config["task"]["name"]), entrant)
+    parity = _parity(store, record, evaluated, config["engine"]) if parity_check else {"checked": False}
+    record = dataclasses.replace(record, meta={**record.meta, "parity": parity})
     _require_free(store, record, replace)
     record = register(store, record, replace=replace)
     endpoint = Node("endpoint", record.name)
@@ -131,6 +140,25 @@ def _check(store: Store, target: ModelRecord, evaluated: Mapping[str, Any]) -> N
             load_renderer(path_of(store, holder.digest)).digest,
             what=f"the evaluation of {target.name}",
         )
+
+
+def _parity(store: Store, record: ModelRecord, evaluated: Run, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare training with serving, on what was evaluated and on prompts that are hard to cut; returns what was compared.
+
+    Raises MismatchError when anything that must be equal is not.
+    """
+    if record.architecture != "decoder":
+        return {"checked": True, "prompts": 0, "compared": []}
+    from luthier.evaluation.parity import check_identity, refuse_differences
+    from luthier.evaluation.parity_prompts import built_in, from_records
+
+    template = PromptTemplate.from_dict(dict(record.meta["prompt"])) if record.meta.get("prompt") else None
+    cases = [*built_in(_PARITY_PROMPTS, template), *from_records(read_records(folder(store, evaluated.id)), template)]
+    type_ = str(engine["options"].get("type", "F16")) if engine["name"] == "llamacpp" else None
+    found = check_identity(store, find(store, str(record.meta["target"])), cases, llama_type=type_)
+    refuse_differences(found, str(record.meta["target"]))
+    compared = [f"{c.left} - {c.right}: {c.what}" for c in found]
+    return {"checked": True, "prompts": len(cases), "compared": compared}
 
 
 def _record(

@@ -75,6 +75,7 @@ class Workers:
     config: TaskConfig
     folder: Path
     threads: int
+    command: Sequence[str] = (sys.executable, "-m", "luthier.tournament.worker")
     stopped: bool = False
     _running: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -115,7 +116,7 @@ class Workers:
                 raise KeyboardInterrupt
             # a session of its own: Ctrl-C in the terminal reaches this process, which asks the workers to stop, once
             process = subprocess.Popen(
-                [sys.executable, "-m", "luthier.tournament.worker", str(job)],
+                [*self.command, str(job)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

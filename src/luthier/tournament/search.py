@@ -7,10 +7,12 @@ search's seed and the trial's number; a search that was interrupted therefore pr
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from luthier.store.models import find, remove
 from luthier.tournament.entry import Trained, Trial
 from luthier.tournament.seeds import metric_falls
 from luthier.tournament.settings import Search
-from luthier.tournament.spaces import Range, Space, grid_size
+from luthier.tournament.spaces import Choice, Range, Space, grid_size
 from luthier.tournament.trainer import Trainer, nobody, seed_of
 from luthier.training.interrupt import Halt
 
@@ -86,12 +88,22 @@ class Course:
             pruner=_pruner(self.search),
             load_if_exists=True,
         )
-        inside = self.first.keys() == self.space.keys() and all(
-            dimension.holds(self.first[key]) for key, dimension in self.space.items()
-        )
-        if inside and self.search.sampler != "grid" and not study.get_trials(deepcopy=False):
-            study.enqueue_trial(dict(self.first))
+        for params in self._given()[len(study.get_trials(deepcopy=False)) :]:
+            study.enqueue_trial(params)
         return study
+
+    def _given(self) -> list[dict[str, Any]]:
+        """Trials that no sampler has to propose: the whole grid, shuffled (there may be fewer trials), or the defaults where they lie in
+        the space."""
+        if self.search.sampler == "grid":
+            grid = [
+                dict(zip(self.space, values, strict=True)) for values in product(*map(_values, self.space.values()))
+            ]
+            random.Random(self.search.seed).shuffle(grid)
+            return grid[: self._trials]
+        known = self.first.keys() == self.space.keys()
+        inside = known and all(dimension.holds(self.first[key]) for key, dimension in self.space.items())
+        return [dict(self.first)] if inside else []
 
     def _next(self, study: optuna.Study) -> optuna.Trial | None:
         """The trial that was running when a process died, else a new one; None when there were enough."""
@@ -103,7 +115,7 @@ class Course:
             return optuna.trial.Trial(study, running[0]._trial_id)
         if len(finished(study)) >= self._trials:
             return None
-        study.sampler = _sampler(self.search, self.space, len(trials))
+        study.sampler = _sampler(self.search, len(trials))
         return study.ask()
 
     def _try(self, study: optuna.Study, trial: optuna.Trial) -> None:
@@ -226,6 +238,10 @@ class _Watched:
         return {"value": value, "seconds": seconds, "tokens": tokens, "curve": self.curve}
 
 
+def _values(dimension: Range | Choice) -> tuple[Any, ...]:
+    return dimension.samples()
+
+
 def _suggest(trial: optuna.Trial, key: str, dimension: Any) -> Any:
     if isinstance(dimension, Range):
         if dimension.whole:
@@ -234,15 +250,13 @@ def _suggest(trial: optuna.Trial, key: str, dimension: Any) -> Any:
     return trial.suggest_categorical(key, list(dimension.values))
 
 
-def _sampler(search: Search, space: Space, number: int) -> optuna.samplers.BaseSampler:
+def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     """The sampler of trial ``number``."""
     import optuna
 
     seed = search.seed * 100_003 + number
-    if search.sampler == "random":
+    if search.sampler != "tpe":
         return optuna.samplers.RandomSampler(seed=seed)
-    if search.sampler == "grid":
-        return optuna.samplers.GridSampler({k: list(d.samples()) for k, d in space.items()}, seed=search.seed)
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(2, search.trials // 3))
 
 
