@@ -9,7 +9,7 @@ from luthier.core.dataset import Example
 from luthier.core.engine import Sampling
 from luthier.core.errors import InputError
 from luthier.core.message import Message, user
-from luthier.strategies._reasons import rationale_of
+from luthier.strategies._reasons import answer_of, rationale_of
 from luthier.strategies.chain_of_thought import Config, prepare, wrap
 
 WORKED = "Janet sells 16 - 3 = <<16-3=13>>13 eggs.\nShe makes 13 * 2 = $<<13*2=26>>26.\n#### 26"
@@ -19,10 +19,18 @@ TRAIN = [Example(f"{i:02}", user(f"question {i}"), str(i), meta={"answer": f"Cou
 def test_the_reasoning_of_a_row_without_marks_and_answer() -> None:
     example = Example("1", user("q"), "26", meta={"answer": WORKED})
     assert rationale_of(example) == "Janet sells 16 - 3 = 13 eggs.\nShe makes 13 * 2 = $26."
+    assert rationale_of(Example("1", user("q"), WORKED)) == rationale_of(example)
+    assert (answer_of(Example("1", user("q"), WORKED)), answer_of(example)) == ("26", "26")
     assert rationale_of(Example("1", user("q"), "26", meta={"rationale": "because", "answer": WORKED})) == "because"
     assert rationale_of(Example("1", user("q"), "26", meta={"answer": "26"})) == ""
     assert rationale_of(Example("1", user("q"), "26", meta={"answer": "#### 26"})) == ""
     assert rationale_of(Example("1", user("q"), "26", meta={"answer": 26})) == ""
+
+
+def test_rows_whose_target_is_worked_out(home: Path) -> None:
+    config = prepare(Config(), [Example("1", user("How much?"), WORKED)])
+    assert config.examples == (("How much?", "Janet sells 16 - 3 = 13 eggs.\nShe makes 13 * 2 = $26.", "26"),)
+    assert config.answer == "number"
 
 
 def test_examples_show_their_reasoning_before_their_answer(home: Path, spy: Any) -> None:

@@ -219,6 +219,17 @@ def test_pairs_are_shown_in_both_orders(taste: str, winner: str, consistent: boo
     assert once.attempts == 1
 
 
+def test_probabilities_of_both_orders_are_added_so_that_a_liking_for_one_place_cancels() -> None:
+    def weigh(prompt: Conversation, text: str) -> float:
+        text_first = last_user_text(prompt).index("good") < last_user_text(prompt).index("bad")
+        return math.log({"A": 0.9 if text_first else 0.7, "B": 0.09 if text_first else 0.29, "tie": 0.01}[text])
+
+    comparer, _ = judge(weigh=weigh, mode="score")
+    preference = comparer.compare([(Question("Q"), "bad", "good")])[0]
+    assert (preference.forward, preference.backward) == ("first", "second")  # A both times
+    assert (preference.winner, preference.consistent) == ("second", False)
+
+
 def test_a_pair_with_one_unreadable_order_has_no_winner() -> None:
     def write(prompt: Conversation, sampling: Sampling) -> str:
         text = last_user_text(prompt)

@@ -15,7 +15,7 @@ from luthier.core.errors import InputError
 from luthier.core.message import Prompt, last_user_text
 from luthier.strategies._answers import AnswerForm, cut_at, final_answer, form_of
 from luthier.strategies._prompted import read_prompt, settled
-from luthier.strategies._reasons import RATIONALES, rationale_of
+from luthier.strategies._reasons import RATIONALES, answer_of, answers_of, rationale_of
 from luthier.strategies._shots import draw_examples
 from luthier.strategies._texts import say, settle_texts
 from luthier.strategies._thinking import Ask, Talk, Thinking, close_with, only, thoughts, together
@@ -28,7 +28,7 @@ MOST = 8
 
 class Config(EntryConfig):
     """``shots`` examples with their reasoning are drawn from the train split with ``seed`` (8, or fewer where there are fewer), labels
-    in turn; the reasoning is what the row has under ``rationale``, ``reasoning``, ``explanation``, ``solution`` or ``answer``. With
+    in turn; the reasoning is what the row has under ``rationale``, ``reasoning``, ``explanation``, ``solution`` or ``answer``, or before ``####`` in its answer. With
     ``shots: 0`` the text ``closing`` of the prompt catalogue asks for reasoning instead. ``examples`` are the chosen (input, reasoning,
     answer) triples; each is written as the text ``worked`` says.
 
@@ -54,7 +54,7 @@ def prepare(config: Config, train: Sequence[Example], store: Store | None = None
     prompt = settled(config.prompt, config.template, store)
     changes: dict[str, Any] = {"prompt": prompt, "template": "", "texts": _texts(config, store)}
     if config.answer == "auto":
-        known = [e.target for e in train if e.target is not None] or [answer for _, _, answer in config.examples]
+        known = answers_of(train) or [answer for _, _, answer in config.examples]
         changes["answer"] = form_of(known, prompt["labels"])
     if config.shots != 0 and not config.examples:
         changes["examples"] = _examples(config, train, prompt["labels"])
@@ -77,7 +77,7 @@ def _examples(config: Config, train: Sequence[Example], labels: Sequence[str]) -
     if wanted > len(usable):
         raise InputError(f"chain_of_thought.shots must be at most {len(usable)}, the rows with reasoning; got {wanted}")
     chosen = draw_examples(usable, wanted, config.seed, labels)
-    return tuple((e.text, rationale_of(e), str(e.target)) for e in chosen)
+    return tuple((e.text, rationale_of(e), answer_of(e)) for e in chosen)
 
 
 def wrap(engine: Engine, config: Config) -> Engine:

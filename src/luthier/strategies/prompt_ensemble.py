@@ -20,6 +20,7 @@ from luthier.core.task import PromptTemplate
 from luthier.data.prompts import in_language
 from luthier.strategies._answers import AnswerForm, final_answer, form_of
 from luthier.strategies._prompted import is_question, plain, read_prompt
+from luthier.strategies._reasons import answers_of
 from luthier.strategies._thinking import Ask, Talk, Thinking, cost_of, good
 from luthier.strategies._vote import elect, likelihoods, probabilities
 
@@ -53,7 +54,7 @@ def prepare(config: Config, train: Sequence[Example], store: Store | None = None
     prompt = read_prompt(config.prompt, store=store)
     form = config.answer
     if form == "auto":
-        form = form_of((e.target for e in train if e.target is not None), prompt.labels)
+        form = form_of(answers_of(train), prompt.labels)
     like = (train[0].text if train else "") + prompt.instruction
     templates = tuple(
         plain(_template(each, prompt, store)) for each in config.templates or _default(prompt, like, store)

@@ -16,7 +16,7 @@ from luthier.core.message import Prompt
 from luthier.strategies._answers import AnswerForm, final_answer, form_of
 from luthier.strategies._build import prepare_inner, wrap_inner
 from luthier.strategies._prompted import plain, read_prompt
-from luthier.strategies._reasons import rationale_of
+from luthier.strategies._reasons import answers_of, rationale_of
 from luthier.strategies._thinking import Ask, Talk, Thinking, cost_of, good, seeded
 from luthier.strategies._vote import elect, probabilities
 
@@ -49,7 +49,7 @@ def prepare(config: Config, train: Sequence[Example], store: Store | None = None
     prompt = read_prompt(config.prompt, config.template, store)
     form = config.answer
     if form == "auto":
-        form = form_of((e.target for e in train if e.target is not None), prompt.labels)
+        form = form_of(answers_of(train), prompt.labels)
     of = prepare_inner(config.of or _default(train), "self_consistency.of", prompt, train, store)
     return config.model_copy(update={"prompt": plain(prompt), "template": "", "answer": form, "of": of})
 

@@ -14,6 +14,7 @@ from luthier.core.engine import Engine, Sampling
 from luthier.core.message import Prompt, last_user_text
 from luthier.strategies._answers import AnswerForm, cut_at, final_answer, form_in_words, form_of
 from luthier.strategies._prompted import read_prompt, settled
+from luthier.strategies._reasons import answers_of
 from luthier.strategies._texts import say, settle_texts
 from luthier.strategies._thinking import Ask, Talk, Thinking, close_with, follow, only, read_off, thoughts, together
 
@@ -44,7 +45,7 @@ def prepare(config: Config, train: Sequence[Example], store: Store | None = None
     prompt = settled(config.prompt, config.template, store)
     changes: dict[str, Any] = {"prompt": prompt, "template": "", "texts": _texts(config, store)}
     if config.answer == "auto":
-        changes["answer"] = form_of((e.target for e in train if e.target is not None), prompt["labels"])
+        changes["answer"] = form_of(answers_of(train), prompt["labels"])
     return config.model_copy(update=changes)
 
 
