@@ -1,8 +1,8 @@
 """An engine as judge: grades answers by a rubric, or says which of two is better (Zheng et al., 2023, "LLM-as-a-Judge").
 
-A pair is shown in both orders, and a judge that contradicts itself has said "tie". A reply that cannot be read is asked for again
+A pair is shown in both orders, and a judge that contradicts itself in writing has said "tie". A reply that cannot be read is asked for again
 with another seed; what stays unreadable, fails or times out is None and counted, and never stops the others. An engine that can
-score but hardly writes is asked for probabilities instead: the grade is then their mean over the scale (G-Eval, Liu et al., 2023).
+score but hardly writes is asked for probabilities instead: a grade is then their mean over the scale (G-Eval, Liu et al., 2023), a preference the likeliest one over both orders together.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _WORKERS = 8
 _GIVE_UP = 16
 """Questions that fail one after the other before the rest is not asked any more."""
 _MOST_GRADES = 101
+_SHARES = "probabilities"
 _CATALOGUE_NAME = re.compile(r"[a-z0-9_.@-]+")
 
 
@@ -65,7 +66,8 @@ class Grade:
 @dataclass(frozen=True, slots=True)
 class Preference:
     """Which answer is better. ``forward`` is what was said of (first, second), ``backward`` of (second, first), both in the true
-    order, None where unreadable or not asked. ``winner`` is None unless every order that was asked could be read."""
+    order, None where unreadable or not asked. ``winner`` is None unless every order that was asked could be read; when the orders
+    disagree it is a tie, or in mode score what is likeliest over both."""
 
     winner: Winner | None
     forward: Winner | None
@@ -183,7 +185,8 @@ class Judge:
                 about.append({"kind": "compare", "order": order, "input": q.input, "a": a, "b": b})
         verdicts: list[_Verdict[Side]] = self._settle(asked, about, ("A", "B", "tie"), read_preference)
         step = 1 + swap  # verdicts an item
-        return [_preference(verdicts[i : i + step]) for i in range(0, len(verdicts), step)]
+        weighed = self._mode == "score"
+        return [_preference(verdicts[i : i + step], weighed) for i in range(0, len(verdicts), step)]
 
     # ---- prompts
 
@@ -226,7 +229,8 @@ class Judge:
         if reply.failure:
             verdict.reason, verdict.reply, verdict.final = reply.error, "", not reply.again
             return
-        verdict.value, verdict.reason = read(reply.text)
+        verdict.value, reason = read(reply.text)
+        verdict.reason = reason or reply.text
         verdict.reply = reply.text
         # probabilities come out the same however often they are asked for
         verdict.final = verdict.value is not None or self._mode == "score"
@@ -315,8 +319,7 @@ def _weighed(options: Sequence[str], logprobs: Sequence[float]) -> _Reply:
         said: dict[str, Any] = {"winner": max(shares, key=shares.__getitem__)}
     else:
         said = {"rating": sum(float(option) * share for option, share in shares.items())}
-    shown = {option: round(share, 6) for option, share in shares.items()}
-    return _Reply(json.dumps(said | {"reason": f"probabilities {shown}"}))
+    return _Reply(json.dumps(said | {_SHARES: shares}))
 
 
 def _within(timeout_s: float | None, call: Callable[[], _Reply], name: str) -> _Reply:
@@ -346,7 +349,7 @@ _FORWARD: Mapping[Side, Winner] = {"A": "first", "B": "second", "tie": "tie"}
 _BACKWARD: Mapping[Side, Winner] = {"A": "second", "B": "first", "tie": "tie"}
 
 
-def _preference(verdicts: Sequence[_Verdict[Side]]) -> Preference:
+def _preference(verdicts: Sequence[_Verdict[Side]], weighed: bool) -> Preference:
     forward = _FORWARD[verdicts[0].value] if verdicts[0].value else None
     attempts = sum(verdict.attempts for verdict in verdicts)
     if len(verdicts) == 1:
@@ -355,7 +358,18 @@ def _preference(verdicts: Sequence[_Verdict[Side]]) -> Preference:
     reason = "\n".join(f"{order}: {v.reason}" for order, v in zip(("A, B", "B, A"), verdicts, strict=True))
     if forward is None or backward is None:
         return Preference(None, forward, backward, reason, attempts)
-    return Preference(forward if forward == backward else "tie", forward, backward, reason, attempts)
+    winner: Winner = forward if forward == backward else "tie"
+    if weighed:
+        winner = _balanced(*(json.loads(verdict.reply)[_SHARES] for verdict in verdicts))
+    return Preference(winner, forward, backward, reason, attempts)
+
+
+def _balanced(forward: Mapping[str, float], backward: Mapping[str, float]) -> Winner:
+    """The likeliest verdict on the mean of both orders, in which a liking for one place cancels (Wang et al., 2023)."""
+    first, second = forward["A"] + backward["B"], forward["B"] + backward["A"]
+    if forward["tie"] + backward["tie"] >= max(first, second) or math.isclose(first, second, rel_tol=1e-9):
+        return "tie"
+    return "first" if first > second else "second"
 
 
 def agreement(
