@@ -67,5 +67,5 @@ def test_what_is_wrong_is_named(tmp_path: Path, home: Path, capsys: pytest.Captu
     assert run("tasks", "show", "boolq", "shots=1") == 2
     assert "boolq needs data" in capsys.readouterr().err
     (tmp_path / "v.jsonl").write_text('{"question": "q", "passage": "p", "label": 2}\n')
-    assert run("tasks", "show", "boolq", f"data={tmp_path}/v.jsonl") in (2, 3)
+    assert run("tasks", "show", "boolq", f"data={tmp_path}/v.jsonl") == 2
     assert "v.jsonl:1: label must be one of false, true" in capsys.readouterr().err

@@ -6,8 +6,9 @@ import pytest
 from tests.tasks import rows
 
 from luthier.core.dataset import Example
-from luthier.core.errors import DataError
+from luthier.core.errors import DataError, UnsupportedError
 from luthier.core.message import Message
+from luthier.evaluation.evaluate import evaluate
 from luthier.tasks._load import load_task
 
 
@@ -44,3 +45,11 @@ def test_a_sentence_without_a_blank(tmp_path: Path) -> None:
     (tmp_path / "v.jsonl").write_text('{"sentence": "none", "option1": "a", "option2": "b", "answer": "1"}\n')
     with pytest.raises(DataError, match=r"v\.jsonl:1: sentence has no blank"):
         load_task(NAME, [f"data={tmp_path}/v.jsonl"])
+
+
+def test_a_strategy_cannot_tell_the_choices_apart_and_says_so(tmp_path: Path, home: Path) -> None:
+    folder = rows.write(tmp_path, NAME)
+    with pytest.raises(UnsupportedError, match="a prompt of its own for each choice"):
+        evaluate("fake", load_task(NAME, [f"data={folder}"]), strategy="zero_shot")
+    result = evaluate("fake", load_task(NAME, [f"data={folder}", "chat=true"]), strategy="zero_shot")
+    assert len(result.records) == 3

@@ -26,6 +26,7 @@ from luthier.core.engine import (
     ScoreRequest,
     require,
 )
+from luthier.core.errors import UnsupportedError
 from luthier.core.message import Message, Prompt
 from luthier.core.run import Progress
 from luthier.core.task import Task
@@ -71,6 +72,8 @@ class AskOptions:
 
     def __call__(self, examples: Sequence[Example], progress: Progress) -> list[Reply]:
         """One option an example."""
+        if not self.raw:
+            _refuse_paired(self.task, examples)
         requests: list[ScoreRequest] = []
         sizes: list[int] = []
         for example in examples:
@@ -150,6 +153,7 @@ class AskText:
     def __call__(self, examples: Sequence[Example], progress: Progress) -> list[Reply]:
         """One text (label, choice) an example."""
         task = self.task
+        _refuse_paired(task, examples)
         prompts: list[Prompt] = [
             e.raw[0] if self.raw and e.raw else e.messages for e in examples for _ in range(task.samples)
         ]
@@ -213,6 +217,15 @@ class AskText:
             completion_tokens=sum(one.completion_tokens for one in made),
             prompt_digest=digest_json(first.prompt_token_ids) if first.prompt_token_ids else "",
             calls=sum(one.calls for one in made),
+        )
+
+
+def _refuse_paired(task: Task, examples: Sequence[Example]) -> None:
+    """Choices that differ only in what comes before them can be told apart in the benchmark's own prompts alone."""
+    if any(len(example.raw) > 1 for example in examples):
+        raise UnsupportedError(
+            f"{task.name} has a prompt of its own for each choice; it can only be asked as it is, of an engine that scores",
+            hint="leave the strategy out, or ask it in turns: chat=true",
         )
 
 
