@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -21,6 +22,16 @@ def test_english_is_the_packages(variant: str, measure: str, stemmer: bool) -> N
     own = RougeScorer([variant], use_stemmer=stemmer)
     expected = getattr(own.score_multi(REFERENCES, ANSWER)[variant], measure)
     assert score(Answer(ANSWER), Target(REFERENCES[0], REFERENCES), config).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_longest_common_order_of_long_texts(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    answer, *references = (" ".join(draw.choice(["tea", "rain", "cat", "old", "town", "sat"], n)) for n in (90, 60, 70))
+    expected = RougeScorer(["rougeL"]).score_multi(references, answer)["rougeL"]
+    found = score(Answer(answer), Target(references[0], tuple(references)), Config())
+    assert found.value == pytest.approx(expected.fmeasure)
+    assert found.detail == {"precision": pytest.approx(expected.precision), "recall": pytest.approx(expected.recall)}
 
 
 def test_chinese_counts_by_character() -> None:

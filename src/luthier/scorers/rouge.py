@@ -42,11 +42,16 @@ class Tokens:
         return [str(self._stemmer.stem(word)) if len(word) > 3 and word.isascii() else word for word in found]
 
 
+@lru_cache(maxsize=2)
+def _tokens(stemmer: bool) -> Tokens:
+    return Tokens(stemmer)
+
+
 @lru_cache(maxsize=8)
 def _metric(variant: str, stemmer: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer([variant], tokenizer=Tokens(stemmer))
+    return RougeScorer([variant], tokenizer=_tokens(stemmer))
 
 
 def score(answer: Answer, target: Target, config: Config) -> Score:
@@ -57,9 +62,30 @@ def score(answer: Answer, target: Target, config: Config) -> Score:
     text = answer.text
     if config.split_sentences:
         text, references = _lines(text), [_lines(one) for one in references]
-    found = _metric(config.variant, config.stemmer).score_multi(references, text)[config.variant]
-    detail = {"precision": float(found.precision), "recall": float(found.recall)}
-    return Score(float(getattr(found, config.measure)), detail)
+    if config.variant == "rougeL":
+        found = _longest(references, text, config.stemmer)
+    else:
+        made = _metric(config.variant, config.stemmer).score_multi(references, text)[config.variant]
+        found = {name: float(getattr(made, name)) for name in ("precision", "recall", "fmeasure")}
+    return Score(found.pop(config.measure), found)
+
+
+def _longest(references: Sequence[str], text: str, stemmer: bool) -> dict[str, float]:
+    """ROUGE-L of the reference with the best F-measure, by a common subsequence in bit operations: some hundred times faster than the
+    package's table, and the same figures."""
+    from rapidfuzz.distance import LCSseq
+
+    tokens = _tokens(stemmer)
+    given = tokens.tokenize(text)
+    best: dict[str, float] = {}
+    for reference in references:
+        wanted = tokens.tokenize(reference)
+        common = LCSseq.similarity(given, wanted) if given and wanted else 0
+        precision, recall = common / max(len(given), 1), common / max(len(wanted), 1)
+        mean = 2 * precision * recall / (precision + recall) if common else 0.0
+        if not best or mean > best["fmeasure"]:
+            best = {"precision": precision, "recall": recall, "fmeasure": mean}
+    return best
 
 
 def _lines(text: str) -> str:
