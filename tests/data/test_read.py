@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 import luthier
 from luthier.core.errors import DataError, InputError, MissingExtraError
-from luthier.data.read import examples_from_rows, read, write
+from luthier.data.files import rows_of
+from luthier.data.formats import RowError
+from luthier.data.read import convert_rows, examples_from_rows, read, write
 
 
 def jsonl(path: Path, *rows: Any) -> Path:
@@ -195,3 +198,22 @@ def test_hub_that_cannot_be_reached_or_does_not_know(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(datasets, "load_dataset", fails(datasets.exceptions.DatasetNotFoundError("nothing there")))
     with pytest.raises(DataError, match="nothing there"):
         read("hub:org/name")
+
+
+def test_rows_in_a_form_of_their_own(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "own.jsonl", {"n": 1}, {"n": "x"}, "{", {"n": 3})
+    rows = [(str(path), line, row) for line, row in rows_of(path)]
+
+    def number(row: Mapping[str, Any]) -> int:
+        if not isinstance(row["n"], int):
+            raise RowError("n must be a number")
+        return int(row["n"])
+
+    good, problems = convert_rows(rows, number, skip_bad=True)
+    assert [(Path(source).name, value) for source, value in good] == [("own.jsonl:1", 1), ("own.jsonl:4", 3)]
+    assert [problem.line for problem in problems] == [2, 3]
+    assert convert_rows(rows, number, limit=1) == ([(f"{path}:1", 1)], [])
+    with pytest.raises(DataError, match=r"2 of 4 rows cannot be used(.|\n)*own\.jsonl:2: n must be a number"):
+        convert_rows(rows, number)
+    with pytest.raises(DataError, match="no rows"):
+        convert_rows([], number)
