@@ -30,9 +30,11 @@ class Tokens:
     """The words of rouge-score's own tokenizer for English, plus those of other scripts, which that one drops."""
 
     def __init__(self, stemmer: bool) -> None:
-        from nltk.stem.porter import PorterStemmer
+        self._stemmer: Any = None
+        if stemmer:
+            from nltk.stem.porter import PorterStemmer
 
-        self._stemmer = PorterStemmer() if stemmer else None
+            self._stemmer = PorterStemmer()
 
     def tokenize(self, text: str) -> list[str]:
         """Lower-case words; Chinese and Japanese characters one by one."""
@@ -71,8 +73,8 @@ def score(answer: Answer, target: Target, config: Config) -> Score:
 
 
 def _longest(references: Sequence[str], text: str, stemmer: bool) -> dict[str, float]:
-    """ROUGE-L of the reference with the best F-measure, by a common subsequence in bit operations: some hundred times faster than the
-    package's table, and the same figures."""
+    """ROUGE-L of the reference with the best F-measure, the common subsequence found by bit operations: ten times (60 words) to 250
+    times (500 words) faster than the package's table, and the same figures."""
     from rapidfuzz.distance import LCSseq
 
     tokens = _tokens(stemmer)
