@@ -26,7 +26,7 @@ from luthier.strategies._build import prepare_strategy, read_strategy, wrap_stra
 from luthier.tasks._load import load_task
 
 Split = Literal["train", "validation", "test"]
-OWN = "own"  # the engine's own prompt, or none
+OWN = "own"  # the engine's own prompt, the benchmark's, or none
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def ask_with(engine: Engine, strategy: str | Mapping[str, Any] | None, task: Tas
     """
     info = engine.info
     if strategy is None:
-        if info.labels or info.prompt_digest:
+        if info.labels or info.prompt_digest or _to_the_letter(task):
             return Asked(engine, OWN, {})
         strategy = "zero_shot"
     name, options = read_strategy(strategy, "strategy")
@@ -96,6 +96,11 @@ def ask_with(engine: Engine, strategy: str | Mapping[str, Any] | None, task: Tas
         )
     config = prepare_strategy(name, options, task.prompt, task.splits.train.examples, store)
     return Asked(wrap_strategy(engine, name, config, store), name, config.model_dump(mode="json"))
+
+
+def _to_the_letter(task: Task) -> bool:
+    """Whether the task fixes the prompts themselves, as benchmarks do."""
+    return any(example.raw for example in task.splits.test.examples[:1])
 
 
 def _open(store: Store, model: str, engine: str, options: Mapping[str, Any] | None, *, raw: bool) -> Engine:
