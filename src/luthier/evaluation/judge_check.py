@@ -28,6 +28,7 @@ WINNERS: tuple[Winner, ...] = ("first", "second", "tie")
 FIELDS = ("prompt", "response_a", "response_b", "winner")
 _FIRST, _SECOND = ("response_a", "model_a", "a", "first", "1"), ("response_b", "model_b", "b", "second", "2")
 _TIES = ("tie", "both", "neither", "equal", "draw")
+_UNKNOWN = "winner must be response_a, response_b or tie; got {!r}"
 _SHOWN_PROBLEMS = 20
 _RESAMPLES = 4000
 _BLOCK = 16
@@ -131,18 +132,15 @@ def _pair(place: str, row: Mapping[str, Any]) -> LabelledPair | str:
         if not isinstance(row.get(field), str):
             return f"{field} {'is missing' if field not in row else 'must be text'}"
     winner = _winner(row["winner"])
-    votes = [_winner(vote) for vote in row.get("votes") or ()]
-    for given, read in ((row["winner"], winner), *zip(row.get("votes") or (), votes, strict=True)):
-        if read is None:
-            return f"winner must be response_a, response_b or tie; got {given!r}"
-    return LabelledPair(
-        place,
-        row["prompt"],
-        row["response_a"],
-        row["response_b"],
-        winner,
-        tuple(v for v in votes if v),  # type: ignore[arg-type]
-    )
+    if winner is None:
+        return _UNKNOWN.format(row["winner"])
+    votes = []
+    for given in row.get("votes") or ():
+        vote = _winner(given)
+        if vote is None:
+            return _UNKNOWN.format(given)
+        votes.append(vote)
+    return LabelledPair(place, row["prompt"], row["response_a"], row["response_b"], winner, tuple(votes))
 
 
 def _winner(value: Any) -> Winner | None:
@@ -309,7 +307,9 @@ def _findings(report: JudgeReport) -> list[str]:
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
+    out: Floats = np.full(np.shape(above), np.nan)
+    np.divide(above, below, out=out, where=below > 0)
+    return out
 
 
 def _mean(values: npt.NDArray[Any]) -> dict[str, float] | None:

@@ -20,6 +20,7 @@ from luthier.store.lineage import Node, record_edge
 from luthier.store.models import check_name, find, register
 from luthier.store.runs import find_run, folder, list_runs
 from luthier.tournament.board import Board, Standing
+from luthier.tournament.certificate import standing_of
 
 _PARITY_PROMPTS = 16
 
@@ -31,6 +32,7 @@ def promote(
     name: str | None = None,
     replace: bool = False,
     parity_check: bool = True,
+    uncertified: bool = False,
     store: Store | None = None,
 ) -> ModelRecord:
     """Register an evaluated model as an endpoint and return its record.
@@ -42,7 +44,8 @@ def promote(
     Raises NotFoundError for an unknown run or entrant, StoreError when files of the model are damaged, MismatchError when weights
     or template are no longer those that were evaluated, or when prompts, stop tokens or loss mask differ between training and the
     engine that will serve (``parity_check=False`` leaves that comparison out, which the record then says), ConflictError when the name
-    is taken (by another endpoint: ``replace``).
+    is taken (by another endpoint: ``replace``). An export whose certificate on this task says FAIL is a MismatchError too, unless
+    ``uncertified``.
     """
     store = store or open_store()
     found = _latest(store) if run == "latest" else find_run(store, run)
@@ -50,9 +53,12 @@ def promote(
     config = json.loads((folder(store, evaluated.id) / "config.json").read_text(encoding="utf-8"))["values"]
     target = _target(store, config)
     _check(store, target, config["engine"])
+    certificate = standing_of(target, config["task"], uncertified=uncertified) if target.kind == "export" else None
     record = _record(store, found, evaluated, config, target, check_name(name or config["task"]["name"]), entrant)
     parity = _parity(store, record, evaluated, config["engine"]) if parity_check else {"checked": False}
     record = dataclasses.replace(record, meta={**record.meta, "parity": parity})
+    if certificate is not None:
+        record = dataclasses.replace(record, meta={**record.meta, "certificate": certificate})
     _require_free(store, record, replace)
     record = register(store, record, replace=replace)
     endpoint = Node("endpoint", record.name)
