@@ -36,9 +36,12 @@ def _metric(config: Config) -> Any:
 def _counted(answer: Answer, target: Target, config: Config) -> tuple[float, float] | None:
     """(edits with the nearest reference, mean length of the references)."""
     references = reference_texts(target.accepted)
-    if not references:
-        return None
-    found = _metric(config).sentence_score(answer.text, references)
+    return _edits(answer.text, references, config) if references else None
+
+
+@lru_cache(maxsize=100_000)  # seconds for one long answer, which is wanted for its own score and for the set's figure
+def _edits(text: str, references: tuple[str, ...], config: Config) -> tuple[float, float]:
+    found = _metric(config).sentence_score(text, references)
     return float(found.num_edits), float(found.ref_length)
 
 
