@@ -312,3 +312,112 @@ def test_an_adapter_in_the_store_can_enter_and_be_asked_another_way(both: Path, 
 def test_the_verb_is_in_the_package(path: Path, home: Path) -> None:
     for _ in range(2):  # also when the package of the same name is imported already
         assert len(luthier.tournament(path, FAKES).finished) == 2
+
+
+SEARCHED = [
+    "entrants=[{name: oracle, model: 'fake:billing,delivery,refund'}, {name: probe, method: linear_probe, search: 3}, "
+    "{name: plain, method: linear_probe}]",
+    "train={epochs: 4, dtype: fp32, batch_size: 16}",
+    "seeds=2",
+    "jobs=1",
+    "budget={tokens: 400}",
+    "machine={per_hour: 0.36}",
+]
+
+
+def test_searches_seeds_budgets_and_prices(tiny_encoder: str, path: Path, store: Store) -> None:
+    stages: list[str] = []
+    foretold: list[Any] = []
+    board = tournament(
+        path, SEARCHED, store=store, predicted=foretold.extend, progress=lambda stage, done, total: stages.append(stage)
+    )
+    probe, plain, oracle = (board.standing(name) for name in ("probe", "plain", "oracle"))
+    assert probe is not None and plain is not None and oracle is not None
+    assert {e.name for e in foretold} == {"probe", "plain"}
+    assert probe.predicted["trainable"] == probe.trainable_parameters == 99
+    assert len(probe.trials) == 3
+    assert probe.trials[0]["params"] == {"train.learning_rate": 0.01}, "the defaults first"
+    assert probe.settings["train"]["learning_rate"] == probe.chosen["train.learning_rate"]
+    assert 0 < probe.spent["tokens"] <= 400
+    assert 0 < plain.spent["tokens"] <= 400
+    assert max(t["tokens"] for t in probe.trials) <= 400 // 3
+    assert plain.spent["trainings"] == plain.repeats["trainings"] == 1
+    for entrant in (probe, plain):
+        assert [seed["seed"] for seed in entrant.seeds] == [0, 1]
+        assert entrant.score["value"] == pytest.approx(np.mean([seed["value"] for seed in entrant.seeds]))
+        promoted = [seed for seed in entrant.seeds if seed["promoted"]]
+        assert [seed["target"] for seed in promoted] == [entrant.target]
+        assert promoted[0]["validation"] == min(seed["validation"] for seed in entrant.seeds), (
+            "chosen by validation only"
+        )
+    assert oracle.seeds == ()
+    assert oracle.price_per_1000 == pytest.approx(oracle.latency_p50_s * 1000 * 0.36 / 3600)  # type: ignore[operator]
+    assert any("means over 2 seeds" in reason for reason in board.verdict["reasons"])
+    assert board.frontiers["latency"]
+    assert any(stage.startswith("probe: trial 1 of 3") for stage in stages)
+    models = [m.name for m in list_models(store) if m.kind == "adapter"]
+    assert len(models) == 4, "two seeds of two entrants; the trials that lost are gone"
+    page = (folder(store, board.run) / "board.html").read_text()
+    assert "3 trials" in page
+    assert "400 tokens" in page
+    again = tournament(path, SEARCHED, store=store)
+    assert (again.run, again.verdict) == (board.run, board.verdict)
+    assert [list(s.trials) for s in again.standings] == [list(s.trials) for s in board.standings]
+
+
+def test_a_killed_search_goes_on(tiny_encoder: str, path: Path, store: Store) -> None:
+    code = """
+import os, signal, sys
+import luthier.training.tune as t
+real, calls = t.tune, []
+def killed_in_third(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+t.tune = killed_in_third
+import luthier
+luthier.tournament(sys.argv[1], sys.argv[2:])
+"""
+    overrides = [
+        "entrants=[{name: probe, method: linear_probe, search: 4}]",
+        "train={epochs: 2, dtype: fp32}",
+        "jobs=1",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), *overrides], capture_output=True, timeout=180, check=False
+    )
+    assert done.returncode == -9, done.stderr.decode()
+    before = {r.id for r in list_runs(store, "tune")}
+    assert len(before) == 2
+    board = tournament(path, overrides, store=store)
+    assert len(board.standings[0].trials) == 4
+    after = {r.id for r in list_runs(store, "tune")}
+    assert before < after
+    assert len(after) == 4, "two trials were missing"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search={trials: 2, space: {train.learning_rate: [1, 2]}, smapler: tpe}", "Did you mean 'sampler'"),
+        ("search={space: {train.lerning_rate: [0.1, 0.2]}}", "entrant linear_probe: .*Did you mean 'learning_rate'"),
+        ("search={space: {train.learning_rate: [-1.0, 0.2]}}", "entrant linear_probe: .*learning_rate.*greater than 0"),
+        ("search={space: {objective.label_smoothing: [0.0, 0.1]}}", "search.metric=validation_accuracy"),
+        ("search={sampler: grid}", "sampler grid needs lists"),
+        ("budget={seconds: 0}", "budget.seconds"),
+        ("seeds=none", "seeds: must be how many"),
+    ],
+)
+def test_wrong_searches_are_refused_before_anything_starts(
+    tiny_encoder: str, path: Path, store: Store, override: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        tournament(path, [override, "entrants=[linear_probe]"], store=store)
+    assert list_runs(store) == []
+
+
+def test_a_search_needs_validation_rows(tiny_encoder: str, path: Path, store: Store) -> None:
+    overrides = ["entrants=[{method: linear_probe, search: 2}]", "data.split={train: 0.6, validation: 0.0, test: 0.4}"]
+    with pytest.raises(InputError, match=r"data\.split\.validation"):
+        tournament(path, overrides, store=store)

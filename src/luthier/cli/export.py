@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from luthier.tournament.certificate import Certificate
 
 
 def register(app: typer.Typer) -> None:
@@ -29,9 +32,23 @@ def register(app: typer.Typer) -> None:
         out: Annotated[
             Path | None, typer.Option(metavar="FILE", help="Also write a copy to this file or folder.")
         ] = None,
+        certify: Annotated[
+            str | None,
+            typer.Option(
+                "--certify",
+                metavar="TASK.yaml",
+                help="Test on your own evaluation that the export is not worse than the model.",
+            ),
+        ] = None,
+        margin: Annotated[
+            float, typer.Option(metavar="SCORE", help="With --certify: how much worse may still count as equal.")
+        ] = 0.02,
         as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     ) -> None:
-        """Write a model as GGUF, for llama.cpp and what is built on it."""
+        """Write a model as GGUF, for llama.cpp and what is built on it.
+
+        With --certify the exit code is 1 unless the certificate says PASS.
+        """
         from luthier.cli import _print
         from luthier.models.export import export as write
         from luthier.models.export import gguf_file
@@ -41,6 +58,7 @@ def register(app: typer.Typer) -> None:
         with _print.progress() as progress:
             made = write(model, type=type_.upper(), merge=merge, as_name=name, out=out, store=store, progress=progress)
         path = gguf_file(store, made)
+        found = _certificate(made.name, certify, margin)
         if as_json:
             _print.show_json(
                 {
@@ -51,8 +69,10 @@ def register(app: typer.Typer) -> None:
                     "file": str(path),
                     "bytes": made.size_bytes,
                     "digest": made.digest,
+                    **({"certificate": found.as_dict()} if found is not None else {}),
                 }
             )
+            _exit(found)
             return
         what = "LoRA file for the GGUF of " + str(made.base) if made.meta["holds"] == "lora" else "whole model"
         rows = {
@@ -64,4 +84,24 @@ def register(app: typer.Typer) -> None:
         console = _print.out()
         for key, value in rows.items():
             console.print(f"{key:8} {value}", markup=False)
+        if found is not None:
+            colour = {"PASS": "bold green", "FAIL": "bold red"}.get(found.verdict, "bold yellow")
+            console.print("certify ", found.verdict, style=colour)
+            console.print(f"         {found.sentence}", markup=False)
+            _exit(found)
         console.print(f"\nnext: luthier chat {made.name}  or  luthier serve {made.name}", markup=False)
+
+
+def _certificate(name: str, task: str | None, margin: float) -> Certificate | None:
+    from luthier.cli import _print
+    from luthier.tournament.certificate import certify
+
+    if task is None:
+        return None
+    with _print.progress() as progress:
+        return certify(name, task, margin=margin, progress=progress)
+
+
+def _exit(found: Certificate | None) -> None:
+    if found is not None and found.verdict != "PASS":
+        raise typer.Exit(1)
