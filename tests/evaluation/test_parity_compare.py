@@ -130,6 +130,6 @@ def test_answers_are_only_shown() -> None:
 
 
 def test_figures_of_cases() -> None:
-    found = compare_numbers(NAMES, "scores", CASES, [1.0, 2.0, 3.0], [1.0, 2.1, 3.0], Tolerance(1, 0.05, 1))
+    found = compare_numbers(NAMES, "scores", CASES, [1.0, 2.0, 3.0], [1.0, 2.1, 3.0], Tolerance(0.2, 0.05, 1))
     assert (found.verdict, found.equal, found.where) == ("differs", 2, "prompt 2")
     assert compare_numbers(NAMES, "scores", [], [], [], Tolerance(1, 1, 1)).verdict == "not offered"

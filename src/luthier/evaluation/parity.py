@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,19 +40,20 @@ if TYPE_CHECKING:
     from luthier.evaluation.parity_sides import Answered, Measured
     from luthier.store.database import Store
 
-N, TOKENS = 16, 16
+N, TOKENS, SCORED = 16, 16, 32
 _OPTIONS = {"torch": ("auto", "bf16", "fp16", "fp32"), "llamacpp": ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")}
 REMOTE = "bf16"  # the tolerance for weights of an unknown type
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The report. ``agrees``: nothing differs beyond its tolerance."""
+    """The report. ``agrees``: nothing differs beyond its tolerance. ``answers`` are the reference's greedy tokens."""
 
     model: str
     prompts: int
     tokens: int
     comparisons: tuple[Comparison, ...]
+    answers: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     @property
     def agrees(self) -> bool:
@@ -61,7 +62,7 @@ class Parity:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain form for JSON."""
-        return asdict(self) | {"agrees": self.agrees}
+        return {key: value for key, value in asdict(self).items() if key != "answers"} | {"agrees": self.agrees}
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ def check_parity(
     model: str,
     *,
     against: Sequence[str] = ("torch", "llamacpp"),
-    prompts: str | Path | None = None,
+    prompts: str | Path | Sequence[Case] | None = None,
     n: int = N,
     tokens: int = TOKENS,
+    scored: int = SCORED,
     store: Store | None = None,
     progress: Progress = no_progress,
 ) -> Parity:
@@ -89,7 +91,8 @@ def check_parity(
 
     ``against``: ``torch`` (as served) or ``torch:bf16``; ``llamacpp`` (every type that was exported, else F16) or ``llamacpp:Q8_0``;
     ``openai:MODEL@URL``. What has to be exported for it is removed afterwards. ``prompts`` is a data file, of which the first ``n`` rows
-    are asked; left out, ``n`` of 32 built-in prompts. Greedy answers have ``tokens`` tokens, and so many of each given answer are scored.
+    are asked (or cases, all of which are); left out, ``n`` of 32 built-in prompts. Greedy answers have ``tokens`` tokens, and so many of
+    the given answers of the first ``scored`` prompts are compared token by token.
 
     Raises NotFoundError for an unknown name, UnsupportedError for an encoder, InputError for an unknown side.
     """
@@ -102,13 +105,21 @@ def check_parity(
         raise InputError(f"tokens must be at least 1; got {tokens}")
     subject = _subject(store, model)
     wanted = _sides(store, subject, against)
-    cases = from_file(prompts, n, subject.template) if prompts is not None else built_in(n, subject.template)
+    cases = _cases(prompts, n, subject.template)
     renderer = load_renderer(path_of(store, _folder_of(store, subject).digest))
-    check = _Check(store, subject, cases, tokens, renderer, progress)
+    check = _Check(store, subject, cases, tokens, max(scored, 1), renderer, progress)
     found = compare_training(renderer, cases)
     remote = [check.ask(name) for kind, name in wanted if kind == "openai"]
-    found += check.local([(kind, type_) for kind, type_ in wanted if kind != "openai"], remote)
-    return Parity(model, len(cases), tokens, tuple(found))
+    compared, answers = check.local([(kind, type_) for kind, type_ in wanted if kind != "openai"], remote)
+    return Parity(model, len(cases), tokens, (*found, *compared), answers)
+
+
+def _cases(prompts: str | Path | Sequence[Case] | None, n: int, template: PromptTemplate | None) -> Sequence[Case]:
+    if prompts is None:
+        return built_in(n, template)
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str):
+        return prompts
+    return from_file(prompts, n, template)
 
 
 def check_identity(
@@ -246,6 +257,7 @@ class _Check:
     subject: _Subject
     cases: Sequence[Case]
     tokens: int
+    scored: int
     renderer: Renderer
     progress: Progress
 
@@ -254,9 +266,10 @@ class _Check:
         return [self.renderer.prompt_ids(case.prompt) for case in self.cases]
 
     def rows(self) -> list[tuple[list[int], list[int]]]:
-        """(prompt, the first tokens of the given answer, end-of-turn included where it is that short) of each case."""
-        answers = [self.renderer.continuation_ids(c.answer or "OK", ends_turn=True)[: self.tokens] for c in self.cases]
-        return list(zip(self.ids, answers, strict=True))
+        """(prompt, the first tokens of the given answer, end-of-turn included where it is that short) of the cases that are scored."""
+        cases = self.cases[: self.scored]
+        answers = [self.renderer.continuation_ids(c.answer or "OK", ends_turn=True)[: self.tokens] for c in cases]
+        return list(zip(self.ids, answers, strict=False))
 
     def ask(self, name: str) -> Answered:
         from luthier.evaluation.parity_sides import ask_remote
@@ -264,8 +277,10 @@ class _Check:
         base = self.subject.base.name
         return ask_remote(self.store, name, base, self.cases, self.rows(), self.tokens, self.progress)
 
-    def local(self, wanted: Sequence[tuple[str, str]], remote: Sequence[Answered]) -> list[Comparison]:
-        """torch in fp32, then everything against it."""
+    def local(
+        self, wanted: Sequence[tuple[str, str]], remote: Sequence[Answered]
+    ) -> tuple[list[Comparison], tuple[tuple[int, ...], ...]]:
+        """torch in fp32, then everything against it; and the answers of torch in fp32."""
         from luthier.evaluation.parity_sides import measure_llama, measure_torch
 
         store, cases, rows = self.store, self.cases, self.rows()
@@ -281,7 +296,16 @@ class _Check:
                     found += [self._served(other), self._own_scores(other), *self._against(reference, other)]
                 continue
             with _temporary_exports(store, self.subject):
-                other = measure_llama(store, self.subject.exported, option, cases, rows, self.tokens, self.progress)
+                other = measure_llama(
+                    store,
+                    self.subject.exported,
+                    option,
+                    cases,
+                    rows,
+                    self.tokens,
+                    max(map(len, self.ids)),
+                    self.progress,
+                )
             names = ("renderer", other.name)
             found += [
                 self._served(other),
@@ -293,7 +317,7 @@ class _Check:
         for answer, own in zip(remote, said, strict=True):
             found += self._remote(reference, answer, self._cut(whole, at, at + len(own)), own)
             at += len(own)
-        return found
+        return found, tuple(reference.answers)
 
     def _cut(self, measured: Measured, begin: int, end: int) -> Measured:
         from dataclasses import replace
@@ -314,7 +338,9 @@ class _Check:
         wanted = [ids for _, ids in self.rows()]
         tolerance = TOLERANCES[other.precision]
         return [
-            *compare_scores(names, self.cases, wanted, reference.scores, other.scores, tolerance, self.renderer),
+            *compare_scores(
+                names, self.cases[: self.scored], wanted, reference.scores, other.scores, tolerance, self.renderer
+            ),
             compare_answers(names, self.cases, reference.answers, other.answers),
         ]
 
@@ -348,7 +374,8 @@ class _Check:
         tolerance = TOLERANCES[REMOTE]
         if answer.echoed is not None:
             ids = [row for _, row in self.rows()]
-            found += compare_scores(names, cases, ids, reference.scores, answer.echoed, tolerance, self.renderer)
+            told_of = cases[: self.scored]
+            found += compare_scores(names, told_of, ids, reference.scores, answer.echoed, tolerance, self.renderer)
         else:
             kept = [i for i, (_, said) in enumerate(rows) if said]
             theirs = [

@@ -99,13 +99,17 @@ def measure_llama(
     cases: Sequence[Case],
     rows: Sequence[TokenRow],
     tokens: int,
+    longest: int,
     progress: Progress = no_progress,
 ) -> Measured:
-    """Serve the cases with llama.cpp; ask it for single tokens; have its own tokenizer cut the rendered prompts."""
+    """Serve the cases with llama.cpp; ask it for single tokens; have its own tokenizer cut the rendered prompts.
+
+    ``longest`` is the number of tokens of the longest prompt.
+    """
     from luthier.engines._concurrent import run_all
     from luthier.engines._llamacpp_probe import LlamaProbe
 
-    engine: Any = open_llama(store, record, type, longest=max(len(a) + len(b) for a, b in rows) + tokens)
+    engine: Any = open_llama(store, record, type, longest + 2 * tokens)
     name = f"llama.cpp {type}"
     try:
         stage = _stage(progress, name)
