@@ -17,6 +17,7 @@ from luthier.models.load import load_model
 from luthier.store.artifacts import put, staged
 from luthier.store.database import open_store
 from luthier.store.models import find, register
+from luthier.strategies._labels import LabelEngine
 from luthier.strategies._load import load, load_many
 
 FP32 = {"dtype": "fp32"}
@@ -40,6 +41,8 @@ def endpoint(name: str, target: str, **meta: object) -> None:
 
 
 def asked(engine: object, text: str) -> tuple[int, ...]:
+    """The tokens that the model reads, also where it then chooses among labels instead of writing."""
+    engine = engine.inner if isinstance(engine, LabelEngine) else engine
     return engine.generate([user(text)], Sampling(max_new_tokens=1))[0].prompt_token_ids  # type: ignore[attr-defined,no-any-return]
 
 
@@ -53,6 +56,21 @@ def test_an_adapter_is_asked_with_the_prompt_it_was_tuned_with(tiny_decoder: str
     assert engine.info.prompt_digest == PROMPT.digest
     assert raw.info.prompt_digest == ""
     assert asked(load(tiny_decoder), "x") == tuple(renderer.prompt_ids(user("x")))
+
+
+def test_what_has_labels_answers_with_the_likeliest_one_as_it_was_evaluated(tiny_decoder: str) -> None:
+    adapter(tiny_decoder, "mine", prompt=PROMPT.as_dict())
+    endpoint("served", "mine", strategy={"name": "zero_shot", "config": {"prompt": PROMPT.as_dict()}})
+    questions = [user(f"where is parcel {i}") for i in range(5)]
+    for name in ("mine", "served"):
+        engine = load(name, options=FP32)
+        assert engine.info.labels == PROMPT.labels
+        scored = engine.score([ScoreRequest(question, PROMPT.labels) for question in questions])
+        best = [max(zip(row, PROMPT.labels, strict=True), key=lambda pair: pair[0].logprob)[1] for row in scored]
+        answers = engine.generate(questions, Sampling())
+        assert [answer.text for answer in answers] == best
+        assert all(answer.prompt_tokens == len(asked(engine, "where is parcel 0")) for answer in answers)
+    assert load("mine", options=FP32, raw=True).info.labels == ()
 
 
 def test_an_endpoint_is_its_target_with_its_strategy(tiny_decoder: str) -> None:
@@ -71,9 +89,8 @@ def test_an_endpoint_is_its_target_with_its_strategy(tiny_decoder: str) -> None:
     assert asked(engines["bare"], "late") == tuple(renderer.prompt_ids(user("late")))
     assert [e.info.model for e in engines.values()] == ["flat", "nested", "bare", tiny_decoder, "fake"]
     assert engines["flat"].info.model_digest == find(open_store(), "mine").digest
-    bases = {
-        id(e._base) for e in (engines["flat"].inner, engines["nested"].inner, engines["bare"], engines[tiny_decoder])
-    }  # type: ignore[attr-defined]
+    below = [engines["flat"].inner.inner, engines["nested"].inner.inner, engines["bare"], engines[tiny_decoder]]  # type: ignore[attr-defined]
+    bases = {id(engine._base) for engine in below}
     assert len(bases) == 1
     outer = load("outer")
     assert outer.info.model == "outer"

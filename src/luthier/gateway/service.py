@@ -6,26 +6,20 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.core.engine import Engine, Generation
-from luthier.core.errors import InputError, LuthierError, NotFoundError, did_you_mean
-from luthier.core.message import Prompt
+from luthier.core.errors import InputError, NotFoundError, did_you_mean
 from luthier.core.model import ModelRecord
 from luthier.gateway.keys import Keys
-from luthier.gateway.labels import Counter, answer_with_labels
 from luthier.gateway.limits import Gate
 from luthier.gateway.traces import TraceWriter
 from luthier.gateway.wire import RequestError
-from luthier.store.artifacts import path_of
 from luthier.store.database import Store
 from luthier.store.models import find
 from luthier.store.traces import record_traces
-
-if TYPE_CHECKING:
-    from luthier.data.render import Renderer
+from luthier.strategies._labels import answer_with_labels, labels_of, prompt_counter, tokenizer_folder
 
 
 @dataclass(frozen=True)
@@ -119,67 +113,8 @@ def serve_as(name: str, engine: Engine, store: Store, price: Price) -> Served:
         price=price,
         temperature=0.0 if bound else 1.0,
         max_new_tokens=most if isinstance(most, int) and most > 0 else 256,
-        tokenizer=_tokenizer_folder(store, record) if record is not None else None,
+        tokenizer=tokenizer_folder(store, record) if record is not None else None,
     )
-
-
-def prompt_counter(store: Store, record: ModelRecord, engine: Engine) -> Counter:
-    """Counts a prompt's tokens as ``engine`` reads it, with its own renderer; for answers that come from scores."""
-    rewrite = getattr(engine, "rewrite", None)  # a strategy's: what the inner engine is asked instead
-
-    @cache
-    def renderer() -> Renderer | None:
-        from luthier.models.load import load_renderer
-
-        folder = _tokenizer_folder(store, record)
-        return load_renderer(folder) if folder is not None else None
-
-    def count(prompt: Prompt) -> int:
-        known = renderer()
-        return len(known.prompt_ids(rewrite(prompt) if rewrite else prompt)) if known is not None else 0
-
-    return count
-
-
-def _tokenizer_folder(store: Store, record: ModelRecord) -> Path | None:
-    """Where a stored model's tokenizer is: with its weights, or with those that it was made from."""
-    names = [record.meta.get("target"), record.base] if record.kind in ("endpoint", "export") else [record.base]
-    try:
-        folder = path_of(store, record.digest) if record.digest else None
-    except LuthierError:
-        folder = None
-    if folder is not None and (folder / "tokenizer.json").is_file():
-        return folder
-    for name in names:
-        if isinstance(name, str) and name != record.name:
-            try:
-                return _tokenizer_folder(store, find(store, name))
-            except NotFoundError:
-                continue
-    return None
-
-
-def labels_of(store: Store, record: ModelRecord) -> tuple[str, ...]:
-    """The closed answer set of a stored model: its own, its prompt's, its strategy's, or that of what it points at."""
-    strategy = record.meta.get("strategy")
-    places = [record.meta, record.meta.get("prompt"), *_nested_prompts(strategy)]
-    for place in places:
-        if isinstance(place, Mapping) and place.get("labels"):
-            return tuple(str(label) for label in place["labels"])
-    target = record.meta.get("target")
-    if not isinstance(target, str) or target == record.name:
-        return ()
-    try:
-        return labels_of(store, find(store, target))
-    except NotFoundError:
-        return ()
-
-
-def _nested_prompts(strategy: Any) -> list[Any]:
-    """The ``prompt`` mappings in a stored strategy, however its options are nested."""
-    if not isinstance(strategy, Mapping):
-        return []
-    return [strategy.get("prompt"), *(found for value in strategy.values() for found in _nested_prompts(value))]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from luthier.core.errors import InputError
 from luthier.core.model import ModelRecord
 from luthier.engines._open import UNSTORED, open_engine
 from luthier.strategies._build import read_strategy, wrap_strategy
+from luthier.strategies._labels import answer_with_labels, labels_of, prompt_counter
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
@@ -26,7 +27,8 @@ def load(
     """Open a model by name.
 
     An endpoint opens its target with its strategy around it; an adapter that was tuned with a task prompt is asked with that prompt;
-    everything else is the bare engine. ``raw`` leaves prompts and strategies away. ``options`` are the engine's.
+    either answers with one of its labels where it has some, the way it was evaluated. Everything else is the bare engine. ``raw``
+    leaves prompts, strategies and labels away. ``options`` are the engine's.
 
     Raises NotFoundError for an unknown name, and what the engine raises when it opens.
     """
@@ -82,7 +84,9 @@ def _load(
     if raw or record.architecture == "encoder":
         return opened
     try:
-        return _asked(store, opened, record, endpoint)
+        asked = _asked(store, opened, record, endpoint)
+        named = endpoint or record
+        return answer_with_labels(asked, labels_of(store, named), prompt_counter(store, named, asked))
     except BaseException:
         opened.close()
         raise

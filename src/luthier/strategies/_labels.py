@@ -1,14 +1,17 @@
-"""Models that answer a closed set of labels: served the way they were proven.
+"""Models that answer a closed set of labels: loaded and served the way they were proven.
 
-Evaluation takes the likeliest label by the log-probability of its whole text (``evaluation/loop.py``). A decoder that wrote freely
-instead could say something else, or no label at all, so what is served scores the labels too.
+Evaluation takes the likeliest label by the log-probability of its whole text (``evaluation/asking.py``). A decoder that wrote freely
+instead could say something else, or no label at all, so what is loaded by name scores the labels too.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,9 +28,16 @@ from luthier.core.engine import (
     ScoreRequest,
     Vectors,
 )
-from luthier.core.errors import EngineError
+from luthier.core.errors import EngineError, LuthierError, NotFoundError
 from luthier.core.message import Prompt
+from luthier.core.model import ModelRecord
 from luthier.core.run import Progress, no_progress
+from luthier.store.artifacts import path_of
+from luthier.store.models import find
+
+if TYPE_CHECKING:
+    from luthier.data.render import Renderer
+    from luthier.store.database import Store
 
 Counter = Callable[[Prompt], int]
 
@@ -120,3 +130,62 @@ def _choose(logprobs: Sequence[float], sampling: Sampling, chance: np.random.Gen
     within = np.cumsum(kept) - kept < sampling.top_p - 1e-9  # the likeliest always is
     drawn = chance.choice(order[within], p=kept[within] / kept[within].sum())
     return int(drawn)
+
+
+def prompt_counter(store: Store, record: ModelRecord, engine: Engine) -> Counter:
+    """Counts a prompt's tokens as ``engine`` reads it, with its own renderer; for answers that come from scores."""
+    rewrite = getattr(engine, "rewrite", None)  # a strategy's: what the inner engine is asked instead
+
+    @cache
+    def renderer() -> Renderer | None:
+        from luthier.models.load import load_renderer
+
+        folder = tokenizer_folder(store, record)
+        return load_renderer(folder) if folder is not None else None
+
+    def count(prompt: Prompt) -> int:
+        known = renderer()
+        return len(known.prompt_ids(rewrite(prompt) if rewrite else prompt)) if known is not None else 0
+
+    return count
+
+
+def tokenizer_folder(store: Store, record: ModelRecord) -> Path | None:
+    """Where a stored model's tokenizer is: with its weights, or with those that it was made from."""
+    names = [record.meta.get("target"), record.base] if record.kind in ("endpoint", "export") else [record.base]
+    try:
+        folder = path_of(store, record.digest) if record.digest else None
+    except LuthierError:
+        folder = None
+    if folder is not None and (folder / "tokenizer.json").is_file():
+        return folder
+    for name in names:
+        if isinstance(name, str) and name != record.name:
+            try:
+                return tokenizer_folder(store, find(store, name))
+            except NotFoundError:
+                continue
+    return None
+
+
+def labels_of(store: Store, record: ModelRecord) -> tuple[str, ...]:
+    """The closed answer set of a stored model: its own, its prompt's, its strategy's, or that of what it points at."""
+    strategy = record.meta.get("strategy")
+    places = [record.meta, record.meta.get("prompt"), *_nested_prompts(strategy)]
+    for place in places:
+        if isinstance(place, Mapping) and place.get("labels"):
+            return tuple(str(label) for label in place["labels"])
+    target = record.meta.get("target")
+    if not isinstance(target, str) or target == record.name:
+        return ()
+    try:
+        return labels_of(store, find(store, target))
+    except NotFoundError:
+        return ()
+
+
+def _nested_prompts(strategy: Any) -> list[Any]:
+    """The ``prompt`` mappings in a stored strategy, however its options are nested."""
+    if not isinstance(strategy, Mapping):
+        return []
+    return [strategy.get("prompt"), *(found for value in strategy.values() for found in _nested_prompts(value))]

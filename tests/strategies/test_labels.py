@@ -9,23 +9,31 @@ import pytest
 from luthier.core.engine import GENERATE, SCORE, STREAM, ContinuationScore, Sampling
 from luthier.core.errors import EngineError
 from luthier.core.message import user
-from luthier.gateway.labels import answer_with_labels
+from luthier.engines.fake import Config, FakeEngine
+from luthier.strategies._labels import answer_with_labels
 
 LABELS = ("billing", "refund", "late delivery")
 ASKED = user("pay me back")
 
 
-@pytest.fixture
-def scorer(scripted: Any) -> Any:
+class Scorer(FakeEngine):
     """An engine that would say prose, and scores the labels as it is told."""
 
-    class Scorer(scripted):
-        logprobs = (-3.0, -1.0, -2.0)
+    logprobs = (-3.0, -1.0, -2.0)
 
-        def score(self, requests: Any, progress: Any = None) -> Any:
-            return [tuple(ContinuationScore(each, 2) for each in self.logprobs) for _ in requests]
+    def score(self, requests: Any, progress: Any = None) -> Any:
+        return [tuple(ContinuationScore(each, 2) for each in self.logprobs) for _ in requests]
 
-    return Scorer(capabilities=frozenset({GENERATE, STREAM, SCORE}))
+
+def make_fake(capabilities: frozenset[str] = frozenset({GENERATE, STREAM, SCORE}), **options: Any) -> FakeEngine:
+    engine = FakeEngine("fake", Config(**options))
+    engine._info = engine.info.with_(capabilities=capabilities)
+    return engine
+
+
+@pytest.fixture
+def scorer() -> Scorer:
+    return Scorer("fake", Config())
 
 
 def test_the_likeliest_label_answers(scorer: Any) -> None:
@@ -39,7 +47,7 @@ def test_the_likeliest_label_answers(scorer: Any) -> None:
     assert deltas[-1].generation.text == "refund"
 
 
-def test_the_answer_is_the_one_that_evaluation_counts(make_fake: Any) -> None:
+def test_the_answer_is_the_one_that_evaluation_counts() -> None:
     """Same engine, same labels: evaluation's way of asking and the served one agree, ties included."""
     from luthier.core.dataset import Dataset, Example, Splits
     from luthier.core.task import PromptTemplate, Task
@@ -49,7 +57,7 @@ def test_the_answer_is_the_one_that_evaluation_counts(make_fake: Any) -> None:
     examples = tuple(Example(str(n), user(text), "refund") for n, text in enumerate(texts))
     empty = Dataset("d", "labelled", ())
     task = Task("t", "classify", Splits(empty, empty, empty), PromptTemplate(labels=LABELS), (("exact", {}),))
-    engine = make_fake("fake")
+    engine = make_fake()
     counted = [answer.text for answer in AskOptions(engine, task)(examples, lambda *_: None)]
     served = answer_with_labels(engine, LABELS).generate([e.messages for e in examples], Sampling())
     assert [generation.text for generation in served] == counted
@@ -92,9 +100,9 @@ def test_not_a_number_is_an_error(scorer: Any) -> None:
         answer_with_labels(scorer, LABELS).generate([ASKED], Sampling())
 
 
-def test_engines_that_need_no_help_stay_as_they_are(scorer: Any, scripted: Any, make_fake: Any) -> None:
+def test_engines_that_need_no_help_stay_as_they_are(scorer: Any) -> None:
     assert answer_with_labels(scorer, ()) is scorer
-    unable = scripted()
+    unable = make_fake(frozenset({GENERATE, STREAM}))
     assert answer_with_labels(unable, LABELS) is unable
-    closed = make_fake("fake", labels=LABELS)
+    closed = make_fake(labels=LABELS)
     assert answer_with_labels(closed, LABELS) is closed
