@@ -198,50 +198,44 @@ def covered(
 
 
 def false_finds(tournaments: int, resamples: int = 2000) -> list[dict[str, Any]]:
-    """Tournaments of equally good entrants that answer alike, on three sizes of test set."""
+    """Tournaments of equally good entrants that answer partly alike: number of entrants, of examples, how often right, labels."""
+    settings = [(entrants, 280, right, 4) for entrants in ENTRANTS for right in (0.7, 0.9)]
+    settings += [(2, 60, 0.75, 4), (5, 60, 0.75, 4), (2, 1000, 0.9, 4), (2, 60, 0.7, 20), (5, 120, 0.7, 8)]
+    rows = []
+    for entrants, size, right, labels in settings:
+        runs = tournaments * (4 if entrants == 2 else 1)  # one pair has no correction to spare
+        rows += false_rate(entrants, size, right, labels, runs, resamples)
+    return rows
+
+
+def false_rate(entrants: int, size: int, right: float, labels: int, runs: int, resamples: int) -> list[dict[str, Any]]:
+    """One setting, ranked by macro F1 and by accuracy."""
     from luthier.evaluation.statistics import compare, resample_counts
 
-    labels, combine, rows = 4, macro_f1(), []
-    settings = [(entrants, 280, right) for entrants in ENTRANTS for right in (0.7, 0.9)]
-    settings += [(2, 60, 0.75), (5, 60, 0.75), (2, 1000, 0.9)]
-    for entrants, size, right in settings:
-        counts = np.concatenate(list(resample_counts(size, resamples)))
-        draw = np.random.default_rng(entrants * size)
-        wrong = {"macro_f1": 0, "accuracy": 0}
-        runs = tournaments * (4 if entrants == 2 else 1)  # one pair has no correction to spare
-        for _ in range(runs):
-            targets = draw.integers(0, labels, size)
-            shared = noisy(draw, targets, right, labels)
-            answers = [
-                np.where(draw.random(size) < 0.5, shared, noisy(draw, targets, right, labels)) for _ in range(entrants)
-            ]
-            every = np.concatenate([label_sums(targets, answer, labels) for answer in answers], axis=1)
-            totals = (counts @ every.astype(np.float32)).astype(np.float64)
-            whole = every.sum(axis=0)[None]
-            for name in wrong:
-                figure = (
-                    combine
-                    if name == "macro_f1"
-                    else lambda t: t[:, :labels].sum(axis=1) / t[:, labels : 2 * labels].sum(axis=1)
-                )
-                width = 3 * labels
-                replicates = np.stack([figure(totals[:, i * width : (i + 1) * width]) for i in range(entrants)])
-                values = [float(figure(whole[:, i * width : (i + 1) * width])[0]) for i in range(entrants)]
-                found = compare([figure] * entrants, size, values=values, replicates=replicates)
-                leader = int(np.argmax(values))
-                wrong[name] += any(d.p_adjusted < LEVEL for d in found if leader in (d.first, d.second))
-        rows += [
-            {
-                "figure": name,
-                "entrants": entrants,
-                "examples": size,
-                "right": right,
-                "tournaments": runs,
-                "rate": number / runs,
-            }
-            for name, number in wrong.items()
+    def share(totals: Any) -> Any:
+        return totals[:, :labels].sum(axis=1) / totals[:, labels : 2 * labels].sum(axis=1)
+
+    figures = {"macro_f1": macro_f1(), "accuracy": share}
+    counts = np.concatenate(list(resample_counts(size, resamples)))
+    draw, wrong = np.random.default_rng(entrants * size), dict.fromkeys(figures, 0)
+    for _ in range(runs):
+        targets = draw.integers(0, labels, size)
+        shared = noisy(draw, targets, right, labels)
+        answers = [
+            np.where(draw.random(size) < 0.5, shared, noisy(draw, targets, right, labels)) for _ in range(entrants)
         ]
-    return rows
+        parts = [label_sums(targets, answer, labels) for answer in answers]
+        every = np.concatenate(parts, axis=1).astype(np.float32)
+        totals = np.split((counts @ every).astype(np.float64), entrants, axis=1)
+        for name, figure in figures.items():
+            systems = [Summed(part, figure) for part in parts]
+            values = [float(system(np.ones((1, size)))[0]) for system in systems]
+            replicates = np.stack([figure(part) for part in totals])
+            found = compare(systems, size, values=values, replicates=replicates)
+            leader = int(np.argmax(values))
+            wrong[name] += any(d.p_adjusted < LEVEL for d in found if leader in (d.first, d.second))
+    common = {"labels": labels, "entrants": entrants, "examples": size, "right": right, "tournaments": runs}
+    return [{"figure": name} | common | {"rate": number / runs} for name, number in wrong.items()]
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:

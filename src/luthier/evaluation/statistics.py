@@ -254,30 +254,44 @@ def compare(
 ) -> list[Difference]:
     """Every pair of systems that answered the same examples, with Holm's adjustment over all pairs.
 
-    p is the share of resamples whose difference is as far from the observed one as that is from zero (the bootstrap null
-    centred; Efron and Tibshirani, 1993, ch. 16), with the observation counted in, so never 0, and expanded for small sets. The family
-    is *all* pairs, also when only those with the leader are of interest, because which one leads is seen in the same data: adjusting
-    over the leader's pairs alone finds a difference in about 10% of five-entrant tournaments that have none
-    (tests/evaluation/test_statistics.py).
+    p is the share of resamples whose difference is as far from the observed one as that is from zero (the bootstrap null centred;
+    Efron and Tibshirani, 1993, ch. 16), with the observation counted in, so never 0, and stretched for small sets and small labels
+    (``_difference``). The family is *all* pairs, also when only those with the leader are of interest, because which one leads is
+    seen in the same data: adjusting over the leader's pairs alone finds a difference in about 10% of five-entrant tournaments that
+    have none (tests/evaluation/test_statistics.py).
     """
     if replicates is None:
         replicates = bootstrap(statistics, examples, resamples, seed)
     if values is None:
         values = [float(statistic(one_draw(examples))[0]) for statistic in statistics]
-    raw = [
-        _difference(i, j, values[i] - values[j], replicates[i] - replicates[j], examples)
-        for i, j in combinations(range(len(statistics)), 2)
-    ]
+    quick = [jackknife(s, examples) if hasattr(s, "left_out") else None for s in statistics]
+    raw = []
+    for i, j in combinations(range(len(statistics)), 2):
+        one, other = quick[i], quick[j]
+        left_out = None if one is None or other is None else one - other
+        raw.append(_difference(i, j, values[i] - values[j], replicates[i] - replicates[j], examples, left_out))
     return adjusted(raw)
 
 
 def _difference(
-    first: int, second: int, observed: float, drawn: Floats, examples: int, level: float = 0.95
+    first: int,
+    second: int,
+    observed: float,
+    drawn: Floats,
+    examples: int,
+    left_out: Floats | None = None,
+    level: float = 0.95,
 ) -> Difference:
+    """One pair. The spread of the resamples is stretched for small sets, and to the jackknife's where that is larger: with three
+    examples a label, resampling sees too little of what a macro average varies."""
     from scipy.special import ndtr, ndtri
 
     drawn = drawn[np.isfinite(drawn)]  # a resample without anything to score has no figure
-    reach = expanded(level, examples)
+    reach, spread = expanded(level, examples), float(drawn.std())
+    if left_out is not None and spread > 0:
+        left_out = left_out[np.isfinite(left_out)]
+        small = math.sqrt(examples / max(examples - 1, 1))  # of which ``reach`` knows already
+        reach *= max(1.0, _standard_error(drawn, left_out) / spread / small)
     wider = reach / float(ndtri((1.0 + level) / 2.0))
     extreme = int(np.count_nonzero(np.abs(drawn - observed) * wider >= abs(observed) - 1e-12))
     p = (extreme + 1) / (len(drawn) + 1)
