@@ -139,6 +139,19 @@ def test_kappa_and_accuracy_are_scikit_learns_and_intervals_hold_them() -> None:
     assert summarise("j", [Judged("1", "first", "first", "first", "first", 0.0)]).kappa is None
 
 
+def test_few_pairs_prove_nothing() -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
+    report = ask(lambda a, b: winner("A"), pairs(3))
+    assert report.first_place is not None and report.consistent is not None
+    low, high = proportion_confint(3, 3, method="wilson")
+    assert (report.first_place["low"], report.first_place["high"]) == pytest.approx((low, high), abs=1e-4)
+    assert not any("shown" in finding for finding in report.findings)
+    report = ask(lambda a, b: winner("A"), pairs(20))
+    assert any("contradicts itself" in finding for finding in report.findings)
+    assert report.consistent is not None and report.consistent["high"] > 0.1
+
+
 def test_logistic_regression_is_that_of_statsmodels() -> None:
     api = pytest.importorskip("statsmodels.api")
     draw_ = np.random.default_rng(0)

@@ -62,7 +62,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class JudgeReport:
-    """Figures as ``{value, low, high}`` (95%, by resampling pairs), None where nothing can be said.
+    """Figures as ``{value, low, high}`` (95%), None where nothing can be said.
 
     ``accuracy`` and ``kappa`` are over the pairs with a readable verdict; ``majority`` is the accuracy of always saying people's
     commonest choice, ``people`` that of one person against the others where votes are known. ``first_place`` is how often the answer shown
@@ -233,8 +233,7 @@ def _first_place(judged: Sequence[Judged]) -> dict[str, float] | None:
             rows.append((sum(won), len(won)))
     if not rows:
         return None
-    table = np.array(rows, dtype=np.float64)
-    return _interval(lambda counts: _ratio(counts @ table[:, 0], counts @ table[:, 1]), len(rows))
+    return _wilson(sum(won / decided for won, decided in rows) / len(rows), len(rows))
 
 
 def _length(read: Sequence[Judged]) -> dict[str, dict[str, float] | None]:
@@ -292,6 +291,11 @@ def _findings(report: JudgeReport) -> list[str]:
         out.append(
             f"it prefers the answer that is shown {place} ({first['value']:.0%} of decided verdicts go to the first place)"
         )
+    orders = report.consistent
+    if orders is not None and orders["high"] < 0.5:
+        out.append(
+            f"it contradicts itself when the answers are swapped ({orders['value']:.0%} of pairs get the same verdict)"
+        )
     length = report.length_coefficient
     if length is not None and not length["low"] <= 0 <= length["high"]:
         kind = "longer" if length["value"] > 0 else "shorter"
@@ -303,7 +307,7 @@ def _findings(report: JudgeReport) -> list[str]:
     return out
 
 
-# ---- figures with intervals, over resampled pairs
+# ---- figures with intervals
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
@@ -313,10 +317,16 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 
 def _mean(values: npt.NDArray[Any]) -> dict[str, float] | None:
-    if not len(values):
-        return None
-    numbers = values.astype(np.float64)
-    return _interval(lambda counts: _ratio(counts @ numbers, counts.sum(axis=1)), len(numbers))
+    return _wilson(float(values.mean()), len(values)) if len(values) else None
+
+
+def _wilson(share: float, pairs: int) -> dict[str, float]:
+    """A share with Wilson's interval (1927), which stays honest at 0, at 1 and for few pairs. One pair is one observation, however many
+    verdicts it has."""
+    z = 1.96
+    middle = (share + z * z / (2 * pairs)) / (1 + z * z / pairs)
+    reach = z * math.sqrt(share * (1 - share) / pairs + z * z / (4 * pairs**2)) / (1 + z * z / pairs)
+    return {"value": share, "low": max(0.0, middle - reach), "high": min(1.0, middle + reach)}
 
 
 def _kappa(human: npt.NDArray[np.int64], verdict: npt.NDArray[np.int64]) -> dict[str, float] | None:
