@@ -169,4 +169,5 @@ def statistic_of(scorer: Scorer, records: Sequence[Record]) -> Figure:
         [r.as_answer() for r in records],
         [r.as_target() for r in records],
         [r.scores.get(scorer.label) for r in records],
+        [r.details.get(scorer.label, {}) for r in records],
     )

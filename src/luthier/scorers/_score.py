@@ -4,7 +4,8 @@ A scorer file defines ``Config`` and ``score(answer, target, config) -> Score``.
 unless the file says otherwise with one of:
 
 - ``sums(answers, targets, config)`` -> matrix (examples, k) and ``combine(totals, config)``: totals (n, k) -> figures (n,). The figure
-  is a function of sums over examples (corpus BLEU, F1, a correlation), so thousands of resamples are one matrix product;
+  is a function of sums over examples (corpus BLEU, F1, a correlation), so thousands of resamples are one matrix product. With
+  ``sums_of(scores, config)`` instead of ``sums``, it is one of the examples' scores and their details;
 - ``aggregate(answers, targets, config) -> float`` and, where it can be fast, ``resampled(answers, targets, counts, config)``. ``counts``
   has shape (resamples, examples) and says how often each example was drawn.
 
@@ -115,7 +116,7 @@ def score_all(
 
 
 class Figure:
-    """A scorer's figure over one set, and over resamples of it. ``values`` are the examples' own, None where there was none.
+    """A scorer's figure over one set, and over resamples of it. ``values`` and ``details`` are the examples' own scores.
 
     Called with counts (resamples, examples), returns (resamples,) figures; ``nan`` where a resample has nothing to score.
     """
@@ -127,11 +128,15 @@ class Figure:
         answers: Sequence[Answer],
         targets: Sequence[Target],
         values: Sequence[float | None],
+        details: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._entry, self._config = entry, config
         self._answers, self._targets = list(answers), list(targets)
         self._sums: Floats | None = None
-        if entry.optional("sums") is not None:
+        if entry.optional("sums_of") is not None:
+            rows = zip(values, details or [{}] * len(values), strict=True)
+            self._sums = np.asarray(entry.module.sums_of([Score(*row) for row in rows], config), dtype=np.float64)
+        elif entry.optional("sums") is not None:
             self._sums = np.asarray(entry.module.sums(self._answers, self._targets, config), dtype=np.float64)
         elif entry.optional("aggregate") is None:
             self._sums = np.array([(v or 0.0, v is not None) for v in values], dtype=np.float64).reshape(len(values), 2)
