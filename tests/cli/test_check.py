@@ -89,11 +89,16 @@ def test_what_a_model_was_tuned_on_here(files: dict[str, str], home: Path, capsy
     from luthier.store.models import register
 
     store = open_store()
-    tuned = start(store, "tune", "t", {}, {})
-    record_trained_on(store, tuned.id, [e.id for e in read(files["test"]).examples[:2]])
+    tuned = start(store, "tune", "t", {"data": {"path": files["train"]}}, {})
+    rows = [*read(files["test"]).examples[:2], *read(files["train"]).examples[1:2]]
+    record_trained_on(store, tuned.id, [e.id for e in rows])
     register(store, ModelRecord("tuned", "adapter", "encoder", "1" * 64, run_id=tuned.id))
     assert run("contamination", files["test"], "--model", "tuned") == 1
-    assert "2 were trained on, by the store's own record" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 were trained on, by the store's own record" in said
+    assert "3 of 12 examples" in said, (
+        "one more has the text of a row of the file that it was tuned on, under another label"
+    )
 
 
 def test_leakage(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,8 @@ from luthier.core.dataset import Example
 from luthier.core.errors import InputError
 from luthier.core.message import Message, user
 from luthier.data.corpus import Document, documents
-from luthier.evaluation.contamination import compare_scores, contamination, parts_of, trained_examples, words
+from luthier.evaluation.contamination import compare_scores, contamination, parts_of, words
 from luthier.evaluation.records import Record
-from luthier.store.database import open_store
 
 VOCABULARY = [f"w{i}" for i in range(40)]
 LONG = "the quick brown fox jumps over the lazy dog while seven grey geese look on and say nothing"
@@ -142,18 +141,3 @@ def test_scores_of_the_two_parts() -> None:
     assert 0.3 < found.difference["low"] < 0.45 and 0.55 < found.difference["high"] < 0.7
     with pytest.raises(InputError, match="two of each"):
         compare_scores("run_1", scorer, right, frozenset(range(40)))
-
-
-def test_what_the_store_knows(home: Path) -> None:
-    from luthier.core.model import ModelRecord
-    from luthier.store.models import register
-    from luthier.store.runs import record_trained_on, start
-
-    store = open_store()
-    run = start(store, "tune", "t", {}, {})
-    record_trained_on(store, run.id, ["a", "b"])
-    register(store, ModelRecord("base", "base", "decoder", "0" * 64))
-    register(store, ModelRecord("tuned", "adapter", "decoder", "1" * 64, base="base", run_id=run.id))
-    register(store, ModelRecord("served", "endpoint", "decoder", "1" * 64, base="base", meta={"target": "tuned"}))
-    assert trained_examples(store, "served") == {"a", "b"}
-    assert trained_examples(store, "base") == trained_examples(store, "openai:gpt") == frozenset()

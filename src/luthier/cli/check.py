@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from luthier.core.dataset import Dataset, Example
     from luthier.core.run import Progress
+    from luthier.data.corpus import Document
     from luthier.evaluation.contamination import Contamination, SubsetScores
     from luthier.evaluation.membership import Membership
     from luthier.store.database import Store
@@ -61,6 +62,8 @@ def contamination_command(
     as_json: AsJson = False,
 ) -> None:
     """Find test examples that stand in training data, word for word (13-grams, as in the GPT-3 paper), and what they do to a score."""
+    from itertools import chain
+
     from luthier.cli import _checks, _print
     from luthier.core.errors import InputError
     from luthier.data.corpus import documents
@@ -76,11 +79,12 @@ def contamination_command(
         raise InputError("--min-k and --non-members ask a model; name it", hint="--model smollm2-135m")
     store = open_store()
     examples = _examples(task, split)
+    recorded, missing = _recorded(store, model) if model else ([], [])
     with _print.progress() as progress:
         found = contamination(
-            examples, documents(train or ()), n=n, shortest=shortest, common=common, progress=progress
+            examples, chain(documents(train or ()), recorded), n=n, shortest=shortest, common=common, progress=progress
         )
-        found = _with_lineage(store, found, examples, model)
+        found = _with_lineage(store, found, examples, model, missing)
         scores = _scores(store, run, examples, found) if run else None
         likely = (
             _membership(store, model, examples, found, non_members, limit, progress) if min_k or non_members else None
@@ -248,25 +252,33 @@ def _splits(files: list[str]) -> dict[str, Dataset]:
     return {name: read(file) for name, file in zip(names, files, strict=True)}
 
 
+def _recorded(store: Store, model: str) -> tuple[list[Document], list[str]]:
+    """Texts that the store says ``model`` was tuned on, and files of such texts that are gone."""
+    from luthier.core.errors import NotFoundError
+    from luthier.evaluation.trained_on import trained_documents
+    from luthier.store.models import find
+
+    if model.partition(":")[0] in ("openai", "fake"):
+        raise NotFoundError(f"{model} is in no store: what it was trained on is not known here", hint="luthier models")
+    find(store, model)
+    return trained_documents(store, model)
+
+
 def _with_lineage(
-    store: Store, found: Contamination, examples: tuple[Example, ...], model: str | None
+    store: Store, found: Contamination, examples: tuple[Example, ...], model: str | None, missing: list[str]
 ) -> Contamination:
     """With the examples that the store says ``model`` was trained on."""
     from dataclasses import replace
 
-    from luthier.core.errors import NotFoundError
-    from luthier.evaluation.contamination import trained_examples
-    from luthier.store.models import find
+    from luthier.evaluation.trained_on import trained_examples
 
     if model is None:
         return found
-    if model.partition(":")[0] in ("openai", "fake"):
-        raise NotFoundError(f"{model} is in no store: what it was trained on is not known here", hint="luthier models")
-    find(store, model)
     seen = trained_examples(store, model)
-    note = "" if seen else f"the store has no record of examples that {model} was tuned on"
+    notes = [] if seen else [f"the store has no record of examples that {model} was tuned on"]
+    notes += [f"{model} was tuned on {file}, which is not there now: name it with --train" for file in missing]
     trained = tuple(i for i, e in enumerate(examples) if e.id in seen)
-    return replace(found, trained=trained, notes=(*found.notes, note) if note else found.notes)
+    return replace(found, trained=trained, notes=(*found.notes, *notes))
 
 
 def _scores(store: Store, run: str, examples: tuple[Example, ...], found: Contamination) -> SubsetScores:

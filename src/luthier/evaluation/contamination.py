@@ -29,7 +29,6 @@ from luthier.data.corpus import Document
 if TYPE_CHECKING:
     from luthier.evaluation.loop import Scorer
     from luthier.evaluation.records import Record
-    from luthier.store.database import Store
 
 N, SHORTEST, COMMON = 13, 8, 10
 _PLACES = 5  # training places that are named for an example
@@ -338,24 +337,6 @@ def _longest(covered: npt.NDArray[np.bool_]) -> tuple[int, int]:
     begins, ends = edges[::2], edges[1::2]
     best = int(np.argmax(ends - begins))
     return int(begins[best]), int(ends[best])
-
-
-# ---- what the store knows
-
-
-def trained_examples(store: Store, name: str) -> frozenset[str]:
-    """Ids of the examples that went into a stored model, its base, and what it points at. Empty for models that are in no store."""
-    from luthier.core.errors import NotFoundError
-    from luthier.store.models import find
-    from luthier.store.runs import trained_on
-
-    try:
-        record = find(store, name)
-    except NotFoundError:
-        return frozenset()
-    own = trained_on(store, record.run_id) if record.run_id else frozenset()
-    below = record.meta.get("target") or record.base
-    return own | trained_examples(store, str(below)) if below and below != name else own
 
 
 # ---- what it did to a score
