@@ -50,3 +50,20 @@ def test_errors(
 ) -> None:
     assert run("export", *arguments) == code
     assert text in capsys.readouterr().err
+
+
+def test_certify_prints_the_certificate_and_decides_the_exit_code(
+    tiny_decoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": f"row {i}", "label": "ab"[i % 2]} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    task = tmp_path / "task.yaml"
+    task.write_text("name: sorting\ndata: {path: rows.jsonl}\nscorers: accuracy\n")
+    assert run("export", tiny_decoder, "--certify", str(task), "--margin", "0.9") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "certify PASS" in said
+    assert "within the margin of 0.9" in said
+    assert run("export", tiny_decoder, "--certify", str(task), "--margin", "0.001", "--json") == 1
+    found = json.loads(capsys.readouterr().out)["certificate"]
+    assert found["verdict"] == "inconclusive"
+    assert found["needed"] > found["examples"] == 10

@@ -85,7 +85,7 @@ def test_the_board_fits_the_terminal(
     assert all(len(line) <= width for line in table)
     names = [line for line in table if "bare" in line or "head" in line]
     assert len(names) == 2, "no row is folded"
-    assert all("1.00 [1.00, 1.00]" in line for line in names)
+    assert all("1.00 [" in line and ", 1.00]" in line for line in names)
     assert ("memory" in table[1]) == (width >= 80)
     assert ("artifact" in table[1]) == (width >= 160)
 
@@ -98,3 +98,40 @@ def test_bars() -> None:
     assert drawn(1.0, 1.0, 1.0) == "━━━━━━━━━━"
     assert drawn(0.0, 0.0, 0.0) == "╋·········"
     assert len(drawn(-1.0, -2.0, 3.0)) == 10
+
+
+def test_a_plan_says_what_would_be_done_and_does_nothing(
+    tiny_encoder: str, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [
+        "models.encoder=tiny-encoder",
+        "entrants=[{name: bare, model: fake}, {name: probe, method: linear_probe, search: 4}]",
+        "seeds=3",
+        "budget={seconds: 60}",
+    ]
+    assert run("tournament", task, *overrides, "--plan") == 0
+    said = capsys.readouterr()
+    assert "probe: linear_probe on tiny-encoder  serving: torch swap, llamacpp no" in said.err
+    assert "probe: 6 trainings, about" in said.out
+    assert "trains 66 parameters" in said.out
+    assert "no earlier run to compare a prediction with" in said.out
+    assert run("tournament", task, *overrides, "--plan", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [p["trainings"] for p in plan] == [0, 6]
+    assert plan[1]["seeds"] == [0, 1, 2]
+    assert plan[1]["serving"] == {"torch": "swap", "llamacpp": "no"}
+    assert plan[1]["predicted"]["peak_mb"] > 0
+    assert list_runs(open_store()) == []
+
+
+def test_too_little_memory_is_warned_of(
+    tiny_encoder: str, task: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.training.memory.free_mb", lambda device=None: 0.001)
+    assert run("tournament", task, "models.encoder=tiny-encoder", "entrants=[linear_probe]", "--plan") == 0
+    assert "linear_probe may need" in capsys.readouterr().err
+
+
+def test_prices_are_shown_where_they_are_known(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tournament", task, TWO, "machine={per_hour: 36}") == 0
+    assert "1,000 requests" in capsys.readouterr().out

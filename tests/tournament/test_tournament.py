@@ -362,6 +362,7 @@ def test_searches_seeds_budgets_and_prices(tiny_encoder: str, path: Path, store:
     assert "400 tokens" in page
     again = tournament(path, SEARCHED, store=store)
     assert (again.run, again.verdict) == (board.run, board.verdict)
+    assert {s.name: s.predicted for s in again.standings} == {s.name: s.predicted for s in board.standings}
     assert [list(s.trials) for s in again.standings] == [list(s.trials) for s in board.standings]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -123,3 +124,33 @@ def test_equal_answers_are_told_as_such() -> None:
     a, b = standing("a", 0.8), standing("b", 0.8)
     verdict = decide((a, b), [Comparison("a", "b", 0.0, 0.0, 0.0, 1.0, 1.0)], "accuracy")
     assert "Their answers score alike on all 280 test examples." in verdict.reasons
+
+
+def test_where_lower_is_better_the_words_say_so() -> None:
+    standings = rank(
+        [standing("a", 9.0), standing("b", 12.0)],
+        lower_is_better=True,
+    )
+    assert [s.name for s in standings] == ["a", "b"]
+    found = decide(
+        standings, [Comparison("a", "b", -3.0, -4.0, -2.0, 0.001, 0.001)], "perplexity", lower_is_better=True
+    )
+    assert found.leader == found.keep == "a"
+    assert found.sentence.startswith("a on smollm2-135m wins: perplexity (lower is better) 9.00")
+    assert "−3.00 against b" in found.sentence
+
+
+def test_seeds_searches_and_the_frontier_are_among_the_reasons() -> None:
+    trained = replace(
+        standing("a", 0.9), trainable_parameters=10, seeds=({"seed": 0}, {"seed": 1}), trials=({"number": 0},) * 8
+    )
+    standings = rank([trained, standing("b", 0.5)])
+    found = decide(
+        standings,
+        [Comparison("a", "b", 0.4, 0.3, 0.5, 0.001, 0.001)],
+        "accuracy",
+        frontiers={"latency": ["b", "a"], "memory": ["b"]},
+    )
+    assert "Scores of a are means over 2 seeds" in found.reasons[0]
+    assert "trials: a 8" in found.reasons[1]
+    assert found.reasons[2] == "Nobody scores better than a at its latency or less."

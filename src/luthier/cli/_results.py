@@ -175,6 +175,7 @@ def show_board(board: Board) -> None:
     spare = [
         *([figures.metric(second)] if second else []),
         "artifact",
+        *(["1,000 requests"] if any(s.price_per_1000 is not None for s in board.standings) else []),
         "training",
         "model",
         " ",
@@ -255,6 +256,8 @@ def _board_line(board: Board, s: Standing, colour: str) -> dict[str, Text]:
         "memory": figures.megabytes(s.weights_mb),
         "artifact": figures.megabytes(s.artifact_mb),
     }
+    if any(other.price_per_1000 is not None for other in board.standings):
+        told["1,000 requests"] = figures.money(s.price_per_1000)
     return line | {name: Text(text) for name, text in told.items()}
 
 

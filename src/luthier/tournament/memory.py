@@ -52,6 +52,7 @@ class Memory:
                 ],
                 "chosen": dict(entry.chosen),
                 "trials": [trial.as_dict() for trial in entry.trials],
+                "predicted": entry.predicted.as_dict() if entry.predicted is not None else None,
                 "evaluations": {target: result.run.id for target, result in entry.results.items()},
             }
             write_atomic(self.folder / STATE, json.dumps(known, indent=1) + "\n")
@@ -69,7 +70,10 @@ class Memory:
     def _recall_training(self, entry: Entry, saved: Mapping[str, Any]) -> None:
         if entry.planned.job is None or "trained" not in saved:
             return
+        from luthier.training.preflight import Prediction
+
         entry.chosen = saved["chosen"]
+        entry.predicted = Prediction.from_dict(saved["predicted"]) if saved.get("predicted") else None
         entry.trials = [Trial(**trial) for trial in saved["trials"]]
         for told in saved["trained"]:
             if find(self.store, told["target"]).digest != told["digest"]:

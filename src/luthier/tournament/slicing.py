@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier.tournament.board import Board
+from luthier.evaluation.result import EvalResult
+from luthier.evaluation.slices import parts_of, reversals
+from luthier.tournament.board import Board, Standing
+
+Slices = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+def slices_over_seeds(results: Sequence[EvalResult]) -> dict[str, dict[str, dict[str, float]]]:
+    """Each part's figure, averaged over results that differ in the seed."""
+    first = results[0].slices
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for key, values in first.items():
+        for value, part in values.items():
+            figures = [r.slices[key][value]["value"] for r in results if value in r.slices.get(key, {})]
+            out.setdefault(key, {})[value] = {**part, "value": sum(figures) / len(figures)}
+    return out
+
+
+def simpson_warnings(standings: Sequence[Standing], *, lower_is_better: bool = False) -> list[str]:
+    """Where the parts say the opposite of the whole, for any two entrants."""
+    done = [s for s in standings if s.status == "done" and s.slices]
+    parts = {s.name: parts_of(s.slices) for s in done}
+    whole = {s.name: float(s.score["value"]) for s in done}
+    return [str(found) for found in reversals(parts, whole, lower_is_better=lower_is_better)]
 
 
 def slice_rows(board: Board) -> list[dict[str, Any]]:

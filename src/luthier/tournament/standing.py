@@ -22,6 +22,7 @@ from luthier.tournament.board import Standing
 from luthier.tournament.entry import Entry
 from luthier.tournament.prices import per_1000, tokens_per_request
 from luthier.tournament.seeds import labels_over_seeds, scores_over_seeds, validation_value
+from luthier.tournament.slicing import slices_over_seeds
 from luthier.tournament.spaces import applied
 
 _CONFUSED = 5
@@ -89,7 +90,7 @@ def _scored(store: Store, task: Task, entry: Entry, common: Standing, results: S
             completion_tokens=completion_tokens,
             request_s=request_s,
         ),
-        slices=dict(best.slices),
+        slices=slices_over_seeds(results),
     )
 
 

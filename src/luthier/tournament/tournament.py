@@ -29,6 +29,7 @@ from luthier.tournament.frontier import frontiers
 from luthier.tournament.memory import Memory
 from luthier.tournament.plan import Plan, look_ahead, read_plan
 from luthier.tournament.schedule import Workers, jobs_of, side_by_side
+from luthier.tournament.slicing import simpson_warnings
 from luthier.tournament.standing import about, environment, notes, standing_of
 from luthier.tournament.trainer import InProcess
 from luthier.tournament.training import Training
@@ -240,7 +241,11 @@ class _Tournament:
             standings=standings,
             comparisons=comparisons,
             verdict=decide(standings, comparisons, primary, lower_is_better=falls, frontiers=edges).as_dict(),
-            notes=(*notes(self.task), *_warnings(order, scored)),
+            notes=(
+                *notes(self.task),
+                *_warnings(order, scored),
+                *simpson_warnings(standings, lower_is_better=falls),
+            ),
             environment=environment(),
             folder=str(folder),
             frontiers=edges,

@@ -103,6 +103,12 @@ class Prediction:
         """Plain form for JSON."""
         return asdict(self)
 
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Prediction:
+        """Inverse of ``as_dict``."""
+        errors = data.get("errors")
+        return Prediction(**{**data, "errors": Errors(**errors) if errors else None})
+
 
 def shape_of(model: LoadedModel) -> Shape:
     """Count a model's parameters, whether its weights are there or only sketched (torch's ``meta`` device)."""
