@@ -50,6 +50,16 @@ def timed(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, 
     return measure(engine, task, task.examples("test"), no_progress), engine
 
 
+@pytest.mark.parametrize(("raw", "asked"), [(True, "1"), (False, "2")])
+def test_what_is_timed_is_asked_as_the_evaluation_asked_it(raw: bool, asked: str) -> None:
+    rows = (Example("x", user("2"), "a", raw=("1",)),)
+    data = Dataset("x", "labelled", rows)
+    task = Task("t", "classify", Splits(data, data, data), PromptTemplate(labels=("a", "b")), (("accuracy", {}),))
+    engine = Slow()
+    measure(engine, task, rows, no_progress, raw=raw)
+    assert set(engine.asked) == {asked}
+
+
 def test_quantiles_of_twenty_single_requests_after_two_that_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     found, engine = timed([str(i) for i in range(100)], monkeypatch)
     chosen = [int(text) for text in engine.asked[2:]]

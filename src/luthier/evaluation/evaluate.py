@@ -212,7 +212,7 @@ class _Work:
                 resources=resources,
                 raw=self.raw,
             )
-            latency = measure(self.asked.engine, self.task, self.examples, self.progress)
+            latency = measure(self.asked.engine, self.task, self.examples, self.progress, raw=self.raw)
             summarised = summarise(self.task, read_records(place))
         except KeyboardInterrupt:
             finish(self.store, run.id, "interrupted", {"error": "interrupted"})

@@ -27,14 +27,18 @@ _WARM_UP = 2
 _WEIGHTS = (".safetensors", ".gguf")
 
 
-def measure(engine: Engine, task: Task, examples: Sequence[Example], progress: Progress) -> dict[str, Any]:
+def measure(
+    engine: Engine, task: Task, examples: Sequence[Example], progress: Progress, *, raw: bool = True
+) -> dict[str, Any]:
     """Median and 95th percentile of up to 20 single requests, spread evenly over ``examples``, after two that warm up.
+
+    ``raw`` as in the evaluation that is measured: whether prompts that a benchmark fixes to the letter are asked so.
 
     Returns ``{"p50_s", "p95_s", "requests"}``; ``requests`` is 0 and the times None when every one of them was refused.
     """
     if not examples:
         return {"p50_s": None, "p95_s": None, "requests": 0}
-    ask = choose(engine, task)
+    ask = choose(engine, task, raw=raw)
     chosen = [examples[i] for i in np.unique(np.linspace(0, len(examples) - 1, REQUESTS).astype(int))]
     taken: list[float] = []
     sample = [*chosen[:_WARM_UP], *chosen]
