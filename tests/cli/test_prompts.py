@@ -38,17 +38,17 @@ def test_the_list_names_shipped_and_own_ones(home: Path, mine: Path, capsys: pyt
 
 
 def test_what_is_shown_can_be_added_again(home: Path, mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("prompts", "show", "judge_grade") == 0
+    assert run("prompts", "show", "solve_part") == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("# judge_grade@1  sha256:")
+    assert shown.startswith("# solve_part@1  sha256:")
     mine.write_text(shown)
-    assert run("prompts", "add", str(mine), "--name", "my-judge") == 0
+    assert run("prompts", "add", str(mine), "--name", "my-part") == 0
     capsys.readouterr()
-    assert run("prompts", "show", "my-judge@1", "--json") == 0
+    assert run("prompts", "show", "my-part@1", "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert again["text"] == yaml.safe_load(shown)["text"]
     assert again["digest"] in shown
-    assert again["source"] == str(home / "prompts" / "my-judge@1.yaml")
+    assert again["source"] == str(home / "prompts" / "my-part@1.yaml")
 
 
 def test_diff_shows_the_lines_and_says_so_in_its_status(
