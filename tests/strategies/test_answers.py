@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from luthier.strategies._answers import cut_at, final_answer, form_in_words, form_of, same_answer
+from luthier.strategies._answers import AnswerForm, cut_at, final_answer, form_in_words, form_of, same_answer
 
+FORMS = get_args(AnswerForm)
 LABELS = ("billing", "delivery", "billing_dispute", "退款")
 
 
@@ -123,3 +128,14 @@ def test_words_for_each_form_in_both_languages() -> None:
 def test_cut_at_the_first_stop_text() -> None:
     assert cut_at("a b c d", ("d", "b")) == "a "
     assert cut_at("a b", ("x", "")) == "a b"
+
+
+@given(st.text(alphabet=st.sampled_from("aA B.#:$,-=019答案是\n\\{}boxedanswer "), max_size=80), st.sampled_from(FORMS))
+def test_any_text_gives_an_answer_that_it_holds(text: str, form: AnswerForm) -> None:
+    answer = final_answer(text, form, LABELS)
+    assert (
+        answer in (*LABELS, text.strip())
+        or answer in text
+        or answer in text.replace(",", "").replace("$", "").replace(" ", "")
+    )
+    assert same_answer(answer) == same_answer(f" {answer} ")
