@@ -8,25 +8,26 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from luthier.models.score import Row, packed_log_probs, score_rows
+from luthier.models.prefix import PrefixMemory
+from luthier.models.score import Row, packed_log_probs, score_batches, score_rows
 
 CPU = torch.device("cpu")
 WORDS = 61
+TINY = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.4,
+}
 
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.4,
-    )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(**TINY)).eval()
 
 
 def naive(model: torch.nn.Module, prompt: list[int], continuation: list[int]) -> float:
@@ -115,6 +116,82 @@ def test_shared_beginnings_are_computed_once(model: LlamaForCausalLM) -> None:
     score_rows(model, [Row([*head, 1], [[2, 3], [2, 4]]), Row([*head, 5], [[2, 3], [2, 4]])], CPU)
     hook.remove()
     assert seen == [(1, 24)]  # beginning, two last prompt tokens, after each the one token that both labels begin with
+
+
+def few_shot_rows(seed: int, subjects: int = 3, questions: int = 7) -> list[Row]:
+    """Questions under long beginnings of their own, two texts with many endings, a prompt asked twice, and a long text alone."""
+    draw = random.Random(seed)
+
+    def ids(count: int) -> list[int]:
+        return [draw.randrange(WORDS) for _ in range(count)]
+
+    opening = ids(20)
+    rows = []
+    for _ in range(subjects):
+        head = opening + ids(draw.randint(30, 60))
+        rows += [Row(head + ids(draw.randint(2, 12)), [[n] for n in range(4)]) for _ in range(questions)]
+    text = ids(25)
+    rows += [Row(text + ids(1), [ids(draw.randint(1, 9)) for _ in range(6)]) for _ in range(2)]
+    rows += [Row(rows[0].prompt, [ids(3)]), Row(ids(1), [ids(150)])]
+    draw.shuffle(rows)
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_depend_neither_on_the_batch_size_nor_on_the_order(model: LlamaForCausalLM, seed: int) -> None:
+    rows = few_shot_rows(seed)
+    expected = [[naive(model, list(p), list(c)) for c in cs] for p, cs in rows]
+    order = list(range(len(rows)))
+    for most in (1, 16, 64, 200, 4096):
+        random.Random(seed + most).shuffle(order)
+        got = score_rows(model, [rows[i] for i in order], CPU, max_batch_tokens=most)
+        for index, values in zip(order, got, strict=True):
+            assert values == pytest.approx(expected[index], abs=1e-4)
+            if len(values) > 1:
+                assert values.index(max(values)) == expected[index].index(max(expected[index]))
+    for index in order[:5]:  # alone
+        assert score_rows(model, [rows[index]], CPU)[0] == pytest.approx(expected[index], abs=1e-4)
+
+
+def test_greedy_says_whether_every_token_is_the_likeliest(model: LlamaForCausalLM) -> None:
+    prompt = [5, 9, 11]
+    with torch.no_grad():
+        whole = model.generate(torch.tensor([prompt]), max_new_tokens=4, do_sample=False, eos_token_id=None)[0].tolist()
+    best = whole[3:]
+    other = [*best[:3], (best[3] + 1) % WORDS]
+    asked = [Row(prompt, [best, other, best[:2]]), Row([*prompt, *best[:3]], [best[3:], other[3:]])]
+    for shared in (asked, asked[:1]):
+        found = dict(pair for batch in score_batches(model, shared, CPU) for pair in batch)
+        assert [read.greedy for read in found[0]] == [True, False, True]
+    windowed = MistralForCausalLM(MistralConfig(**{**TINY, "sliding_window": 64})).eval()
+    windowed.load_state_dict(model.state_dict())
+    found = dict(pair for batch in score_batches(windowed, asked, CPU) for pair in batch)
+    assert [read.greedy for row in (found[0], found[1]) for read in row] == [True, False, True, True, False]
+
+
+def test_what_memory_holds_is_not_computed_again(model: LlamaForCausalLM) -> None:
+    memory, seen = PrefixMemory(), []
+    head = [i % WORDS for i in range(40)]
+    rows = [Row([*head, n, n + 1], [[1], [2]]) for n in range(30)]
+    hook = model.model.embed_tokens.register_forward_hook(lambda _m, args, _out: seen.append(args[0].shape[1]))
+
+    def ask(rows: list[Row]) -> list[list[float]]:
+        seen.clear()
+        found = dict(
+            pair for batch in score_batches(model, rows, CPU, memory=memory, max_batch_tokens=64) for pair in batch
+        )
+        return [[read.logprob for read in found[n]] for n in range(len(rows))]
+
+    first = ask(rows)
+    assert seen == [40, 60]
+    again = ask(rows)
+    assert seen == [60]
+    (alone,) = ask([rows[3]])
+    assert seen == [2]
+    assert ask([rows[3]])[0] == pytest.approx(first[3], abs=1e-5)
+    assert seen == [1]
+    hook.remove()
+    assert alone == pytest.approx(first[3], abs=1e-5) and again[3] == pytest.approx(first[3], abs=1e-5)
 
 
 def test_empty_input_and_empty_continuations(model: LlamaForCausalLM) -> None:

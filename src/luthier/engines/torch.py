@@ -39,6 +39,7 @@ from luthier.engines._scoring import ask
 from luthier.engines._shared import SharedBase
 from luthier.engines._text import AnswerText
 from luthier.models.decode import attends_fully, hidden_states
+from luthier.models.fast_linear import speed_up_linear
 from luthier.models.generate import Answering
 from luthier.models.load import LoadedModel
 from luthier.models.prefix import KeysValues, shared_prefix
@@ -86,6 +87,7 @@ def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the nam
     base.join(key, record if key is not None else None)
     try:
         with base.using(key) as loaded:
+            speed_up_linear(loaded.module)
             info = _info(model.name, record, loaded, key)
             most = config.max_batch_tokens or (1024 if loaded.device.type == "cpu" else 16384)
     except BaseException:

@@ -50,6 +50,12 @@ class Tree:
         """Whether each token follows the one before it."""
         return self.parents == tuple(range(-1, len(self.parents) - 1))
 
+    def piece(self, first: int, last: int) -> Tree:
+        """Tokens ``first`` to ``last`` of a chain as a row of its own, after the others."""
+        tokens = self.tokens[first:last]
+        reads = tuple((place, index - first, token) for place, index, token in self.reads if first <= index < last)
+        return Tree(tokens, tuple(range(-1, len(tokens) - 1)), tuple(range(len(tokens))), reads)
+
     def seen(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """(tokens, tokens) booleans: which tokens each one sees, itself included."""
         out = np.eye(len(self.tokens), dtype=np.bool_)
@@ -127,12 +133,13 @@ def supports(module: Any, device: torch.device) -> bool:
 
 
 def _goes_through(module: Any, device: torch.device) -> bool:
-    batch = _layout([Tree((0,), (-1,), (0,), ())], Path(1), 0, 1, device, next(module.parameters()).dtype)
+    batch = _layout([Tree((0,), (-1,), (0,), ())], Path(1), 0, 1, device)
     try:
         _run(module, torch.zeros(1, 1, dtype=torch.long, device=device), torch.zeros(1, 1, device=device).long(), batch)
     except (TypeError, ValueError, KeyError, _NotOfferedError):  # its own attention, or one with terms of its own
         return False
-    return batch.layers == causal_model(module).config.get_text_config().num_hidden_layers
+    layers: int = causal_model(module).config.get_text_config().num_hidden_layers
+    return batch.layers == layers
 
 
 class _NotOfferedError(Exception):
@@ -149,7 +156,7 @@ def read_rows(
     """
     ids = torch.tensor([[token for tree in trees for token in tree.tokens]], device=device)
     positions = torch.tensor([[start + depth for tree in trees for depth in tree.depths]], device=device)
-    batch = _layout(trees, path, start, keep, device, next(module.parameters()).dtype)
+    batch = _layout(trees, path, start, keep, device)
     return _run(module, ids, positions, batch)[0]
 
 
@@ -167,9 +174,7 @@ def _run(module: Any, ids: torch.Tensor, positions: torch.Tensor, batch: Batch) 
         _batch.reset(token)
 
 
-def _layout(
-    trees: Sequence[Tree], path: Path, start: int, keep: int, device: torch.device, dtype: torch.dtype
-) -> Batch:
+def _layout(trees: Sequence[Tree], path: Path, start: int, keep: int, device: torch.device) -> Batch:
     widths = [len(tree.tokens) for tree in trees]
     widest = max(widths)
     padded = real = mask = None
@@ -187,7 +192,7 @@ def _layout(
             if not tree.is_chain:
                 seen[row, :width, :width] = tree.seen()
         visible = torch.from_numpy(seen).to(device)
-        mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
+        mask = torch.zeros(visible.shape, device=device).masked_fill_(~visible, torch.finfo(torch.float32).min)
         mask = mask[:, None]
     return Batch(path, start, keep, widths, padded, real, mask)
 
@@ -228,8 +233,8 @@ def attend(
         common = common.permute(2, 0, 1, 3).reshape(tokens, heads, -1)
         common_weight = common_weight.permute(2, 0, 1).reshape(tokens, heads)
         share = torch.sigmoid(common_weight - weight)[..., None]  # the part of the softmax that the beginning has
-        out = torch.lerp(out.float(), common.float(), share).to(out.dtype)
-    return out[None], None
+        out = torch.lerp(out, common, share)
+    return out[None].to(query.dtype), None
 
 
 def _own(
@@ -268,13 +273,15 @@ def _softmax_values(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(query key^T * scale + mask) value, and the log-sum-exp of the scores in fp32.
 
-    query (n, group, queries, width), key and value (n, 1, keys, width), mask (n, 1, queries, keys) or None; out as query, (n, group, queries).
+    query (n, group, queries, width), key and value (n, 1, keys, width), mask (n, 1, queries, keys) fp32 or None; both fp32, out as
+    query, the log-sum-exp (n, group, queries).
     """
     n, group, queries, _ = query.shape
     if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
-        keys, values = (each.expand(-1, group, -1, -1) for each in (key, value))
+        # in fp32 also for 16-bit models: the kernel is faster there than in bf16, and the merge needs the digits
+        keys, values = (each.float().expand(-1, group, -1, -1) for each in (key, value))
         out, weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, keys, values, 0.0, causal, attn_mask=mask, scale=scale
+            query.float(), keys, values, 0.0, causal, attn_mask=mask, scale=scale
         )
         return out, weight
     if causal:
@@ -288,5 +295,5 @@ def _softmax_values(
         if mask is not None:
             scores = scores + mask[:, :, first : first + step]
         weights.append(scores.logsumexp(-1))
-        outs.append(scores.softmax(-1).to(value.dtype) @ value)
+        outs.append((scores.softmax(-1).to(value.dtype) @ value).float())
     return torch.cat(outs, 2), torch.cat(weights, 2)

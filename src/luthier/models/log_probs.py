@@ -32,11 +32,10 @@ def token_log_probs(
             continue
         first = number * step
         rows = hidden[first : first + step]
-        part = logits(module, rows)
+        part = logits(module, rows).float()
         at, read = where[begin:end] - first, tokens[begin:end]
         best[begin:end] = part.argmax(-1)[at] == read
-        said = part[at, read].float()
-        part = part.float()
+        said = part[at, read]
         top = part.amax(-1, keepdim=True)
         total = part.sub_(top).exp_().sum(-1)[at]
         top = top[at, 0]

@@ -157,7 +157,7 @@ def _hidden_at_reads(
         reads += sorted((last + 1 + node, token, offset + continuation) for continuation, node, token in tree.reads)
         offset += tree.count
     flat, tokens, outputs = torch.tensor(reads, dtype=torch.long, device=device).reshape(-1, 3).unbind(1)
-    places, where = flat.unique_consecutive(return_inverse=True)
+    places, where = flat.unique_consecutive(return_inverse=True)  # type: ignore[no-untyped-call]
     gathered = hidden.reshape(-1, hidden.shape[-1])[places]
     return gathered, where, tokens, outputs, [tree.count for tree in trees]
 

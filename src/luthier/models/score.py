@@ -93,8 +93,8 @@ class _Scoring:
         self._first = [0]  # place of each row's first result
         for row in rows:
             self._first.append(self._first[-1] + len(row.continuations))
-        self._values = torch.zeros(self._first[-1])
-        self._missed = torch.zeros(self._first[-1])
+        self._values = torch.zeros(self._first[-1], dtype=torch.float64)
+        self._missed = torch.zeros(self._first[-1], dtype=torch.float64)
         self._left = [len(row.continuations) for row in rows]
         self._path = Path(0)
 
@@ -104,7 +104,7 @@ class _Scoring:
         forward = FORWARD_ON_CPU if self._device.type == "cpu" else FORWARD_ELSEWHERE
         root = plan(units, most=self._most, forward=forward)
         alone = root.items[0] if len(units) == len(root.items) == 1 else None
-        self._path = Path(max(_depth(root), len(units[0].prompt) if alone else 0))
+        self._path = Path(max(_depth(root, self._most), len(units[0].prompt) if alone else 0))
         yield [(number, []) for number, row in enumerate(self._rows) if not row.continuations]
         waiting = [(root, 0)]
         while waiting:
@@ -152,9 +152,20 @@ class _Scoring:
         if self._memory.takes(self._path.nbytes(len(ids))):
             self._memory.put(self._owner, ids, self._path.copy(len(ids)))
 
-    @torch.inference_mode()
     def _read_leaves(self, leaves: Sequence[Leaf], start: int, keep: int = 0) -> list[tuple[int, list[Read]]]:
+        """All rows of a batch in one forward; a single long text in several."""
         trees = [_tree(leaf.units, start) for leaf in leaves]
+        if len(trees) == 1 and len(trees[0].tokens) > self._most and trees[0].is_chain:
+            for first in range(0, len(trees[0].tokens), self._most):
+                piece = trees[0].piece(first, first + self._most)
+                self._compute([piece], start + first, keep=len(piece.tokens))
+        else:
+            self._compute(trees, start, keep)
+        return self._completed(place for leaf in leaves for unit in leaf.units for place, _ in unit.continuations)
+
+    @torch.inference_mode()
+    def _compute(self, trees: Sequence[Tree], start: int, keep: int) -> None:
+        """One forward; what it reads is added to the results."""
         hidden = read_rows(self._module, trees, self._path, start, self._device, keep=keep)
         reads: list[tuple[int, int, int]] = []  # (place among all tokens, token, result)
         offset = 0
@@ -163,12 +174,11 @@ class _Scoring:
             offset += len(tree.tokens)
         if reads:
             table = torch.tensor(reads, device=self._device)
-            places, where = table[:, 0].unique_consecutive(return_inverse=True)
+            places, where = table[:, 0].unique_consecutive(return_inverse=True)  # type: ignore[no-untyped-call]
             values, best = token_log_probs(self._module, hidden[places], where, table[:, 1].contiguous())
             results = table[:, 2].cpu()
-            self._values.index_add_(0, results, values.cpu())
-            self._missed.index_add_(0, results, (~best).float().cpu())
-        return self._completed(place for leaf in leaves for unit in leaf.units for place, _ in unit.continuations)
+            self._values.index_add_(0, results, values.cpu().double())
+            self._missed.index_add_(0, results, (~best).cpu().double())
 
     def _completed(self, places: Iterable[int]) -> list[tuple[int, list[Read]]]:
         """The rows whose last open results are at ``places``."""
@@ -192,12 +202,13 @@ def _units(rows: Sequence[Row], first: Sequence[int]) -> list[Unit]:
     return [Unit(prompt, tuple(continuations)) for prompt, continuations in found.items()]
 
 
-def _depth(root: Shared) -> int:
-    """The longest beginning that is held at once."""
+def _depth(root: Shared, most: int) -> int:
+    """The most tokens that are held at once: the longest beginning, or a text that is read in several forwards."""
     deepest, waiting = 0, [root]
     while waiting:
         node = waiting.pop()
-        deepest = max(deepest, node.depth)
+        long = [leaf.size(0) for leaf in node.leaves() if leaf.size(node.depth) > most]
+        deepest = max(deepest, node.depth, *long)
         waiting += node.inner()
     return deepest
 

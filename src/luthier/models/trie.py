@@ -125,7 +125,15 @@ def _decide(node: Shared, start: int, most: int, forward: int) -> list[Item]:
             in_one_row = saved - ATTENTION * masked
             if in_one_row > max(saved - forward, 0):
                 return [Leaf([unit for leaf in leaves for unit in leaf.units], node.depth, inner)]
-    return [node] if saved > forward else node.items
+    return [node] if saved > forward else [part for item in node.items for part in _fitting(item, start, most)]
+
+
+def _fitting(item: Item, start: int, most: int) -> Iterator[Item]:
+    """The item, or the units of a row that with the tokens from ``start`` on is too long for one forward."""
+    if isinstance(item, Shared) or len(item.units) == 1 or item.size(start) <= most:
+        yield item
+        return
+    yield from (Leaf([unit], len(unit.prompt), unit.tokens) for unit in item.units)
 
 
 def _cut_long(root: Shared, most: int) -> None:
