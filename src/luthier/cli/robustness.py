@@ -96,7 +96,7 @@ def _show(report: Robustness) -> None:
     _print.show(_print.table(columns, rows, title=title, right=columns[1:]))
     _print.show(
         f"mean {report.mean:.3f} ± {report.std:.3f}, from {report.lowest:.3f} to {report.highest:.3f} (spread [bold]{report.spread:.3f}[/]); "
-        f"worst: {escape(report.worst)}; {report.stable:.1%} of the questions score the same in every wording"
+        f"worst: {escape(report.worst)}; {report.stable:.1%} of the questions come out the same in every wording"
     )
     for each in report.flipped[:_EXAMPLES]:
         _print.show(f"  [dim]flips in {len(each.variants)}:[/] {escape(' '.join(each.input.split())[:100])}")

@@ -1,7 +1,7 @@
 """How much a score depends on wording: the same questions in other case, spacing, spelling, words, option order and prompts.
 
 Each variant is an evaluation of its own (found again or continued when it is asked twice). The spread over variants is what a single
-score hides; a flip is an example whose score changes although the question means the same.
+score hides; a flip is an example whose label (where answers are not labels: whose score) changes although the question means the same.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Variant:
 @dataclass(frozen=True)
 class VariantResult:
     """One variant's score. ``difference`` is to the original, ``p_adjusted`` (Holm over variants) whether that is more than chance;
-    ``flips`` is the share of all examples whose own score differs from the original's."""
+    ``flips`` is the share of all examples whose label differs from the original's, or their score where answers are not labels."""
 
     name: str
     value: float
@@ -62,7 +62,7 @@ class VariantResult:
 
 @dataclass(frozen=True)
 class Flipped:
-    """An example that depends on wording: in how many of the variants, and in which, its score differs from the original's."""
+    """An example that depends on wording, and the variants in which it flips."""
 
     id: str
     source: str
@@ -264,7 +264,8 @@ def _report(
         for f, v, d in zip(figures[1:], values[1:], drawn[1:], strict=True)
     ]
     told = adjusted(against)
-    own = [[record.scores.get(label) for record in result.records] for result in results]
+    labels = task.kind == "classify"
+    own = [[r.answer if labels else r.scores.get(label) for r in result.records] for result in results]
     flipped = [[a != b for a, b in zip(scores, own[0], strict=True)] for scores in own]
     rows = []
     for i, (variant, result) in enumerate(zip(variants, results, strict=True)):
