@@ -330,7 +330,8 @@ def draw(report: Robustness, path: Path) -> None:
     axes.set_yticks(places, [f"{r.name} ({r.flips:.0%} flip)" if at else r.name for at, r in enumerate(rows)])
     axes.invert_yaxis()
     axes.set_xlabel(f"{report.scorer}, 95% interval; grey: from the lowest to the highest score")
-    axes.set_title(f"{report.model} on {report.task}: {report.examples} questions asked in other words", loc="left")
+    title = f"{report.model} on {report.task}: {report.examples} questions in {len(rows)} wordings"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     content = BytesIO()
     figure.savefig(content, format="png")
