@@ -131,7 +131,9 @@ def arena_board(
         )
     fewest = min(int(n) for i, n in np.ndenumerate(games) if i[0] != i[1] and n) if len(order) > 1 else 0
     if fewest < 10:
-        notes.append(f"Some pairs met only {fewest} times: more votes are needed before ratings and intervals mean much.")
+        notes.append(
+            f"Some pairs met only {fewest} times: more votes are needed before ratings and intervals mean much."
+        )
     return ArenaBoard(
         arena,
         counted,
