@@ -10,18 +10,18 @@ from typing import Any, Literal
 from luthier.core.dataset import Example
 from luthier.core.digest import digest_json
 from luthier.core.engine import Engine, EngineInfo
-from luthier.core.errors import InputError, LuthierError, NotFoundError, UnsupportedError
+from luthier.core.errors import InputError, LuthierError, UnsupportedError
 from luthier.core.run import Progress, Run, no_progress
 from luthier.core.task import Task
 from luthier.evaluation.latency import measure, weights_mb
 from luthier.evaluation.loop import check_labels, run_loop
 from luthier.evaluation.records import Record, RecordsLog, read_records
 from luthier.evaluation.result import EvalResult, summarise
+from luthier.evaluation.trained_on import trained_examples
 from luthier.scorers._score import Resources
 from luthier.store.database import Store, open_store
 from luthier.store.lineage import Node, record_edge
-from luthier.store.models import find
-from luthier.store.runs import by_key, finish, folder, recover, resume, start, trained_on
+from luthier.store.runs import by_key, finish, folder, recover, resume, start
 from luthier.strategies._build import prepare_strategy, read_strategy, wrap_strategy
 from luthier.tasks._load import load_task
 
@@ -120,17 +120,6 @@ def _examples(task: Task, split: str, limit: int | None) -> tuple[Example, ...]:
             f"task {task.name} has no {split} examples", hint=f"give data.{split}, or shares in data.split"
         )
     return examples
-
-
-def _trained_on(store: Store, name: str) -> frozenset[str]:
-    """Examples that went into a stored model, its base and what it points at."""
-    try:
-        record = find(store, name)
-    except NotFoundError:  # an engine that is in no store: what it was trained on is not known here
-        return frozenset()
-    own = trained_on(store, record.run_id) if record.run_id else frozenset()
-    below = record.meta.get("target") or record.base
-    return own | _trained_on(store, str(below)) if below and below != name else own
 
 
 @dataclass(frozen=True)
@@ -241,7 +230,7 @@ class _Work:
     def _warnings(self) -> list[str]:
         """Reasons to distrust the scores: examples that the weights were trained on."""
         ids = [example.id for example in self.examples]
-        seen = len(_trained_on(self.store, self.info.model).intersection(ids))
+        seen = len(trained_examples(self.store, self.info.model).intersection(ids))
         if not seen:
             return []
         return [
