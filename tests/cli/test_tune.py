@@ -79,3 +79,18 @@ def test_ctrl_c_exits_130_says_how_to_go_on_and_the_same_command_does(
     assert luthier(str(run_file)) == 0
     assert "goes on at step 2" in capsys.readouterr().err
     assert [r.id for r in list_runs(open_store())] == [run.id]
+
+
+def test_a_plan_predicts_and_does_nothing(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert luthier(str(run_file), "--plan") == 0
+    said = capsys.readouterr().out
+    assert "router = lora(tiny-decoder), objective classify" in said
+    assert "time     about" in said
+    assert "memory   peak about" in said
+    assert "earlier  no earlier run to compare a prediction with" in said
+    assert "torch: hot-swapped on its base" in said
+    assert luthier(str(run_file), "--plan", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["predicted"]["steps"] > 0
+    assert plan["predicted"]["parts"]["optimizer"] > 0
+    assert list_runs(open_store()) == []

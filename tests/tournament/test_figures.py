@@ -54,3 +54,27 @@ def test_differences_and_probabilities() -> None:
     ]
     assert figures.metric("macro_f1") == "macro F1"
     assert figures.metric("accuracy") == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "unknown"), (0, "0"), (0.000123, "0.00012"), (0.05, "0.05"), (0.1, "0.10"), (12.345, "12.35")],
+)
+def test_money_is_never_nothing_when_it_is_not_known(value: float | None, text: str) -> None:
+    assert figures.money(value) == text
+
+
+def test_tokens_and_shares() -> None:
+    assert [figures.tokens(v) for v in (None, 3.21, 9.96, 1234.5)] == ["–", "3.2", "10", "1,234"]
+    assert figures.share(0.125) == "12%"
+
+
+def test_earlier_predictions() -> None:
+    from luthier.training.preflight import Errors
+
+    assert figures.prediction_errors(None) == "no earlier run to compare a prediction with"
+    assert (
+        figures.prediction_errors(Errors(1, 0.04, 0.2, True))
+        == "1 earlier prediction: off by 20% in time, 4% in memory"
+    )
+    assert figures.prediction_errors(Errors(3, 0.04, 0.2, False)).startswith("3 earlier predictions of other kinds")

@@ -11,6 +11,8 @@ from tests.training.test_tune import equal, settings, tensors, write_tickets
 from luthier.models import load as loading
 from luthier.store.database import open_store
 from luthier.store.models import find, remove
+from luthier.training.preflight import look_ahead
+from luthier.training.resolve import resolve
 from luthier.training.shared import Shared
 from luthier.training.tune import tune
 
@@ -92,3 +94,24 @@ def test_clear_forgets() -> None:
     shared.clear()
     shared.rows(["k"], prepare)  # type: ignore[arg-type]
     assert len(made) == 2
+
+
+def test_settings_that_only_the_loss_reads_share_rows(tiny_encoder: str, tickets: Path) -> None:
+    shared, store = Shared(), open_store()
+    plain = settings(tiny_encoder, tickets, "linear_probe", max_steps=1)
+    tune(plain, store=store, shared=shared)
+    tune({**plain, "objective": {"name": "classify", "label_smoothing": 0.1}}, store=store, shared=shared)
+    assert shared.found["rows"] == 2
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "full"])
+def test_a_prediction_leaves_rows_for_the_training_but_no_empty_features(
+    tiny_encoder: str, tickets: Path, method: str
+) -> None:
+    shared, store = Shared(), open_store()
+    config = settings(tiny_encoder, tickets, method, max_steps=2)
+    alone = tensors(tune(config, store=store))
+    remove(store, tune(config, store=store).model.name)
+    look_ahead(store, resolve(config, (), store), shared)
+    assert equal(tensors(tune(config, store=store, shared=shared)), alone)
+    assert shared.found["rows"] == (0 if method == "linear_probe" else 2)

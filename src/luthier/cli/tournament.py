@@ -109,19 +109,10 @@ def _foretold(planned: Planned, predicted: Prediction | None) -> str:
     seconds = predicted.seconds * trainings
     if budget is not None and budget.seconds is not None:
         seconds = min(seconds, budget.seconds * len(planned.seeds))
-    errors = predicted.errors
-    if errors is None:
-        known = "no earlier run to compare a prediction with"
-    else:
-        whose = "" if errors.same else " of other kinds"
-        known = (
-            f"{errors.runs} earlier prediction{'' if errors.runs == 1 else 's'}{whose}: off by {figures.share(errors.time)} in time, "
-            f"{figures.share(errors.memory)} in memory"
-        )
     often = f"{trainings} trainings, " if trainings > 1 else ""
     return (
         f"[bold]{escape(planned.entrant.name)}[/]: {often}about {figures.duration(seconds)}, peak {figures.megabytes(predicted.peak_mb)}, "
-        f"trains {figures.count(predicted.trainable)} parameters [dim]({known}; speed from {predicted.based_on})[/]"
+        f"trains {figures.count(predicted.trainable)} parameters [dim]({figures.prediction_errors(predicted.errors)}; speed from {predicted.based_on})[/]"
     )
 
 
@@ -141,10 +132,12 @@ def _plan(task: str, overrides: Sequence[str], *, engine: str, only: Sequence[st
     from luthier.cli import _print
     from luthier.store.database import open_store
     from luthier.tournament.plan import look_ahead, read_plan
+    from luthier.training.shared import Shared
 
     store = open_store()
     plan = read_plan(task, overrides, engine=engine, only=only, store=store)
-    found = [(planned, look_ahead(store, planned)) for planned in plan.entrants]
+    shared = Shared()
+    found = [(planned, look_ahead(store, planned, shared)) for planned in plan.entrants]
     if as_json:
         _print.show_json([_planned(planned, predicted) for planned, predicted in found])
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,12 +34,18 @@ def register(app: typer.Typer) -> None:
         force: Annotated[
             bool, typer.Option("--force", help="Train again from the start, and take the name from another model.")
         ] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+        plan: Annotated[
+            bool, typer.Option("--plan", help="Only predict memory and time, and say where the result can be served.")
+        ] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the result (or the plan) as JSON.")] = False,
     ) -> None:
         """Adapt a model to your data. Interrupted, the same command goes on at its last checkpoint."""
         from luthier.cli import _print
         from luthier.training.tune import tune as train
 
+        if plan:
+            _plan(run, overrides or (), as_json=as_json)
+            return
         with _display() as display:
             result = train(
                 run,
@@ -56,6 +62,35 @@ def register(app: typer.Typer) -> None:
             )
         else:
             _report(result)
+
+
+def _plan(run: Path, overrides: Sequence[str], *, as_json: bool) -> None:
+    """Say what training would take, and do nothing of it."""
+    from luthier.cli import _print
+    from luthier.store.database import open_store
+    from luthier.tournament import figures
+    from luthier.training.preflight import look_ahead
+    from luthier.training.resolve import resolve
+
+    store = open_store()
+    job = resolve(run, overrides, store)
+    found = look_ahead(store, job)
+    if as_json:
+        _print.show_json({"name": job.name, "serving": dict(job.serving), "predicted": found.as_dict()})
+        return
+    rows = {
+        "model": f"{job.name} = {job.method.entry.name}({job.base.name}), objective {job.objective.entry.name}",
+        "trains": f"{found.trainable:,} parameters in {found.steps:,} steps, {found.tokens:,} tokens",
+        "time": f"about {figures.duration(found.seconds)} (speed from {found.based_on})",
+        "memory": f"peak about {figures.megabytes(found.peak_mb)}, {figures.megabytes(found.free_mb)} free: "
+        + ", ".join(f"{what} {figures.megabytes(mb)}" for what, mb in found.parts.items() if mb),
+        "earlier": figures.prediction_errors(found.errors),
+        "serving": "; ".join(f"{engine}: {_HOW[how]}" for engine, how in job.serving.items()),
+    }
+    for name, value in rows.items():
+        _print.out().print(f"{name:8} {value}", markup=False)
+    if not found.fits:
+        _print.warn("that is more memory than is free; train.max_tokens_per_batch=512 needs less")
 
 
 class _Display:

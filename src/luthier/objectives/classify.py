@@ -20,6 +20,9 @@ KINDS = ("labelled",)
 ARCHITECTURES = ("decoder", "encoder")
 DEFAULT_FOR = ("labelled",)
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {}
+LOSS_ONLY = (
+    "label_smoothing",
+)  # settings that rows do not depend on, so that trainings which differ in them share rows
 
 
 class Config(EntryConfig):

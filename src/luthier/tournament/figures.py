@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from luthier.training.preflight import Errors
+
 MINUS, DASH, NARROW = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{NARROW NO-BREAK SPACE}"
 
 
@@ -89,6 +94,17 @@ def tokens(value: float | None) -> str:
 def share(value: float) -> str:
     """A part as a percentage."""
     return f"{100 * value:.0f}%"
+
+
+def prediction_errors(errors: Errors | None) -> str:
+    """How wrong earlier predictions were."""
+    if errors is None:
+        return "no earlier run to compare a prediction with"
+    whose = "" if errors.same else " of other kinds"
+    return (
+        f"{errors.runs} earlier prediction{'' if errors.runs == 1 else 's'}{whose}: off by {share(errors.time)} in time, "
+        f"{share(errors.memory)} in memory"
+    )
 
 
 def metric(name: str) -> str:

@@ -25,6 +25,7 @@ from luthier.tournament.trainer import training_splits
 if TYPE_CHECKING:
     from luthier.training.preflight import Prediction
     from luthier.training.resolve import Job
+    from luthier.training.shared import Shared
 
 _REMOTE = ("fake", "openai")
 _QUARTERS = 4  # validations that halving needs, when a training has fewer epochs
@@ -149,11 +150,11 @@ def _validate_every(planned: Planned, train: Mapping[str, Any]) -> int:
     """Steps between validations: an epoch, or a quarter of the training where that is shorter."""
     assert planned.job is not None
     known = planned.job.config.train.model_dump() | dict(train)
-    epoch = math.ceil(len(planned.job.splits.train) / known["batch_size"])
-    steps = math.ceil(known["epochs"] * epoch)
+    epoch: int = math.ceil(len(planned.job.splits.train) / known["batch_size"])
+    steps: int = math.ceil(known["epochs"] * epoch)
     if known["max_steps"] is not None:
         steps = min(steps, known["max_steps"])
-    return max(1, min(int(epoch), math.ceil(steps / _QUARTERS)))
+    return max(1, min(epoch, math.ceil(steps / _QUARTERS)))
 
 
 def defaults(planned: Planned) -> dict[str, Any]:
@@ -163,10 +164,10 @@ def defaults(planned: Planned) -> dict[str, Any]:
     return {key: values[key.split(".", 1)[0]].get(key.split(".", 1)[1]) for key in planned.space}
 
 
-def look_ahead(store: Store, planned: Planned) -> Prediction | None:
-    """Memory and time of one of its trainings; None when nothing is trained."""
+def look_ahead(store: Store, planned: Planned, shared: Shared | None = None) -> Prediction | None:
+    """Memory and time of one of its trainings; None when nothing is trained. ``shared`` keeps the rows for the training."""
     if planned.job is None:
         return None
     from luthier.training.preflight import look_ahead as predict
 
-    return predict(store, planned.job)
+    return predict(store, planned.job, shared)

@@ -134,7 +134,6 @@ class _Tournament:
         left = [entry for entry in entries if not entry.finished_training]
         if not left:
             return
-        self._predict(run, left)
         from luthier.models.load import usable_cores
 
         cores = usable_cores()
@@ -145,6 +144,7 @@ class _Tournament:
             trainer = Workers(self.store, self.plan.config, folder, threads=max(1, cores // jobs))
         else:
             trainer = InProcess(self.store, self.task)
+        self._predict(run, left, trainer.shared if isinstance(trainer, InProcess) else None)
 
         def keep(entry: Entry) -> None:
             memory.remember(entry)
@@ -161,13 +161,13 @@ class _Tournament:
         finally:
             trainer.close()
 
-    def _predict(self, run: Run, entries: Sequence[Entry]) -> None:
+    def _predict(self, run: Run, entries: Sequence[Entry], shared: Any) -> None:
         """Memory and time of what is about to be trained; an entrant whose data cannot be used fails here already."""
         if self.predicted is None:
             return
 
         def look(entry: Entry) -> None:
-            entry.predicted = look_ahead(self.store, entry.planned)
+            entry.predicted = look_ahead(self.store, entry.planned, shared)
 
         for entry in entries:
             self._guarded(run, entry, lambda entry=entry: look(entry))  # type: ignore[misc]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from luthier.store.database import Store
     from luthier.training.config import TrainConfig
     from luthier.training.resolve import Job
+    from luthier.training.shared import Shared
 
 _IMPORTED_MB = (
     520.0  # a process that has imported torch, transformers and peft, and done nothing (measured, Linux x86-64)
@@ -188,14 +189,21 @@ def predict(
     )
 
 
-def sketch(store: Store, job: Job) -> tuple[LoadedModel, list[int], list[int]]:
+def sketch(store: Store, job: Job, shared: Shared | None = None) -> tuple[LoadedModel, list[int], list[int]]:
     """The model of ``job`` without its weights (shapes only), and the lengths of its training and validation rows."""
-    from luthier.training.shared import prepare_rows
+    from luthier.training.shared import Shared, prepare_rows
 
-    model = _shapes_only(store, job)
+    labels = job.prompt.labels if job.kind == "labelled" else ()
+    train = job.config.train
+    model = (shared or Shared()).sketch(
+        [job.base.digest, list(labels), train.dtype, train.device], lambda: _shapes_only(store, job)
+    )
+    model.record = model.base = job.base
     model.labels = job.prompt.labels if job.kind == "labelled" else ()
     model.module.requires_grad_(False)
     model = job.method.entry(model, job.method.config)
+    if model.architecture == "encoder":
+        model.module.pooled = _no_features
     lengths = []
     for dataset in (job.splits.train, job.splits.validation):
         rows = (
@@ -206,7 +214,7 @@ def sketch(store: Store, job: Job) -> tuple[LoadedModel, list[int], list[int]]:
                 job.prompt,
                 job.objective.config,
                 job.config.data.overlong,
-                None,
+                shared,
             ).rows
             if len(dataset)
             else ()
@@ -215,9 +223,10 @@ def sketch(store: Store, job: Job) -> tuple[LoadedModel, list[int], list[int]]:
     return model, lengths[0], lengths[1]
 
 
-def look_ahead(store: Store, job: Job) -> Prediction:
-    """The prediction for a job whose weights are not loaded. Costs a second or two: imports, and tokenising the rows."""
-    model, lengths, validation = sketch(store, job)
+def look_ahead(store: Store, job: Job, shared: Shared | None = None) -> Prediction:
+    """The prediction for a job whose weights are not loaded. Costs a second or two: imports, and tokenising the rows, which
+    ``shared`` keeps for the training itself."""
+    model, lengths, validation = sketch(store, job, shared)
     return predict(store, job, model, lengths, validation, loaded=False)
 
 
@@ -271,7 +280,6 @@ def _shapes_only(store: Store, job: Job) -> LoadedModel:
             module.pooler = None
             labels = job.prompt.labels if job.kind == "labelled" else ()
             module = EncoderClassifier(module, len(labels), pooling=read_pooling(folder))
-            module.pooled = _no_features  # type: ignore[method-assign]
     dtype = choose_dtype(job.config.train.dtype, choose_device(job.config.train.device))
     inner = module if decoder else module.body
     inner.to(dtype)

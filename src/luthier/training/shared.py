@@ -39,6 +39,7 @@ class Shared:
     found: dict[str, int] = field(default_factory=lambda: {"bases": 0, "rows": 0})
     _bases: dict[tuple[str, str, str], LoadedModel] = field(default_factory=dict)
     _rows: dict[str, Rows] = field(default_factory=dict)
+    _sketches: dict[str, LoadedModel] = field(default_factory=dict)
 
     def load(
         self, store: Store, record: ModelRecord, *, dtype: str, device: str, labels: Sequence[str] = ()
@@ -77,10 +78,19 @@ class Shared:
             self._rows[digest] = prepare()
         return self._rows[digest]
 
+    def sketch(self, key: Sequence[Any], make: Callable[[], LoadedModel]) -> LoadedModel:
+        """A model of shapes only, its module a copy that a method may change."""
+        digest = digest_json(list(key))
+        if digest not in self._sketches:
+            self._sketches[digest] = make()
+        known = self._sketches[digest]
+        return replace(known, module=copy.deepcopy(known.module))
+
     def clear(self) -> None:
         """Forget everything, so that its memory is free for what comes next."""
         self._bases.clear()
         self._rows.clear()
+        self._sketches.clear()
 
 
 def prepare_rows(
@@ -89,7 +99,8 @@ def prepare_rows(
     """The rows that ``objective`` (a catalogue entry) makes of ``dataset`` for ``model``; those of an equal request come from ``shared``.
 
     They depend on the data, the tokenizer and template, the prompt, the labels and the limits; where the body of an encoder is frozen they
-    hold its features, which also depend on the weights.
+    hold its features, which also depend on the weights (and on whether there are any: a sketch has none). Settings of the objective
+    that it names in ``LOSS_ONLY`` change no row.
     """
     from luthier.objectives._rows import Limits
 
@@ -98,12 +109,13 @@ def prepare_rows(
         rows = objective.module.prepare(dataset, model, prompt, config, limits)
         return Rows(rows, tuple(limits.dropped), tuple(limits.truncated))
 
-    if shared is None or model.device.type == "meta":
+    if shared is None:
         return prepare()
+    loss_only = objective.optional("LOSS_ONLY") or ()
     frozen = model.architecture == "encoder" and model.module.body_is_frozen
     key = [
         dataset.digest,
-        [objective.name, config.model_dump(mode="json", exclude_unset=True)],
+        [objective.name, config.model_dump(mode="json", exclude_unset=True, exclude=set(loss_only))],
         prompt.digest,
         list(model.labels),
         [model.base.digest, model.template_digest],
