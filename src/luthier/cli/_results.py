@@ -83,14 +83,21 @@ def _show_slices(result: EvalResult, key: str, parts: Mapping[str, Mapping[str, 
 
     from luthier.cli import _print
     from luthier.tournament import figures
+    from luthier.tournament.verdict import LEVEL
 
     sign = 1.0 if result.primary in result.lower_is_better else -1.0
     rows = [
-        (escape(value), f"{int(part['examples']):,}", f"{part['value']:.3f}")
+        (
+            escape(value),
+            f"{int(part['examples']):,}",
+            f"{part['value']:.3f}",
+            f"[{part['low']:.3f}, {part['high']:.3f}]".replace("[", r"\["),
+            "differs from the rest" if part["p_adjusted"] is not None and part["p_adjusted"] < LEVEL else "",
+        )
         for value, part in sorted(parts.items(), key=lambda item: (sign * item[1]["value"], item[0]))
     ]
-    columns = [escape(key), "examples", figures.metric(result.primary)]
-    _print.show(_print.table(columns, rows, right=columns[1:]))
+    columns = [escape(key), "examples", figures.metric(result.primary), "95% interval", ""]
+    _print.show(_print.table(columns, rows, right=columns[1:3]))
 
 
 def _show_labels(result: EvalResult) -> None:

@@ -23,7 +23,7 @@ UNPARSED = "(unparsed)"
 @dataclass(frozen=True)
 class EvalResult:
     """One evaluation. ``scores`` maps scorer to ``{value, low, high, level}``; the first is the primary one. ``lower_is_better`` names
-    the scorers whose smaller figures are better. ``slices[key][value]`` has the examples and the primary figure of a part.
+    the scorers whose smaller figures are better. ``slices[key][value]`` has the examples of a part, its primary figure with interval, and ``p_adjusted`` that it is like the rest.
 
     ``labels`` maps label to precision, recall, F1 and support; ``confusion[target][answer]`` counts. ``counts`` has examples,
     unparsed, ties, errors, and unscored: those that the primary scorer could not say anything about. ``latency`` is of single requests (seconds), ``memory`` in MB.
@@ -40,7 +40,7 @@ class EvalResult:
     confusion: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     lower_is_better: Sequence[str] = ()
-    slices: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    slices: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -123,18 +123,14 @@ def summarise(task: Task, records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _slices(task: Task, scorer: Scorer, records: Sequence[Record]) -> dict[str, dict[str, dict[str, float]]]:
-    """The primary figure of each part, by each key that the task names; parts in which nothing could be scored are left out."""
-    out: dict[str, dict[str, dict[str, float]]] = {}
-    for key in task.slices:
-        parts: dict[str, list[Record]] = {}
-        for record in records:
-            if key in record.slices:
-                parts.setdefault(record.slices[key], []).append(record)
-        for value, part in sorted(parts.items()):
-            figure = statistic_of(scorer, part).value
-            if not np.isnan(figure):
-                out.setdefault(key, {})[value] = {"examples": len(part), "value": figure}
+def _slices(task: Task, scorer: Scorer, records: Sequence[Record]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """The primary figure of each part, by each key that the task names, with its interval and whether it differs from the rest."""
+    from luthier.evaluation.slices import slice_figures
+
+    out: dict[str, dict[str, dict[str, float | None]]] = {}
+    for part in slice_figures(scorer, records, task.slices) if task.slices else ():
+        told = {"examples": part.examples, **part.figure.as_dict(), "p_adjusted": part.p_adjusted}
+        out.setdefault(part.key, {})[part.value] = told
     return out
 
 

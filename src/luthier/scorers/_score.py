@@ -10,7 +10,7 @@ unless the file says otherwise with one of:
   has shape (resamples, examples) and says how often each example was drawn.
 
 Two more are optional: ``score_many(answers, targets, config, resources) -> list[Score]`` where a batch is cheaper than one by one, or
-other engines, programs or databases are needed; and ``LOWER_IS_BETTER = True``.
+other engines, programs or databases are needed; and the constants ``LOWER_IS_BETTER = True`` and ``BOUNDS = (low, high)``.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from luthier.core.catalog import EntryConfig
 from luthier.scorers import _labels
 from luthier.scorers._score import Answer, Floats, Score, Target
 
+BOUNDS = (-1.0, 1.0)
+
 
 class Config(EntryConfig):
     """``labels`` are the classes; empty means those that occur among the targets. Answers outside them are one more class."""

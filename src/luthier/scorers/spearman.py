@@ -11,6 +11,8 @@ from luthier.scorers._score import Answer, Counts, Floats, Score, Target
 
 Config = _correlation.Correlated
 
+BOUNDS = (-1.0, 1.0)
+
 
 def score(answer: Answer, target: Target, config: Config) -> Score:
     """How near the two numbers are, 1.0 when equal; None without a number. The figure of a set is ``aggregate``."""
