@@ -16,7 +16,7 @@ from luthier.core.run import Run
 from luthier.core.task import PromptTemplate, Task
 from luthier.evaluation.records import Record
 from luthier.evaluation.result import EvalResult, summarise
-from luthier.tournament.board import BOARD_HTML, BOARD_JSON, Board, compare_all, rank
+from luthier.tournament.board import BOARD_HTML, BOARD_JSON, Board, Standing, compare_all, rank
 
 Make = Callable[..., Board]
 
@@ -98,3 +98,37 @@ def test_all_pairs_are_compared_on_the_same_examples() -> None:
         assert c.p_adjusted >= c.p
     assert found["good", "bad"].p_adjusted < 0.001 < 0.05 < found["good", "same"].p_adjusted
     assert compare_all(task, {"good": results["good"]}) == ()
+
+
+def test_a_board_of_an_earlier_version_is_read_and_drawn(make_board: Make, tmp_path: Path) -> None:
+    board = make_board()
+    old = json.loads(json.dumps(board.as_dict()))
+    for key in ("frontiers", "settings"):
+        del old[key]
+    new = (
+        "seeds",
+        "trials",
+        "chosen",
+        "spent",
+        "repeats",
+        "predicted",
+        "prompt_tokens",
+        "completion_tokens",
+        "price_per_1000",
+        "slices",
+    )
+    for line in old["standings"]:
+        for key in new:
+            del line[key]
+    (tmp_path / BOARD_JSON).write_text(json.dumps(old))
+    again = Board.load(tmp_path)
+    assert [s.name for s in again.standings] == [s.name for s in board.standings]
+    assert not again.lower_is_better
+    again.save(tmp_path)
+    assert "unknown" in (tmp_path / BOARD_HTML).read_text(), "what was not measured then is not 0"
+
+
+def test_where_lower_is_better_the_lowest_leads() -> None:
+    standings = [Standing(name, "w", "m", "done", score={"value": value}) for name, value in (("a", 3.0), ("b", 2.0))]
+    assert [(s.name, s.rank) for s in rank(standings, lower_is_better=True)] == [("b", 1), ("a", 2)]
+    assert [(s.name, s.rank) for s in rank(standings)] == [("a", 1), ("b", 2)]
