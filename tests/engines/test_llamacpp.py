@@ -268,10 +268,13 @@ def test_an_adapter_that_comes_later_joins(sharp: str, opened: list[Engine]) -> 
 def test_scores_are_those_of_torch(adapted: bool, sharp: str, opened: list[Engine]) -> None:
     name = adapt(sharp, "mine", 1).name if adapted else sharp
     texts = ("billing", "delivery", "billing refund", "包裹", "é", "b")
-    requests = [ScoreRequest(QUESTIONS[0], texts), ScoreRequest(QUESTIONS[2], texts[:2]), ScoreRequest("The", texts)]
+    requests = [ScoreRequest(QUESTIONS[0], texts), ScoreRequest(QUESTIONS[2], texts[:2]), ScoreRequest("The ", texts)]
+    requests.append(ScoreRequest("", ("The parcel has not arrived", "b")))
     ours, reference = both(opened, name)
+    said = ours.generate([QUESTIONS[0]], Sampling(max_new_tokens=40))[0].text
+    requests.append(ScoreRequest(QUESTIONS[0], (said, said[:1])))
     for mine, theirs in zip(ours.score(requests), reference.score(requests), strict=True):
-        assert [s.tokens for s in mine] == [s.tokens for s in theirs]
+        assert [(s.tokens, s.greedy) for s in mine] == [(s.tokens, s.greedy) for s in theirs]
         np.testing.assert_allclose([s.logprob for s in mine], [s.logprob for s in theirs], atol=3e-3)
     with pytest.raises(InputError, match="must not be empty"):
         ours.score([ScoreRequest("a", ("b", ""))])
@@ -353,7 +356,8 @@ def test_the_share_of_drawn_tokens_is_the_softmax(sharp: str, opened: list[Engin
     logits = {}
     renderer = ours._renderer  # type: ignore[attr-defined]
     for token in set(tokens):
-        logits[token] = ours._logprob_of(renderer.prompt_ids("The"), token, []) / 2.0  # type: ignore[attr-defined]
+        value, _ = ours._token_score(renderer.prompt_ids("The"), token, [])  # type: ignore[attr-defined]
+        logits[token] = value / 2.0
     assert len(logits) <= 3
     total = sum(np.exp(v) for v in logits.values())
     for token, value in logits.items():
@@ -369,7 +373,7 @@ def test_prompts_that_do_not_fit(sharp: str, opened: list[Engine]) -> None:
         engine.generate([user("word " * 80)], GREEDY)
     with pytest.raises(InputError, match="takes at most"):
         engine.stream(user("word " * 80), GREEDY)
-    with pytest.raises(InputError, match="takes at most"):
+    with pytest.raises(InputError, match="sharp reads 64"):
         engine.score([ScoreRequest("word " * 15, ("word " * 60,))])
     filled = engine.generate(["one two"], Sampling(max_new_tokens=500))[0]
     assert filled.prompt_tokens + filled.completion_tokens <= 64

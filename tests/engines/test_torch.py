@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from luthier.core.engine import Engine, Generation, Sampling, ScoreRequest
 from luthier.core.errors import EngineError, InputError, NotFoundError, UnsupportedError
 from luthier.core.message import Message, user
 from luthier.core.model import ModelRecord
+from luthier.data.pairs import windows
 from luthier.engines._open import open_engine, open_many
 from luthier.engines._target import EngineTarget
 from luthier.models.attach import save_trained
@@ -167,13 +169,52 @@ def test_scores_are_those_of_separate_forwards(engine: Engine, tiny_decoder: str
     for request, scores, alone in zip(requests, found, again, strict=True):
         prompt = tuple(model.renderer.prompt_ids(request.prompt))
         for text, score, single in zip(request.continuations, scores, alone, strict=True):
-            ids = model.renderer.continuation_ids(text, ends_turn=not isinstance(request.prompt, str))
+            if isinstance(request.prompt, str):  # one text
+                ids = model.tokenizer.encode(request.prompt + text)[len(prompt) :]
+            else:
+                ids = model.renderer.continuation_ids(text, ends_turn=True)
             assert score.tokens == single.tokens == len(ids)
             assert score.logprob == pytest.approx(naive(tiny_decoder, prompt, ids), abs=1e-4)
             assert single.logprob == pytest.approx(score.logprob, abs=1e-4)
     assert engine.score([]) == []
     with pytest.raises(InputError, match="must not be empty"):
         engine.score([ScoreRequest("raw text", ("",))])
+
+
+def test_scores_depend_neither_on_batches_nor_on_the_order(engine: Engine, tiny_decoder: str) -> None:
+    draw = random.Random(0)
+    words = LONG.split()
+
+    def text(count: int) -> str:
+        return " ".join(draw.choice(words) for _ in range(count))
+
+    heads = [f"About {topic}.\n\n{text(40)}\n\n" for topic in ("parcels", "lessons")]
+    requests = [ScoreRequest(f"{heads[n % 2]}{text(6)}\nAnswer:", (" A", " B", " C")) for n in range(12)]
+    requests += [ScoreRequest(text(12), tuple(" " + text(draw.randint(1, 8)) for _ in range(4))) for _ in range(4)]
+    requests += [ScoreRequest(p, ("billing", "delivery")) for p in PROMPTS[:3]]
+    requests += [ScoreRequest("", (text(200), text(3)))]
+    expected = engine.score(requests)
+    assert all(one.greedy is not None for row in expected for one in row)
+    order = list(range(len(requests)))
+    for most in (1, 50, 300):
+        draw.shuffle(order)
+        other = open_engine(open_store(), tiny_decoder, "torch", {**FP32, "max_batch_tokens": most})
+        for index, row in zip(order, other.score([requests[i] for i in order]), strict=True):
+            assert [one.tokens for one in row] == [one.tokens for one in expected[index]]
+            assert [one.logprob for one in row] == pytest.approx([one.logprob for one in expected[index]], abs=1e-4)
+            assert [one.greedy for one in row] == [one.greedy for one in expected[index]]
+
+
+def test_a_text_longer_than_the_context_is_read_in_windows(engine: Engine, tiny_decoder: str) -> None:
+    text = LONG * 60
+    ((score,),) = engine.score([ScoreRequest("", (text,))])
+    model = load_model(open_store(), tiny_decoder, dtype="fp32")
+    ids = model.tokenizer.encode(text)
+    assert score.tokens == len(ids) > engine.info.context_length
+    total = sum(
+        naive(tiny_decoder, tuple(context), own) for context, own in windows(ids, 1, engine.info.context_length)
+    )
+    assert score.logprob == pytest.approx(total, rel=1e-5)
 
 
 def test_a_beginning_that_was_read_is_not_read_again(engine: Engine) -> None:
@@ -390,3 +431,42 @@ def test_the_real_decoder_speaks_and_agrees_with_transformers(real_home: Path) -
         expected = sum(log_probs[len(prompt) - 1 + i, t].item() for i, t in enumerate(own))
         assert score.logprob == pytest.approx(expected, abs=1e-3)
     assert scores[0].logprob > scores[1].logprob
+
+
+@pytest.mark.models
+def test_the_real_model_scores_alike_in_any_batch_and_order(real_home: Path) -> None:
+    """Few-shot questions, a text with four endings and a whole text: fp32, to 1e-4 against plain forwards, the same choices."""
+    head = "The following are questions about parcels.\n\n" + "".join(
+        f"How many days does parcel {n} take?\nA. {n}\nB. {n + 1}\nAnswer: {'AB'[n % 2]}\n\n" for n in range(3)
+    )
+    requests = [
+        ScoreRequest(f"{head}What is {n} plus {n}?\nA. {2 * n}\nB. {n}\nAnswer:", (" A", " B")) for n in range(6)
+    ]
+    endings = (
+        " the courier left it at the door.",
+        " a violin.",
+        " it rained in March and the lesson was cancelled.",
+        " no",
+    )
+    requests += [ScoreRequest("Anna waited for her parcel all day. In the evening", endings)]
+    requests += [ScoreRequest("", (head,)), ScoreRequest(user("Where is my parcel?"), ("billing", "delivery"))]
+    store = open_store(real_home)
+    engine = open_engine(store, "smollm2-135m", "torch", FP32)
+    narrow = open_engine(store, "smollm2-135m", "torch", {**FP32, "max_batch_tokens": 96})
+    found = engine.score(requests)
+    turned = narrow.score(requests[::-1])[::-1]
+    model = load_model(store, "smollm2-135m", dtype="fp32")
+    for request, row, other in zip(requests, found, turned, strict=True):
+        values = [one.logprob for one in row]
+        assert [one.logprob for one in other] == pytest.approx(values, abs=1e-4)
+        assert [one.greedy for one in other] == [one.greedy for one in row]
+        if isinstance(request.prompt, str):
+            own = model.tokenizer.encode(request.prompt) or [1]
+            for text, value in zip(request.continuations, values, strict=True):
+                ids = model.tokenizer.encode(request.prompt + text)[len(own) if request.prompt else 0 :]
+                with torch.no_grad():
+                    whole = model.module(torch.tensor([[*own, *ids]])).logits[0].double().log_softmax(-1)
+                plain = sum(float(whole[len(own) - 1 + at, token]) for at, token in enumerate(ids))
+                assert value == pytest.approx(plain, abs=1e-4 * max(1, len(ids) / 10))
+    for each in (engine, narrow):
+        each.close()

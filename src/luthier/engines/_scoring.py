@@ -53,9 +53,9 @@ class Asked:
         return ContinuationScore(sum(each.logprob for each in found), tokens, greedy)
 
 
-def ask(requests: Sequence[ScoreRequest], renderer: Renderer, info: EngineInfo) -> Asked:
+def ask(requests: Sequence[ScoreRequest], renderer: Renderer, info: EngineInfo, *, window: int = 0) -> Asked:
     """The rows for ``requests``: conversations with whole turns, raw prompts with text cut into tokens together with them, and texts
-    without a prompt in windows of the context.
+    without a prompt in windows of ``window`` tokens (0: the context).
 
     Raises InputError for an empty continuation, and for a prompt that with its continuation passes the context.
     """
@@ -76,7 +76,9 @@ def ask(requests: Sequence[ScoreRequest], renderer: Renderer, info: EngineInfo) 
     for number, request in enumerate(requests):
         row = found[number]
         if request.prompt == "":
-            asked.parts.append([_windows(ids, asked.rows, renderer, info) for ids in row.continuations])
+            asked.parts.append(
+                [_windows(ids, asked.rows, renderer, window or info.context_length) for ids in row.continuations]
+            )
             continue
         _check(row, number, len(requests), info)
         asked.parts.append([[(len(asked.rows), place)] for place in range(len(row.continuations))])
@@ -84,12 +86,12 @@ def ask(requests: Sequence[ScoreRequest], renderer: Renderer, info: EngineInfo) 
     return asked
 
 
-def _windows(ids: Sequence[int], rows: list[ScoreRow], renderer: Renderer, info: EngineInfo) -> list[tuple[int, int]]:
+def _windows(ids: Sequence[int], rows: list[ScoreRow], renderer: Renderer, length: int) -> list[tuple[int, int]]:
     """Add a text's windows to ``rows``; where they are."""
     begins = renderer.pairs.begins_with
     if len(ids) > 1 and ids[0] == begins:  # the text says itself how it begins
         ids = ids[1:]
-    cut = windows(ids, begins, info.context_length)
+    cut = windows(ids, begins, length)
     rows += [ScoreRow(context, [predicted]) for context, predicted in cut]
     return [(len(rows) - len(cut) + number, 0) for number in range(len(cut))]
 

@@ -36,6 +36,7 @@ from luthier.core.model import ModelRecord
 from luthier.core.run import Progress, no_progress
 from luthier.engines._concurrent import run_all
 from luthier.engines._llamacpp_server import LlamaServer, Settings
+from luthier.engines._scoring import ScoreRow, ask
 from luthier.engines._text import AnswerText
 
 if TYPE_CHECKING:
@@ -210,7 +211,9 @@ class LlamaEngine:
         self, requests: Sequence[ScoreRequest], progress: Progress = no_progress
     ) -> list[tuple[ContinuationScore, ...]]:
         """Exact log-likelihoods, one forward step a token; beginnings that continuations share are computed once."""
-        return run_all(self._score, requests, workers=self._server.settings.parallel, stage="score", progress=progress)
+        asked = ask(requests, self._renderer, self._info, window=self._info.context_length - 1)
+        workers = self._server.settings.parallel
+        return asked.scores(run_all(self._score, asked.rows, workers=workers, stage="score", progress=progress))
 
     def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> Vectors:
         """Not offered: a server that embeds cannot generate."""
@@ -320,25 +323,21 @@ class LlamaEngine:
             return tokens[:-1], True
         return tokens, False
 
-    def _score(self, request: ScoreRequest) -> tuple[ContinuationScore, ...]:
-        turn = not isinstance(request.prompt, str)
-        wanted = [self._renderer.continuation_ids(text, ends_turn=turn) for text in request.continuations]
-        if not all(wanted):
-            raise InputError("continuations must not be empty; got ''")
-        prompt = self._prompt_ids(request.prompt, max(map(len, wanted), default=0))
-        lora, known = self._server.lora(self._lora), dict[tuple[int, ...], float]()
-        for ids in wanted:
+    def _score(self, row: ScoreRow) -> tuple[ContinuationScore, ...]:
+        lora, known = self._server.lora(self._lora), dict[tuple[int, ...], tuple[float, bool]]()
+        for ids in map(tuple, row.continuations):
             for place in range(len(ids)):
-                upto = tuple(ids[: place + 1])
-                if upto not in known:
-                    known[upto] = self._logprob_of(prompt + ids[:place], ids[place], lora)
-        return tuple(
-            ContinuationScore(sum(known[tuple(ids[: place + 1])] for place in range(len(ids))), len(ids))
-            for ids in wanted
-        )
+                if ids[: place + 1] not in known:
+                    known[ids[: place + 1]] = self._token_score([*row.prompt, *ids[:place]], ids[place], lora)
+        out = []
+        for ids in map(tuple, row.continuations):
+            said = [known[ids[: place + 1]] for place in range(len(ids))]
+            out.append(ContinuationScore(sum(value for value, _ in said), len(ids), all(best for _, best in said)))
+        return tuple(out)
 
-    def _logprob_of(self, before: list[int], token: int, lora: list[dict[str, Any]]) -> float:
-        """The log-probability of ``token`` after ``before``: forced to be drawn, reported as it was before any sampling."""
+    def _token_score(self, before: list[int], token: int, lora: list[dict[str, Any]]) -> tuple[float, bool]:
+        """The log-probability of ``token`` after ``before``, and whether it is the likeliest: forced to be drawn, reported as it was
+        before any sampling."""
         body: dict[str, Any] = {
             "prompt": before,
             "n_predict": 1,
@@ -351,11 +350,12 @@ class LlamaEngine:
         }
         said = self._server.post("/completion", body).get("completion_probabilities")
         if said:
-            return float(said[0]["logprob"])
+            return float(said[0]["logprob"]), said[0]["top_logprobs"][0]["id"] == token
         # a token that is only part of a character is not reported: draw another one and look for this one among all
         body |= {"n_probs": len(self._renderer.tokenizer), "logit_bias": [[self._whole_token(), _FORCE]]}
         said = self._server.post("/completion", body)["completion_probabilities"]
-        return next(float(each["logprob"]) for each in said[0]["top_logprobs"] if each["id"] == token)
+        listed = said[0]["top_logprobs"]
+        return next(float(each["logprob"]) for each in listed if each["id"] == token), listed[0]["id"] == token
 
     def _whole_token(self) -> int:
         """Any token that is whole characters."""
