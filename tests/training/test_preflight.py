@@ -102,6 +102,7 @@ def _past(job: Job, **changes: Any) -> dict[str, Any]:
         "raw_mb": 50.0,
         "took_mb": 100.0,
         "flops": 1e12,
+        "worked": 1e12,
         "memory_error": 0.2,
         "time_error": 0.5,
         "seconds": 2.0,
@@ -122,6 +123,15 @@ def test_earlier_runs_correct_memory_and_time(tiny_decoder: str, tickets: Path) 
     assert corrected.peak_mb - plain.peak_mb == pytest.approx(corrected.raw_mb, abs=5), "twice as much was taken"
     assert corrected.train_s == pytest.approx(corrected.flops / 5e11)
     assert corrected.errors == preflight.Errors(3, 0.2, 0.5, True)
+
+
+def test_runs_that_were_mostly_overhead_say_nothing_of_other_methods(tiny_decoder: str, tickets: Path) -> None:
+    store = open_store()
+    job = resolve(settings(tiny_decoder, tickets), (), store)
+    for worked, expected in ((0.0, "a short calibration"), (1e12, "1 earlier run of other methods or models")):
+        run = start(store, "tune", "past", {}, {})
+        finish(store, run.id, "done", {"predicted": _past(job, method="other", worked=worked)})
+        assert look_ahead(store, job).based_on == expected
 
 
 def test_a_time_limit_bounds_the_prediction(tiny_decoder: str, tickets: Path) -> None:

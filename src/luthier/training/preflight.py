@@ -37,6 +37,7 @@ _REMEMBERED = 20
 _STEP_FLOPS = 2e8  # what a step costs besides, in operations: Python, small tensors
 _UPDATE_FLOPS = 20  # a trained parameter's update
 _WORTH_COUNTING = 1e11  # operations; a run of less says more about overhead than about speed
+_ENCODER = 2.2  # of a decoder's activations: masks of dropout, and the attention weights that its dropout keeps (measured, MiniLM)
 _LOGIT_ROWS = 128  # objectives compute logits in pieces of this many rows
 
 
@@ -245,6 +246,7 @@ def outcome(prediction: Prediction, job: Job, *, peak_mb: float, train_s: float,
         "raw_mb": round(prediction.raw_mb, 1),
         "took_mb": round(max(peak_mb - started, 0.0), 1),
         "flops": prediction.flops * share,
+        "worked": max(prediction.flops * share - steps * _STEP_FLOPS, 0.0),
         "memory_error": round(abs(prediction.peak_mb - peak_mb) / peak_mb, 4) if peak_mb else 0.0,
         "time_error": round(abs(prediction.train_s * share - train_s) / train_s, 4) if train_s else 0.0,
         "seconds": round(train_s, 3),
@@ -328,6 +330,8 @@ def _memory(shape: Shape, amount: Amount) -> dict[str, float]:
     # a step: raw gradient, fp32 sum and master where the model is not in fp32, two moments; keeping the best: a copy of the masters
     optimizer = shape.trainable * ((4 if exact else 2 + 4 + 4) + 8 + 4) / 1e6
     layer = shape.bytes_each * (6 * shape.width + 4 * shape.inner) + 12 * shape.width
+    if not shape.vocabulary:
+        layer *= _ENCODER
     activations = amount.largest * layer * shape.layers / 1e6 if shape.flows else 0.0
     logits = _LOGIT_ROWS * shape.vocabulary * 10 / 1e6
     return {"optimizer": optimizer, "activations": activations, "logits": logits}
@@ -351,7 +355,7 @@ def _speed(
     same = [e["flops"] / e["seconds"] for e in _like(earlier, job) if e["seconds"] > 0 and e["flops"] > 0]
     if same:
         return _median(same, 1.0), f"{_runs(len(same))} of {job.method.entry.name} on {job.base.name}"
-    other = [e for e in earlier if e["seconds"] > 0 and e["flops"] > _WORTH_COUNTING]
+    other = [e for e in earlier if e["seconds"] > 0 and e["worked"] > _WORTH_COUNTING]
     if other:
         speeds = [e["flops"] / e["seconds"] for e in other[:_REMEMBERED]]
         return _median(speeds, 1.0), f"{_runs(len(speeds))} of other methods or models"
