@@ -101,6 +101,30 @@ def tiny_decoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_gpt2_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of about 30 thousand random parameters (biases everywhere, transposed linear layers) with the decoder's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("tiny-gpt2")
+    _tokenizer(folder, chat=True)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(AutoTokenizer.from_pretrained(str(folder))),
+        n_positions=512,
+        n_embd=32,
+        n_inner=64,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    GPT2LMHeadModel(config).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_encoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of about 30 thousand random parameters with a word-piece tokenizer, as a HF folder."""
     import torch
@@ -128,6 +152,14 @@ def tiny_decoder(home: Path, tiny_decoder_path: Path) -> str:
     from luthier.models.pull import pull
 
     return pull(f"file:{tiny_decoder_path}", alias="tiny-decoder").name
+
+
+@pytest.fixture
+def tiny_gpt2(home: Path, tiny_gpt2_path: Path) -> str:
+    """The tiny GPT-2, pulled into the private home; returns its name."""
+    from luthier.models.pull import pull
+
+    return pull(f"file:{tiny_gpt2_path}", alias="tiny-gpt2").name
 
 
 @pytest.fixture

@@ -254,7 +254,7 @@ def test_files_that_do_not_fit_one_another(tiny_encoder: str, tmp_path: Path) ->
 
 def test_what_saving_refuses(tiny_decoder: str, tmp_path: Path) -> None:
     model = load_model(open_store(), tiny_decoder)
-    with pytest.raises(InputError, match="saves must be one of adapter, weights, head; got None"):
+    with pytest.raises(InputError, match="saves must be one of adapter, weights, head, delta; got None"):
         save_trained(model, tmp_path, {})
     with pytest.raises(InputError, match="encoder"):
         save_trained(model, tmp_path, {"saves": "head"})

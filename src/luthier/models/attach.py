@@ -4,6 +4,8 @@ A trained folder holds ``luthier.json`` (the manifest) and, as ``saves`` in it s
 
 - ``adapter``: ``adapter_config.json`` and ``adapter_model.safetensors`` in PEFT's own layout, for the causal model of a decoder or
   the body of an encoder (``peft.PeftModel.from_pretrained`` reads them), and ``head.safetensors`` for an encoder with a head;
+- ``delta``: ``changed.safetensors``, those of the base's own parameters that were trained (see ``models.delta``), and
+  ``head.safetensors`` for an encoder;
 - ``weights``: a whole model in Hugging Face layout with its tokenizer (and ``head.safetensors``);
 - ``head``: ``head.safetensors`` alone.
 
@@ -12,7 +14,6 @@ While training, adapters live in a ``peft.PeftModel``: it *is* ``LoadedModel.mod
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Mapping
@@ -22,21 +23,17 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import DataError, InputError, MismatchError, NotFoundError, StoreError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.data.render import mismatch
-from luthier.models.fast import speed_up
+from luthier.models import delta
+from luthier.models.adapters import drop_adapter, inner_of, load_adapter, peft_or_none, put_inner, save_adapter
 from luthier.models.load import Attached, LoadedModel, load_folder, load_model, quiet_transformers
 from luthier.models.weights import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
 
-MANIFEST, HEAD, ADAPTER, ADAPTER_CONFIG = (
-    "luthier.json",
-    "head.safetensors",
-    "adapter_model.safetensors",
-    "adapter_config.json",
-)
+MANIFEST, HEAD = "luthier.json", "head.safetensors"
 FORMAT = 1
-SAVES = ("adapter", "weights", "head")
+SAVES = ("adapter", "weights", "head", "delta")
 _TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -53,7 +50,7 @@ _TOKENIZER_FILES = (
 def save_trained(model: LoadedModel, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Write a trained model into ``folder`` and return the full manifest.
 
-    ``manifest`` needs ``saves`` (adapter, weights or head) and may give ``prompt`` (PromptTemplate as dict), ``method`` and
+    ``manifest`` needs ``saves`` (adapter, weights, head or delta) and may give ``prompt`` (PromptTemplate as dict), ``method`` and
     ``objective`` (each ``{"name", "config"}``) and ``run_id``; base, architecture, labels, dtype and template digest are taken
     from ``model``. Raises InputError when ``saves`` does not fit the model, StoreError when the disk refuses.
     """
@@ -78,7 +75,9 @@ def save_trained(model: LoadedModel, folder: Path, manifest: Mapping[str, Any]) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if saves == "adapter":
-            _save_adapter(_peft(model), folder, model.base.name)
+            save_adapter(_peft(model), folder, model.base.name)
+        elif saves == "delta":
+            delta.write_changes(inner_of(model), folder / delta.FILE)
         elif saves == "weights":
             _save_weights(model, folder)
         if model.architecture == "encoder" and model.module.head is not None:
@@ -106,7 +105,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def load_trained(store: Store, record: ModelRecord, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-    """A model that tuning made, ready to answer: base + adapter, whole weights, or base + head.
+    """A model that tuning made, ready to answer: base + adapter, base with some tensors replaced, whole weights, or base + head.
 
     Raises NotFoundError when its base is not in the store, MismatchError when the base or the chat template is another than the
     one it was trained with, DataError for damaged files.
@@ -149,7 +148,7 @@ def load_base(store: Store, base: ModelRecord, *, dtype: str = "auto", device: s
 def attach(
     base: LoadedModel, record: ModelRecord, name: str, *, folder: Path | None = None, store: Store | None = None
 ) -> None:
-    """Put a stored adapter (or head) beside the ones that ``base`` already carries; nothing is selected yet.
+    """Put a stored adapter (or delta, or head) beside the ones that ``base`` already carries; nothing is selected yet.
 
     ``folder`` holds its files (looked up in ``store`` when not given). Raises MismatchError for another base or template,
     DataError for damaged files, UnsupportedError for whole weights, which cannot share a base.
@@ -176,9 +175,14 @@ def attach(
         held.head = _read_head(folder, new_head(base.module.width, len(held.labels))).to(base.device).eval()
     selected = base.selected
     base.selected = ""  # loading moves PEFT's own selection
+    _take_out(base)
     try:
         if manifest["saves"] == "adapter":
-            held.peft_name = _load_adapter(base, folder)
+            held.peft_model, held.peft_name = load_adapter(base, folder)
+        elif manifest["saves"] == "delta":
+            held.changes = delta.read_changes(
+                folder / delta.FILE, inner_of(base), device=base.device, dtype=base.dtype, base=base.base.name
+            )
         base.attached[name] = held
     finally:
         select(base, selected)
@@ -191,7 +195,12 @@ def select(base: LoadedModel, name: str | None) -> None:
     if name is not None and name not in base.attached:
         raise NotFoundError(f"adapter {name!r} is not attached; attached: {', '.join(base.attached) or 'none'}")
     held = base.attached[name] if name is not None else None
-    model = _peft_or_none(base)
+    _take_out(base)
+    if held is not None and held.changes is not None:
+        held.changes.put_in()
+    if held is not None and held.peft_model is not None:
+        put_inner(base, held.peft_model)
+    model = peft_or_none(base)
     if model is not None:
         if held is None or not held.peft_name:
             model.base_model.disable_adapter_layers()
@@ -209,14 +218,22 @@ def detach(base: LoadedModel, name: str) -> None:
     if name not in base.attached:
         return
     selected = base.selected if base.selected != name else None
+    _take_out(base)
     held = base.attached.pop(name)
     if held.peft_name:
-        _drop_adapter(base, held.peft_name)
+        drop_adapter(base, held.peft_model, held.peft_name)
     base.selected = ""  # PEFT's own selection has moved
     select(base, selected)
 
 
 _AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
+
+
+def _take_out(base: LoadedModel) -> None:
+    """Give the base its own tensors back, whichever delta is in."""
+    for held in base.attached.values():
+        if held.changes is not None:
+            held.changes.take_out()
 
 
 def _check_template(record: ModelRecord, manifest: Mapping[str, Any], loaded: LoadedModel) -> None:
@@ -225,30 +242,11 @@ def _check_template(record: ModelRecord, manifest: Mapping[str, Any], loaded: Lo
         mismatch(trained, loaded.template_digest, what=repr(record.name))
 
 
-def _peft_or_none(model: LoadedModel) -> Any:
-    """The PeftModel in a loaded model, or None."""
-    inner = model.module if model.architecture == "decoder" else model.module.body
-    return inner if hasattr(inner, "peft_config") and hasattr(inner, "base_model") else None
-
-
 def _peft(model: LoadedModel) -> Any:
-    inner = _peft_or_none(model)
+    inner = peft_or_none(model)
     if inner is None:
         raise InputError(f"saves 'adapter' needs a PEFT adapter in {model.record.name}; it has none")
     return inner
-
-
-def _save_adapter(model: Any, folder: Path, base_name: str) -> None:
-    from peft import get_peft_model_state_dict
-
-    name = model.active_adapter
-    config = copy.deepcopy(model.peft_config[name])
-    config.base_model_name_or_path, config.inference_mode = base_name, True
-    targets = getattr(config, "target_modules", None) or ()
-    embeds = not isinstance(targets, str) and bool({"embed_tokens", "lm_head", "word_embeddings"} & set(targets))
-    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=embeds)
-    config.save_pretrained(str(folder))
-    write_tensors(folder / ADAPTER, tensors)
 
 
 def _save_weights(model: LoadedModel, folder: Path) -> None:
@@ -260,69 +258,6 @@ def _save_weights(model: LoadedModel, folder: Path) -> None:
             target = folder / source.relative_to(model.base_folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-
-
-def _load_adapter(base: LoadedModel, folder: Path) -> str:
-    """Add the folder's PEFT adapter to the base in its dtype; returns PEFT's name for it. The base is left as it was on failure."""
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-
-    tensors = {key: tensor.to(base.device, base.dtype) for key, tensor in read_tensors(folder / ADAPTER).items()}
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / ADAPTER_CONFIG}: cannot be read: {error}", hint=_AGAIN) from error
-    config.inference_mode, config.base_model_name_or_path = True, None
-    model = _peft_or_none(base)
-    name = f"adapter_{_free_number(model)}"
-    try:
-        if model is None:
-            inner = base.module if base.architecture == "decoder" else base.module.body
-            model = get_peft_model(inner, config, name, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
-            _put_inner(base, model)
-        else:
-            model.add_adapter(name, config, low_cpu_mem_usage=True)
-        report = set_peft_model_state_dict(model, tensors, adapter_name=name, low_cpu_mem_usage=True)
-        wrong = [key for key in report.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
-        wrong += report.unexpected_keys
-        if wrong:
-            raise ValueError(f"first at {wrong[0]!r}")
-    except (ValueError, RuntimeError, TypeError) as error:
-        _drop_adapter(base, name)
-        raise MismatchError(
-            f"{folder / ADAPTER}: does not fit {base.base.name} and its own {ADAPTER_CONFIG}: {error}", hint=_AGAIN
-        ) from error
-    speed_up(model.eval())
-    return name
-
-
-def _free_number(model: Any) -> int:
-    number = 0
-    while model is not None and f"adapter_{number}" in model.peft_config:
-        number += 1
-    return number
-
-
-def _put_inner(base: LoadedModel, module: Any) -> None:
-    if base.architecture == "decoder":
-        base.module = module
-    else:
-        base.module.body = module
-
-
-def _drop_adapter(base: LoadedModel, name: str) -> None:
-    """Take one PEFT adapter out of the base; with the last one goes the PEFT model itself."""
-    model = _peft_or_none(base)
-    if model is None or name not in model.peft_config:
-        return
-    others = [other for other in model.peft_config if other != name]
-    if others:
-        model.set_adapter(others[0], inference_mode=True)
-        model.delete_adapter(name)
-    else:
-        plain = model.unload()
-        if hasattr(plain, "peft_config"):
-            del plain.peft_config
-        _put_inner(base, plain)
 
 
 def _read_head(folder: Path, head: Any) -> Any:

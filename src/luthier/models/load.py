@@ -26,12 +26,15 @@ DeviceName = str  # auto, cpu, cuda, cuda:1, mps
 
 @dataclass
 class Attached:
-    """An adapter that shares a loaded base: its record, PEFT's name for it ("" when it has none: a head only) and its head."""
+    """What shares a loaded base: its record, PEFT's name for it ("" when it is no adapter) and the PEFT model that holds it, its head, and the tensors of the base that
+    it replaces (``models.delta.Changes``)."""
 
     record: ModelRecord
     peft_name: str = ""
+    peft_model: Any = None
     head: Any = None
     labels: tuple[str, ...] = ()
+    changes: Any = None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from luthier.core.errors import UnsupportedError
 from luthier.models.load import LoadedModel
@@ -11,19 +12,28 @@ from luthier.models.load import LoadedModel
 def merge(model: LoadedModel) -> LoadedModel:
     """The same model as plain Hugging Face modules, the selected adapter added into the base weights.
 
-    The sum is computed in fp32 and rounded once to the model's dtype. ``model`` is used up: its modules become the result's. A
-    model without an adapter comes back as it is. Raises UnsupportedError when the adapter's method cannot be merged (soft prompts).
+    The sum is computed in fp32 and rounded once to the model's dtype. A delta's tensors replace the base's, as they are. ``model`` is
+    used up: its modules become the result's. A model without an adapter comes back as it is. Raises UnsupportedError when the
+    adapter's method cannot be merged (soft prompts).
     """
-    encoder = model.architecture == "encoder"
-    inner = model.module.body if encoder else model.module
+    inner = model.module.body if model.architecture == "encoder" else model.module
+    held = model.attached.get(model.selected) if model.selected else None
+    replaced = held is not None and held.changes is not None
     if not hasattr(inner, "peft_config"):
-        return model
+        return replace(model, attached={}, selected=None) if replaced else model
+    if replaced:  # the adapters beside it are not part of the answer
+        return _plain(model, inner.unload())
     if inner.active_peft_config.is_prompt_learning:
         kind = inner.active_peft_config.peft_type
         raise UnsupportedError(f"{model.record.name}: an adapter of type {kind} cannot be merged into the weights")
-    plain = inner.float().merge_and_unload(safe_merge=True).to(model.dtype).eval()
-    if hasattr(plain, "peft_config"):
-        del plain.peft_config
-    if encoder:
-        model.module.body = plain
-    return replace(model, module=model.module if encoder else plain, attached={}, selected=None)
+    return _plain(model, inner.float().merge_and_unload(safe_merge=True).to(model.dtype).eval())
+
+
+def _plain(model: LoadedModel, module: Any) -> LoadedModel:
+    """``model`` with ``module`` as its only weights."""
+    if hasattr(module, "peft_config"):
+        del module.peft_config
+    if model.architecture == "encoder":
+        model.module.body = module
+        module = model.module
+    return replace(model, module=module, attached={}, selected=None)
