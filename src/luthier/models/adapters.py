@@ -1,0 +1,176 @@
+"""PEFT adapters inside a loaded model: saving one, putting several beside one another, taking them out.
+
+Adapters of one kind share one ``peft.PeftModel``. PEFT refuses a LoHa beside a LoRA, so each further kind gets a PEFT model of its own
+around a copy of the module tree whose tensors are the base's own: it costs the objects, not the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import DataError, MismatchError
+from luthier.models.fast import speed_up
+from luthier.models.load import LoadedModel
+from luthier.models.weights import read_tensors, write_tensors
+
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
+
+
+def inner_of(model: LoadedModel) -> Any:
+    """What methods change: the causal model of a decoder, the body of an encoder."""
+    return model.module if model.architecture == "decoder" else model.module.body
+
+
+def put_inner(model: LoadedModel, module: Any) -> None:
+    """Inverse of ``inner_of``."""
+    if model.architecture == "decoder":
+        model.module = module
+    else:
+        model.module.body = module
+
+
+def peft_or_none(model: LoadedModel) -> Any:
+    """The PeftModel that a loaded model answers with, or None."""
+    inner = inner_of(model)
+    return inner if hasattr(inner, "peft_config") and hasattr(inner, "base_model") else None
+
+
+def kind_of(config: Any) -> str:
+    """What adapters must have in common to share a PEFT model: the type, shared random matrices, modules trained whole."""
+    parts = [str(getattr(config.peft_type, "value", config.peft_type))]
+    parts += [str(getattr(config, "projection_prng_key", "")), *sorted(getattr(config, "modules_to_save", None) or ())]
+    return " ".join(part for part in parts if part)
+
+
+def remember_start(layer: Any, name: str) -> None:
+    """Keep what A and B of a LoRA layer are now: what the layer's base weight has lost (``save_adapter`` gives it back)."""
+    pair = layer.lora_A[name].weight.detach().clone(), layer.lora_B[name].weight.detach().clone()
+    layer.start = {**getattr(layer, "start", {}), name: pair}
+
+
+def save_adapter(model: Any, folder: Path, base_name: str) -> None:
+    """Write the active adapter of a PeftModel in PEFT's layout."""
+    from peft import get_peft_model_state_dict
+
+    name = model.active_adapter
+    config = copy.deepcopy(model.peft_config[name])
+    config.base_model_name_or_path, config.inference_mode = base_name, True
+    targets = getattr(config, "target_modules", None) or ()
+    embeds = not isinstance(targets, str) and bool({"embed_tokens", "lm_head", "word_embeddings"} & set(targets))
+    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=embeds)
+    _from_the_start(model, name, config, tensors)
+    config.save_pretrained(str(folder))
+    write_tensors(folder / ADAPTER, tensors)
+
+
+def _from_the_start(model: Any, name: str, config: Any, tensors: dict[str, Any]) -> None:
+    """Where the base weights lost B0 A0 when training began, write [A; A0] and [B, -B0]: ranks double, the scale stays."""
+    import torch
+
+    started = {
+        where: layer.start[name] for where, layer in model.named_modules() if name in getattr(layer, "start", {})
+    }
+    for where, (a, b) in started.items():
+        key_a, key_b = f"{where}.lora_A.weight", f"{where}.lora_B.weight"
+        tensors[key_a] = torch.cat([tensors[key_a], a.to(tensors[key_a])])
+        tensors[key_b] = torch.cat([tensors[key_b], -b.to(tensors[key_b])], dim=1)
+    if started:
+        factor = math.sqrt(2.0) if config.use_rslora else 2.0
+        config.r, config.lora_alpha = 2 * config.r, factor * config.lora_alpha
+        config.rank_pattern = {key: 2 * rank for key, rank in config.rank_pattern.items()}
+        config.alpha_pattern = {key: factor * alpha for key, alpha in config.alpha_pattern.items()}
+
+
+def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
+    """Add the folder's PEFT adapter to the base in its dtype; returns the PEFT model that holds it and PEFT's name for it.
+
+    Raises DataError for a damaged file, MismatchError for tensors that do not fit; the base is then as it was.
+    """
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    tensors = {
+        key: tensor.to(device=base.device, dtype=base.dtype if tensor.is_floating_point() else tensor.dtype)
+        for key, tensor in read_tensors(folder / ADAPTER).items()
+    }
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / ADAPTER_CONFIG}: cannot be read: {error}", hint=_AGAIN) from error
+    config.inference_mode, config.base_model_name_or_path = True, None
+    models = peft_models(base)
+    model = models.get(kind_of(config))
+    name = f"adapter_{_free_number(model)}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what PEFT corrects itself
+            if model is None:
+                plain = _plain_twin(inner_of(base)) if models else inner_of(base)
+                model = get_peft_model(plain, config, name, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
+                put_inner(base, model)
+            else:
+                model.add_adapter(name, config, low_cpu_mem_usage=True)
+            report = set_peft_model_state_dict(model, tensors, adapter_name=name, low_cpu_mem_usage=True)
+        wrong = _unloaded(model, name, report.missing_keys) + list(report.unexpected_keys)
+        if wrong:
+            raise ValueError(f"first at {wrong[0]!r}")
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        drop_adapter(base, model, name)
+        raise MismatchError(
+            f"{folder / ADAPTER}: does not fit {base.base.name} and its own {ADAPTER_CONFIG}: {error}", hint=_AGAIN
+        ) from error
+    speed_up(model.eval())
+    return model, name
+
+
+def peft_models(base: LoadedModel) -> dict[str, Any]:
+    """Kind -> PEFT model of what is attached to a base."""
+    held = [each for each in base.attached.values() if each.peft_model is not None]
+    return {kind_of(each.peft_model.peft_config[each.peft_name]): each.peft_model for each in held}
+
+
+def drop_adapter(base: LoadedModel, model: Any, name: str) -> None:
+    """Take an adapter that is no longer among ``base.attached`` out of the PEFT model that holds it; with its last one goes that model."""
+    if model is None or name not in model.peft_config:
+        return
+    others = [other for other in model.peft_config if other != name]
+    if others:
+        model.set_adapter(others[0], inference_mode=True)
+        model.delete_adapter(name)
+    elif inner_of(base) is model:
+        rest = [other for other in peft_models(base).values() if other is not model]
+        put_inner(base, rest[0] if rest else _unwrapped(model))
+
+
+def _unloaded(model: Any, name: str, missing: list[str]) -> list[str]:
+    """Of the tensors that PEFT misses, those that have no values: one that layers share comes under another name."""
+    missing = [key for key in missing if f".{name}." in key or key.endswith(f".{name}")]
+    if not missing:
+        return []
+    tensors = model.state_dict(keep_vars=True)
+    known = {id(tensor) for key, tensor in tensors.items() if key not in missing}
+    return [key for key in missing if id(tensors[key]) not in known and not key.endswith(f".ranknum.{name}")]
+
+
+def _plain_twin(inner: Any) -> Any:
+    """A copy of a PeftModel's modules with the same tensors, then without its adapters."""
+    tensors = [*inner.parameters(), *inner.buffers()]
+    return _unwrapped(copy.deepcopy(inner, {id(tensor): tensor for tensor in tensors}))
+
+
+def _unwrapped(model: Any) -> Any:
+    plain = model.unload()
+    if hasattr(plain, "peft_config"):
+        del plain.peft_config
+    return plain
+
+
+def _free_number(model: Any) -> int:
+    number = 0
+    while model is not None and f"adapter_{number}" in model.peft_config:
+        number += 1
+    return number
