@@ -83,6 +83,7 @@ def catalogue_page(catalogue: str) -> str:
     for name in catalog.names(catalogue):
         entry = catalog.load(catalogue, name)
         parts.append(f"## {name}\n\n{prose(entry.module.__doc__)}\n")
+        parts.append(cited(entry.optional("PAPER")))
         parts.append(takes(entry.optional("KINDS"), entry.optional("ARCHITECTURES"), entry.optional("DEFAULT_FOR")))
         parts.append(served(entry.optional("SERVING")))
         parts.append(defaults(entry.optional("DEFAULTS")))
@@ -93,6 +94,14 @@ def catalogue_page(catalogue: str) -> str:
 def prose(docstring: str | None) -> str:
     """A docstring as Markdown: its double backticks become single ones, the rest reads as it is."""
     return inspect.cleandoc(docstring or "").replace("``", "`")
+
+
+def cited(paper: str | None) -> str:
+    """An entry's ``PAPER``, ``Authors year, Title, address``, as a link."""
+    if not paper:
+        return ""
+    told, _, address = paper.rpartition(", ")
+    return f"Paper: [{told}]({address}).\n" if address.startswith("https://") else f"Paper: {paper}.\n"
 
 
 def takes(kinds: Sequence[str] | None, architectures: Sequence[str] | None, default_for: Sequence[str] | None) -> str:

@@ -10,11 +10,6 @@ from luthier.methods._targets import linear_layers
 from luthier.models.load import LoadedModel
 
 
-def inner(model: LoadedModel) -> Any:
-    """The module whose parts are chosen: a decoder's causal model, an encoder's body."""
-    return model.module if model.architecture == "decoder" else model.module.body
-
-
 def blocks(module: Any) -> list[str]:
     """Names of the transformer blocks from the bottom up: the children of the longest list of modules. Raises UnsupportedError."""
     import torch

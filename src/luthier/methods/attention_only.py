@@ -11,7 +11,8 @@ from typing import Any
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.errors import UnsupportedError
-from luthier.methods._parts import attention_projections, inner, narrow, of_modules, train_only
+from luthier.methods._parts import attention_projections, narrow, of_modules, train_only
+from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 PAPER = (
@@ -36,7 +37,7 @@ class Config(EntryConfig):
 
 def build(model: LoadedModel, config: Config) -> LoadedModel:
     """Let the attention's linear layers require a gradient. Raises InputError for a name that matches none of them."""
-    module = inner(model)
+    module = inner_of(model)
     found = attention_projections(module)
     if not found:
         raise UnsupportedError(

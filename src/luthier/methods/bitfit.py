@@ -12,7 +12,8 @@ from typing import Any
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.errors import UnsupportedError
-from luthier.methods._parts import inner, narrow, train_only
+from luthier.methods._parts import narrow, train_only
+from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 PAPER = "Ben Zaken et al. 2022, BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models, https://arxiv.org/abs/2106.10199"
@@ -38,7 +39,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
 
     Raises UnsupportedError for a model without any, InputError for a name that matches no layer with a bias.
     """
-    module = inner(model)
+    module = inner_of(model)
     found = {
         name.removesuffix(".bias"): parameter
         for name, parameter in module.named_parameters()

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.errors import InputError, did_you_mean
-from luthier.methods._parts import blocks, inner, of_modules, train_only
+from luthier.methods._parts import blocks, of_modules, train_only
+from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 PAPER = "Lee et al. 2019, What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning, https://arxiv.org/abs/1911.03090"
@@ -44,7 +45,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
 
     Raises InputError for more blocks than there are, for nothing to train, and for a part that matches nothing, with near names.
     """
-    module = inner(model)
+    module = inner_of(model)
     chosen = dict(_last(module, config))
     for part in config.parts or ():
         chosen |= _named(module, part)

@@ -11,7 +11,8 @@ from typing import Any
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.errors import UnsupportedError
-from luthier.methods._parts import inner, narrow, norms, of_modules, train_only
+from luthier.methods._parts import narrow, norms, of_modules, train_only
+from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 PAPER = "Qi et al. 2022, Parameter-Efficient Tuning on Layer Normalization for Pre-trained Language Models, https://arxiv.org/abs/2211.08682"
@@ -38,7 +39,7 @@ class Config(EntryConfig):
 
 def build(model: LoadedModel, config: Config) -> LoadedModel:
     """Let the norms' gains and biases require a gradient. Raises InputError for a name that matches no norm."""
-    module = inner(model)
+    module = inner_of(model)
     found = norms(module)
     if not found:
         raise UnsupportedError(

@@ -113,10 +113,9 @@ def read_changes(path: Path, module: Any, *, device: Any, dtype: Any, base: str)
             raise MismatchError(f"{path}: does not fit {base}: {problem}", hint=_AGAIN)
         assert parameter is not None
         # a copy of its own: a view into the file's mapping would keep the file open
-        values = values.to(device=device, dtype=dtype if values.is_floating_point() else None, copy=True)
-        changes.append(
-            Change(parameter, values, None if places is None else places.to(device=device, dtype=torch.int64))
-        )
+        own = values.to(device=device, dtype=dtype, copy=True)
+        at = None if places is None else places.to(device=device, dtype=torch.int64)
+        changes.append(Change(parameter, own, at))
     if not changes:
         raise MismatchError(f"{path}: holds no tensors", hint=_AGAIN)
     return Changes(changes)

@@ -1,0 +1,65 @@
+"""A model without its weights: every module and parameter with its shape, on torch's ``meta`` device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import UnsupportedError
+from luthier.core.model import ModelRecord
+from luthier.models.load import LoadedModel, load_renderer, load_tokenizer, quiet_transformers
+
+if TYPE_CHECKING:
+    from luthier.store.database import Store
+
+
+def load_shapes(store: Store, record: ModelRecord, labels: Sequence[str] = ()) -> LoadedModel:
+    """The stored model ``record`` as a sketch that methods can be built into and parameters counted in, but that computes nothing.
+
+    A tuned model is sketched as what tuning may start from: its base, merged. Raises UnsupportedError for exports and endpoints,
+    DataError for damaged files.
+    """
+    import torch
+    import transformers
+
+    from luthier.models.encoder import EncoderClassifier, read_pooling
+    from luthier.store.artifacts import path_of
+    from luthier.store.models import find
+
+    if record.kind not in ("base", "adapter"):
+        raise UnsupportedError(
+            f"{record.name} is an {record.kind}; methods change base models and what tuning made of them",
+            hint="luthier models shows what each name is",
+        )
+    holder = record
+    while holder.kind != "base" and holder.base:
+        holder = find(store, holder.base)
+    folder = path_of(store, holder.digest)
+    tokenizer, meta = load_tokenizer(folder), torch.device("meta")
+    decoder = record.architecture == "decoder"
+    with quiet_transformers(), meta:
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        loader = transformers.AutoModelForCausalLM if decoder else transformers.AutoModel
+        module = loader.from_config(config)
+        if not decoder:
+            module.pooler = None
+            module = EncoderClassifier(module, len(labels), pooling=read_pooling(folder))
+    return LoadedModel(
+        record=record,
+        base=record,
+        module=module.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        renderer=load_renderer(folder, tokenizer) if decoder else None,
+        device=meta,
+        dtype=next(module.parameters()).dtype,
+        architecture=record.architecture,
+        labels=tuple(labels) if not decoder else (),
+        folder=folder,
+        base_folder=folder,
+    )
+
+
+def parameter_counts(model: LoadedModel) -> tuple[int, int]:
+    """(trained, all); parameters that modules share count once."""
+    counts = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
+    return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
