@@ -8,7 +8,7 @@ a few sentences whose next sentence stands among three sentences of other texts,
 files with their own definitions of the benchmarks, in the same dtype on the same cores. lm-evaluation-harness 0.4.13 runs its HF backend in
 an environment of its own (``--peer-python``: torch, transformers and lm_eval installed there), at the batch size that is fastest for it
 on a sample; with ``--full`` its automatic choice is tried too. What counts is the time that it spends in ``loglikelihood`` and Luthier in
-``score``, tokenising included; the whole evaluations are timed as well. The prompts are compared to the letter, the choices and the
+``score``, tokenising included; the processor seconds of that and the whole evaluations are in the figures as well. The prompts are compared to the letter, the choices and the
 log-likelihoods one by one. The last line is the result as JSON.
 """
 
@@ -110,20 +110,23 @@ def run_harness(arguments: argparse.Namespace) -> dict[str, Any]:
     tasks[ENDINGS] = [harness_endings(arguments.work, definitions, own)]
     model = HFLM(pretrained=str(arguments.model), dtype=DTYPES[arguments.worker_dtype], device="cpu", max_batch_size=32)
     manager = TaskManager(include_path=str(definitions), include_defaults=False)
-    inner, spent = model.loglikelihood, [0.0]
+    inner, spent = model.loglikelihood, [0.0, 0.0]
 
     def timed(requests: Any, **options: Any) -> Any:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         try:
             return inner(requests, **options)
         finally:
             spent[0] += time.perf_counter() - began
+            spent[1] += time.process_time() - used
 
     model.loglikelihood = timed
 
-    def evaluate(names: list[str], shots: int, size: int | str, limit: int | None = None) -> tuple[Any, float, float]:
+    def evaluate(
+        names: list[str], shots: int, size: int | str, limit: int | None = None
+    ) -> tuple[Any, float, float, float]:
         model.batch_size_per_gpu = size
-        spent[0], began = 0.0, time.perf_counter()
+        spent[:], began = [0.0, 0.0], time.perf_counter()
         found = simple_evaluate(
             model,
             tasks=names,
@@ -133,7 +136,7 @@ def run_harness(arguments: argparse.Namespace) -> dict[str, Any]:
             bootstrap_iters=0,
             verbosity="ERROR",
         )
-        return found, spent[0], time.perf_counter() - began
+        return found, spent[0], spent[1], time.perf_counter() - began
 
     out: dict[str, Any] = {}
     for name, names in tasks.items():
@@ -147,13 +150,13 @@ def run_harness(arguments: argparse.Namespace) -> dict[str, Any]:
                 tried[size] = evaluate(names[:4], shots, size, few)[1]
             sizes[name] = min(tried, key=tried.__getitem__)
             print(f"{name}: seconds by batch size {tried}", file=sys.stderr)
-        found, score_s, total_s = evaluate(names, shots, sizes[name])
+        found, score_s, cpu_s, total_s = evaluate(names, shots, sizes[name])
         items = []
         for task in names:
             for sample in sorted(found["samples"][task], key=lambda sample: sample["doc_id"]):
                 asked = [list(argument[:2]) for argument in harness_arguments(sample)]
                 items.append([[*pair, *said] for pair, said in zip(asked, harness_said(sample), strict=True)])
-        out[name] = {"score_s": score_s, "total_s": total_s, "batch_size": sizes[name], "items": items}
+        out[name] = {"score_s": score_s, "cpu_s": cpu_s, "total_s": total_s, "batch_size": sizes[name], "items": items}
     return out
 
 
@@ -221,16 +224,18 @@ class Timed:
     """An engine that counts the seconds of ``score`` and keeps what was asked and said."""
 
     def __init__(self, engine: Any) -> None:
-        self._engine, self.seconds, self.said = engine, 0.0, dict[tuple[str, str], tuple[float, bool]]()
+        self._engine, self.seconds, self.cpu_seconds = engine, 0.0, 0.0
+        self.said: dict[tuple[str, str], tuple[float, bool]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def score(self, requests: Sequence[Any], *rest: Any) -> Any:
         """As the engine's."""
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         scored = self._engine.score(requests, *rest)
         self.seconds += time.perf_counter() - began
+        self.cpu_seconds += time.process_time() - used
         for request, row in zip(requests, scored, strict=True):
             for text, one in zip(request.continuations, row, strict=True):
                 self.said[request.prompt, text] = (one.logprob, one.greedy)
@@ -238,10 +243,11 @@ class Timed:
 
 
 def run_luthier(arguments: argparse.Namespace) -> dict[str, Any]:
-    """``luthier.evaluate`` over the sets, as a user calls it, with an engine that is open already."""
+    """Luthier's evaluation loop over the sets, with an engine that is open already."""
     from luthier.core.engine import ScoreRequest
+    from luthier.core.run import no_progress
     from luthier.engines._open import open_engine
-    from luthier.evaluation.evaluate import evaluate
+    from luthier.evaluation.loop import run_loop
     from luthier.store.database import open_store
     from luthier.tasks._load import load_task
 
@@ -255,10 +261,11 @@ def run_luthier(arguments: argparse.Namespace) -> dict[str, Any]:
         began = time.perf_counter()
         task = load_task(name, [f"data={data}"])
         timed = Timed(engine)
-        evaluate(timed, task, store=store, fresh=True)  # type: ignore[arg-type]
+        records: list[Any] = []
+        run_loop(timed, task, task.examples("test"), done=(), keep=records.extend, progress=no_progress)  # type: ignore[arg-type]
         total_s = time.perf_counter() - began
         items = [[[e.raw[0], text, *timed.said[e.raw[0], text]] for text in e.choices] for e in task.examples("test")]
-        out[name] = {"score_s": timed.seconds, "total_s": total_s, "items": items}
+        out[name] = {"score_s": timed.seconds, "cpu_s": timed.cpu_seconds, "total_s": total_s, "items": items}
     return out
 
 
@@ -300,7 +307,7 @@ def compare_dtype(dtype: str, arguments: argparse.Namespace) -> tuple[dict[str, 
     for name in BARS:
         figures[name] = {"questions": len(runs[WAYS[1]][0][name]["items"]), "batch_size": (sizes or {})[name]}
         for key, way in (("harness", WAYS[0]), ("luthier", WAYS[1])):
-            for what in ("score_s", "total_s"):
+            for what in ("score_s", "cpu_s", "total_s"):
                 figures[name][f"{key}_{what}"] = round(statistics.median(r[name][what] for r in runs[way]), 3)
     pairs = {name: (runs[WAYS[0]][-1][name]["items"], runs[WAYS[1]][-1][name]["items"]) for name in BARS}
     return figures, {name: agreement(*both) for name, both in pairs.items()}

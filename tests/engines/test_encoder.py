@@ -63,6 +63,8 @@ def test_scores_are_log_softmax_over_labels(family: dict[str, Engine], name: str
     for text, scores in zip(TEXTS, found, strict=True):
         assert [s.logprob for s in scores] == pytest.approx(log_probs(name, text), abs=1e-4)
         assert sum(math.exp(s.logprob) for s in scores) == pytest.approx(1.0, abs=1e-5)
+    for row in found:
+        assert [one.greedy for one in row] == [one.logprob == max(each.logprob for each in row) for one in row]
     turned = family[name].score([ScoreRequest(TEXTS[0], LABELS[::-1])])
     assert [s.logprob for s in turned[0][::-1]] == pytest.approx([s.logprob for s in found[0]], abs=1e-5)
 

@@ -94,7 +94,9 @@ class EncoderEngine:
         _, logits = self._logits([request.prompt for request in requests], "score", progress)
         log_probs = logits.log_softmax(-1).tolist()
         return [
-            tuple(ContinuationScore(row[place[text]], 1) for text in request.continuations)
+            tuple(
+                ContinuationScore(row[place[text]], 1, row[place[text]] == max(row)) for text in request.continuations
+            )
             for request, row in zip(requests, log_probs, strict=True)
         ]
 
