@@ -26,10 +26,8 @@ NAME = "luthier_cascade"
 MOST_SCORES = 64 * 1024 * 1024
 """Attention scores that are held at once where no fused kernel gives the log-sum-exp."""
 
-_IGNORED = frozenset(
-    {"is_causal", "position_ids", "use_cache", "output_attentions", "sliding_window", "cache_position"}
-)
-"""What models also say to their attention and what changes nothing here: masks are ours, and ``supports`` admits no windows."""
+_IGNORED = frozenset({"is_causal", "position_ids", "use_cache", "output_attentions", "cache_position"})
+"""What models also say to their attention and what changes nothing here: masks and positions are ours."""
 
 
 @dataclass(frozen=True)
