@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from luthier.core.errors import InputError
-from luthier.methods.lora import Config, build
+from luthier.methods.lora import Config, build, trained_parameters
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
 
@@ -67,6 +67,105 @@ def test_a_rank_above_the_dimension_is_refused(model: LoadedModel) -> None:
     ):
         build(model, Config(rank=17))
     assert build(model, Config(rank=17, targets=["q_proj"])).module is not None
+
+
+@pytest.mark.parametrize(("layers", "width", "expected"), [(96, 12288, 18_874_368), (40, 5120, 3_276_800)])
+def test_published_counts(layers: int, width: int, expected: int) -> None:
+    """GPT-3 175B and Llama 2 13B, r = 2 on the four attention matrices: from shapes alone, nothing is allocated."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = LlamaConfig(
+        vocab_size=8,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 128,
+    )
+    with torch.device("meta"):
+        module = LlamaForCausalLM(sizes)
+    config = Config(rank=2, targets=["q_proj", "k_proj", "v_proj", "o_proj"])
+    assert trained_parameters(module, config) == expected
+
+
+def test_layers_with_ranks_of_their_own(model: LoadedModel) -> None:
+    config = Config(rank=8, ranks={"down_proj": 4, "layers.1.mlp.down_proj": 2, "q_proj": 16}, alphas={"q_proj": 5})
+    bare = trained_parameters(model.module, config)
+    layers = build(model, config).module.base_model.model.model.layers
+    found = {
+        (number, name): (layer.lora_A["default"].weight.shape[0], layer.scaling["default"])
+        for number, block in enumerate(layers)
+        for name, layer in block.named_modules()
+        if hasattr(layer, "lora_A")
+    }
+    assert found[0, "mlp.down_proj"] == (4, 2.0)  # a rank of its own keeps the factor alpha / r
+    assert found[1, "mlp.down_proj"] == (2, 2.0)  # the more exact name counts
+    assert found[0, "self_attn.q_proj"] == found[1, "self_attn.q_proj"] == (16, 5 / 16)
+    assert found[1, "mlp.up_proj"] == (8, 2.0)
+    assert bare == sum(p.numel() for p in layers.parameters() if p.requires_grad)
+
+
+def test_ranks_of_layers_are_checked(model: LoadedModel) -> None:
+    with pytest.raises(
+        InputError, match=r"method\.ranks must name layers .* got 'dwon_proj'.*Did you mean 'down_proj'"
+    ):
+        build(model, Config(ranks={"dwon_proj": 4}))
+    with pytest.raises(InputError, match=r"method\.ranks must be at most 16, the smaller side of .*v_proj .*; got 17"):
+        build(model, Config(ranks={"v_proj": 17}))
+    with pytest.raises(InputError, match=r"method\.ranks must be at least 1; got 0"):
+        build(model, Config(ranks={"v_proj": 0}))
+    assert build(model, Config(rank=17, ranks={"k_proj": 16, "v_proj": 16})).module is not None
+
+
+def weights(model: LoadedModel) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.module.named_parameters() if "proj" in n}
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_fast"])
+def test_pissa_trains_the_main_singular_directions(model: LoadedModel, init: str) -> None:
+    """Meng et al. 2024, equations 2 to 4."""
+    before = weights(model)["model.layers.0.mlp.up_proj.weight"]
+    layer = build(model, Config(rank=4, init=init)).module.base_model.model.model.layers[0].mlp.up_proj  # type: ignore[arg-type]
+    u, s, vh = torch.linalg.svd(before)
+    product = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    near = {"rtol": 1e-4, "atol": 1e-5} if init == "pissa" else {"rtol": 1e-2, "atol": 1e-2}
+    torch.testing.assert_close(product, u[:, :4] @ s[:4].diag() @ vh[:4], **near)
+    torch.testing.assert_close(layer.base_layer.weight + product, before, rtol=1e-5, atol=1e-6)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.testing.assert_close(a @ a.T, b.T @ b, **near)  # the singular values are shared evenly
+
+
+def test_olora_trains_the_first_directions_of_a_qr_decomposition(model: LoadedModel) -> None:
+    before = weights(model)["model.layers.1.self_attn.q_proj.weight"]
+    layer = build(model, Config(rank=4, init="olora")).module.base_model.model.model.layers[1].self_attn.q_proj
+    q, r = torch.linalg.qr(before)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.testing.assert_close(b, q[:, :4])
+    torch.testing.assert_close(a, r[:4])
+    torch.testing.assert_close(layer.base_layer.weight + 2.0 * b @ a, before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("init", ["kaiming", "gaussian", "orthogonal", "pissa", "pissa_fast", "olora"])
+@pytest.mark.parametrize("base", ["tiny_decoder", "tiny_gpt2"])
+def test_every_beginning_answers_as_the_base(init: str, dtype: str, base: str, request: pytest.FixtureRequest) -> None:
+    name = request.getfixturevalue(base)
+    model = load_model(open_store(), name, dtype=dtype, device="cpu")
+    ids = torch.tensor([[5, 9, 30, 7]])
+    before = model.module(ids).logits.float()
+    built = build(model, Config(init=init, rank=4))  # type: ignore[arg-type]
+    assert {p.dtype for p in built.module.parameters()} == {model.dtype}
+    near = {"rtol": 1e-4, "atol": 1e-5} if dtype == "fp32" else {"rtol": 5e-2, "atol": 2e-2}
+    torch.testing.assert_close(built.module.eval()(ids).logits.float(), before, **near)
+
+
+def test_orthogonal_needs_an_even_rank(model: LoadedModel) -> None:
+    with pytest.raises(InputError, match="must be even with init orthogonal; got 3"):
+        build(model, Config(init="orthogonal", rank=3))
+
+
+def test_options_that_came_later_do_not_change_the_name_of_earlier_work() -> None:
+    assert set(Config().model_dump()) == {"rank", "alpha", "dropout", "targets", "rslora"}
+    assert Config(init="pissa", ranks={"q_proj": 4}).model_dump()["init"] == "pissa"
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"targets": "some"}])

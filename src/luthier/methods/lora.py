@@ -6,18 +6,20 @@ start. Rank-stabilised scaling alpha / sqrt(r) is Kalajdzievski 2023. Encoders g
 
 from __future__ import annotations
 
-import warnings
+import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from luthier.core.catalog import EntryConfig
-from luthier.core.errors import InputError
+from luthier.core.errors import InputError, did_you_mean
+from luthier.methods._peft import Chosen, check_rank, target_names, task_type, wrap
 from luthier.methods._targets import choose
+from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
+PAPER = "Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models, https://arxiv.org/abs/2106.09685"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "swap"},
@@ -27,12 +29,19 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 1e-3},
     "encoder": {"learning_rate": 1e-3},
 }
+_LATER = {"init", "ranks", "alphas"}
 
 
 class Config(EntryConfig):
     """``rank`` r of the correction; ``alpha`` its scale (left out: 2 r, or 2 sqrt(r) with ``rslora``: factor 2 either way).
 
-    ``dropout`` on the input of A. ``targets``: all_linear, or names (or ends of names) of linear layers such as [q_proj, v_proj].
+    ``dropout`` on the input of A. ``targets``: all_linear, or names (or ends of names) of linear layers such as [q_proj, v_proj]. ``ranks``
+    and ``alphas`` give single layers their own, by name or end of name: ``{down_proj: 16, layers.0.self_attn.q_proj: 4}``; a layer with
+    a rank of its own keeps the factor alpha / r unless ``alphas`` names it too.
+
+    ``init``: how A and B begin. kaiming and gaussian draw A and leave B at zero. orthogonal draws both so that B A is zero. pissa makes them the
+    main singular directions of the weight (pissa_fast: approximately, in a fraction of the time) and olora its QR factors; both train
+    what they take out of the base, and their file holds twice the ranks so that it fits the base as it was.
     """
 
     rank: int = Field(8, ge=1)
@@ -40,13 +49,25 @@ class Config(EntryConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: Literal["all_linear"] | list[str] = "all_linear"
     rslora: bool = False
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "pissa_fast", "olora"] = "kaiming"
+    ranks: dict[str, int] = Field(default_factory=dict)
+    alphas: dict[str, float] = Field(default_factory=dict)
 
-    @property
-    def scale(self) -> float:
-        """alpha, worked out."""
+    @model_serializer(mode="wrap")
+    def _told(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Options that came later than the first release are told only when they are given, so that earlier work is found again."""
+        values: dict[str, Any] = plain(self)
+        return {
+            k: v
+            for k, v in values.items()
+            if k not in _LATER or v != type(self).model_fields[k].get_default(call_default_factory=True)
+        }
+
+    def scale_of(self, rank: int) -> float:
+        """alpha of a layer of that rank, worked out."""
         if self.alpha is not None:
-            return self.alpha
-        return 2.0 * (self.rank**0.5 if self.rslora else self.rank)
+            return self.alpha * float((rank / self.rank) ** (0.5 if self.rslora else 1.0))
+        return 2.0 * float(rank**0.5 if self.rslora else rank)
 
 
 def build(model: LoadedModel, config: Config) -> LoadedModel:
@@ -54,31 +75,72 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
 
     Raises InputError for targets that match nothing, or a rank above a target's smaller side (it could not add anything).
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
-    decoder = model.architecture == "decoder"
-    inner = model.module if decoder else model.module.body
-    chosen = choose(inner, config.targets, where="method.targets")
-    name, shape = min(chosen.items(), key=lambda item: min(item[1]))
-    if config.rank > min(shape):
-        raise InputError(
-            f"method.rank must be at most {min(shape)}, the smaller side of {name} ({shape[0]} x {shape[1]}); got {config.rank}"
-        )
-    every = config.targets == "all_linear"
+    chosen = choose(inner_of(model), config.targets, where="method.targets")
+    ranks = layer_ranks(chosen, config)
+    alphas = {name: config.scale_of(rank) for name, rank in ranks.items()} | _by_layer(chosen, config.alphas, "alphas")
+    if config.init == "orthogonal" and any(rank % 2 for rank in ranks.values()):
+        raise InputError(f"method.rank must be even with init orthogonal; got {config.rank} and {config.ranks}")
+    general = config.scale_of(config.rank)
+    started: Any = {"kaiming": True, "gaussian": "gaussian", "orthogonal": "orthogonal"}.get(config.init, True)
     settings = LoraConfig(
         r=config.rank,
-        lora_alpha=config.scale,
+        lora_alpha=general,
         lora_dropout=config.dropout,
-        target_modules=sorted({name.rsplit(".", 1)[-1] for name in chosen}) if every else sorted(chosen),
+        target_modules=target_names(config.targets, chosen),
         use_rslora=config.rslora,
-        task_type="CAUSAL_LM" if decoder else None,
+        init_lora_weights=started,
+        rank_pattern={_exactly(name): rank for name, rank in ranks.items() if rank != config.rank},
+        alpha_pattern={_exactly(name): alpha for name, alpha in alphas.items() if alpha != general},
+        task_type=task_type(model),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a property that transformers is renaming
-        # autocast_adapter_dtype: A and B are in the model's dtype, their fp32 masters in the optimizer
-        wrapped = get_peft_model(inner, settings, autocast_adapter_dtype=False)
-    if decoder:
-        return replace(model, module=wrapped)
-    model.module.body = wrapped
-    model.module.head.requires_grad_(True)
-    return model
+    built = wrap(model, settings, method="lora")
+    if config.init in ("pissa", "pissa_fast", "olora"):
+        from luthier.methods._lora_start import begin
+
+        begin(inner_of(built), config.init)
+    return built
+
+
+def layer_ranks(chosen: Chosen, config: Config) -> dict[str, int]:
+    """The rank of every chosen layer. Raises InputError for a rank that is too high, and for names that match none of them."""
+    own = _by_layer(chosen, config.ranks, "ranks")
+    ranks = {name: int(own.get(name, config.rank)) for name in chosen}
+    for name, rank in ranks.items():
+        where = "method.ranks" if name in own else "method.rank"
+        if rank < 1:
+            raise InputError(f"{where} must be at least 1; got {rank} for {name}")
+    general = {name: shape for name, shape in chosen.items() if name not in own}
+    if general:
+        check_rank(general, config.rank)
+    for name in own:
+        check_rank({name: chosen[name]}, ranks[name], where="method.ranks")
+    return ranks
+
+
+def _by_layer(chosen: Chosen, given: Mapping[str, float], key: str) -> dict[str, float]:
+    """Values by full layer name; of two keys that match, the longer (more exact) one counts."""
+    found: dict[str, float] = {}
+    for ending in sorted(given, key=len):
+        matches = [name for name in chosen if name == ending or name.endswith(f".{ending}")]
+        if not matches:
+            known = {name.rsplit(".", 1)[-1] for name in chosen}
+            raise InputError(
+                f"method.{key} must name layers that are targets; got {ending!r}, which matches none. "
+                f"{did_you_mean(ending.rsplit('.', 1)[-1], known)}"
+            )
+        found |= dict.fromkeys(matches, given[ending])
+    return found
+
+
+def _exactly(name: str) -> str:
+    """A pattern for PEFT that this layer's name alone fits."""
+    return "^" + re.escape(name)
+
+
+def trained_parameters(module: Any, config: Config) -> int:
+    """r (inputs + outputs) of every target."""
+    chosen = choose(module, config.targets, where="method.targets")
+    ranks = layer_ranks(chosen, config)
+    return sum(ranks[name] * (inputs + outputs) for name, (inputs, outputs) in chosen.items())

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,15 @@ from luthier.models.weights import read_tensors, write_tensors
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """No warnings from PEFT: of layers whose layout it corrects itself, of random matrices that are drawn again, of its own deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def inner_of(model: LoadedModel) -> Any:
@@ -64,6 +75,14 @@ def save_adapter(model: Any, folder: Path, base_name: str) -> None:
     embeds = not isinstance(targets, str) and bool({"embed_tokens", "lm_head", "word_embeddings"} & set(targets))
     tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=embeds)
     _from_the_start(model, name, config, tensors)
+    seen: set[int] = set()
+    for (
+        key,
+        tensor,
+    ) in tensors.items():  # a head that is the embeddings is written twice, as PEFT does: safetensors shares nothing
+        if tensor.data_ptr() in seen:
+            tensors[key] = tensor.clone()
+        seen.add(tensor.data_ptr())
     config.save_pretrained(str(folder))
     write_tensors(folder / ADAPTER, tensors)
 
@@ -98,7 +117,8 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
         for key, tensor in read_tensors(folder / ADAPTER).items()
     }
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        with quiet_peft():
+            config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / ADAPTER_CONFIG}: cannot be read: {error}", hint=_AGAIN) from error
     config.inference_mode, config.base_model_name_or_path = True, None
@@ -106,8 +126,7 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
     model = models.get(kind_of(config))
     name = f"adapter_{_free_number(model)}"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # what PEFT corrects itself
+        with quiet_peft():
             if model is None:
                 plain = _plain_twin(inner_of(base)) if models else inner_of(base)
                 model = get_peft_model(plain, config, name, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
@@ -115,6 +134,7 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
             else:
                 model.add_adapter(name, config, low_cpu_mem_usage=True)
             report = set_peft_model_state_dict(model, tensors, adapter_name=name, low_cpu_mem_usage=True)
+            _tie(model, name, config)
         wrong = _unloaded(model, name, report.missing_keys) + list(report.unexpected_keys)
         if wrong:
             raise ValueError(f"first at {wrong[0]!r}")
@@ -125,6 +145,14 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
         ) from error
     speed_up(model.eval())
     return model, name
+
+
+def _tie(model: Any, name: str, config: Any) -> None:
+    """Make the trained head the trained embeddings again, where they were one matrix: PEFT's layout holds it twice."""
+    if getattr(config, "ensure_weight_tying", False):
+        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+        if hasattr(head, "modules_to_save") and hasattr(embeddings, "modules_to_save"):
+            head.modules_to_save[name].weight = embeddings.modules_to_save[name].weight
 
 
 def peft_models(base: LoadedModel) -> dict[str, Any]:
@@ -143,7 +171,7 @@ def drop_adapter(base: LoadedModel, model: Any, name: str) -> None:
         model.delete_adapter(name)
     elif inner_of(base) is model:
         rest = [other for other in peft_models(base).values() if other is not model]
-        put_inner(base, rest[0] if rest else _unwrapped(model))
+        put_inner(base, rest[0] if rest else unwrapped(model))
 
 
 def _unloaded(model: Any, name: str, missing: list[str]) -> list[str]:
@@ -159,10 +187,16 @@ def _unloaded(model: Any, name: str, missing: list[str]) -> list[str]:
 def _plain_twin(inner: Any) -> Any:
     """A copy of a PeftModel's modules with the same tensors, then without its adapters."""
     tensors = [*inner.parameters(), *inner.buffers()]
-    return _unwrapped(copy.deepcopy(inner, {id(tensor): tensor for tensor in tensors}))
+    return unwrapped(copy.deepcopy(inner, {id(tensor): tensor for tensor in tensors}))
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
+    """The plain module inside a PeftModel, its own weights as they were. The PeftModel is used up."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, ModulesToSaveWrapper):  # unload would leave the trained copy in its place
+            model.set_submodule(name, layer.original_module)
     plain = model.unload()
     if hasattr(plain, "peft_config"):
         del plain.peft_config

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from luthier.core.errors import UnsupportedError
+from luthier.models.adapters import unwrapped
 from luthier.models.load import LoadedModel
 
 
@@ -22,11 +23,19 @@ def merge(model: LoadedModel) -> LoadedModel:
     if not hasattr(inner, "peft_config"):
         return replace(model, attached={}, selected=None) if replaced else model
     if replaced:  # the adapters beside it are not part of the answer
-        return _plain(model, inner.unload())
+        return _plain(model, unwrapped(inner))
     if inner.active_peft_config.is_prompt_learning:
         kind = inner.active_peft_config.peft_type
         raise UnsupportedError(f"{model.record.name}: an adapter of type {kind} cannot be merged into the weights")
-    return _plain(model, inner.float().merge_and_unload(safe_merge=True).to(model.dtype).eval())
+    try:
+        merged = inner.float().merge_and_unload(safe_merge=True)
+    except (NotImplementedError, ValueError) as error:
+        kind = str(getattr(inner.active_peft_config.peft_type, "value", inner.active_peft_config.peft_type))
+        raise UnsupportedError(
+            f"{model.record.name}: an adapter of type {kind} cannot be merged into the weights: {error}",
+            hint="it can be served where it is swapped in: engine torch",
+        ) from error
+    return _plain(model, merged.to(model.dtype).eval())
 
 
 def _plain(model: LoadedModel, module: Any) -> LoadedModel:
