@@ -1,0 +1,58 @@
+"""(IA)3 against the paper's equations, and where it goes in each architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from luthier.core.errors import InputError, UnsupportedError
+from luthier.methods.ia3 import Config, build, chosen_layers, trained_parameters
+from luthier.models.load import LoadedModel, load_model
+from luthier.store.database import open_store
+
+
+@pytest.fixture
+def model(tiny_decoder: str) -> LoadedModel:
+    return load_model(open_store(), tiny_decoder, dtype="fp32", device="cpu")
+
+
+def test_keys_values_and_the_inner_activation_are_rescaled(model: LoadedModel) -> None:
+    block = build(model, Config()).module.base_model.model.model.layers[0]
+    x, inner = torch.randn(5, 32), torch.randn(5, 64)
+    for layer, given in ((block.self_attn.k_proj, x), (block.self_attn.v_proj, x), (block.mlp.down_proj, inner)):
+        vector = layer.ia3_l["default"]
+        assert torch.all(vector == 1)
+        with torch.no_grad():
+            vector.normal_()
+        w, scale = layer.base_layer.weight, vector.flatten()
+        expected = (given * scale) @ w.T if layer.is_feedforward else (given @ w.T) * scale
+        torch.testing.assert_close(layer(given), expected, rtol=1e-4, atol=1e-5)
+    assert block.mlp.down_proj.is_feedforward and not block.self_attn.k_proj.is_feedforward
+
+
+def test_where_it_goes(model: LoadedModel, tiny_encoder: str, tiny_gpt2: str) -> None:
+    def last(module: object) -> tuple[set[str], set[str]]:
+        outputs, inputs = chosen_layers(module, Config())
+        return {n.split(".", 3)[-1] for n in outputs}, {n.split(".", 3)[-1] for n in inputs}
+
+    assert last(model.module) == ({"self_attn.k_proj", "self_attn.v_proj"}, {"mlp.down_proj"})
+    encoder = load_model(open_store(), tiny_encoder, dtype="fp32", device="cpu").module.body
+    assert last(encoder) == ({"attention.self.key", "attention.self.value"}, {"output.dense"})
+    gpt2 = load_model(open_store(), tiny_gpt2, dtype="fp32", device="cpu").module
+    assert last(gpt2) == ({"attn.c_attn"}, {"mlp.c_proj"})
+    assert trained_parameters(gpt2, Config()) == 2 * (3 * 32 + 64)
+
+
+def test_layers_by_name(model: LoadedModel) -> None:
+    config = Config(outputs=["q_proj"], inputs=["o_proj"])
+    built = build(model, config).module
+    found = {n.split(".ia3_l")[0].rsplit(".", 1)[-1] for n, p in built.named_parameters() if p.requires_grad}
+    assert found == {"q_proj", "o_proj"}
+
+
+def test_bounds(model: LoadedModel) -> None:
+    with pytest.raises(InputError, match=r"method\.outputs .* got 'q_porj', which matches none"):
+        build(model, Config(outputs=["q_porj"]))
+    model.module.config.hidden_size = 31
+    with pytest.raises(UnsupportedError, match=r"no layer for the feed-forward's second layer.*\n.*method\.inputs"):
+        build(model, Config())
