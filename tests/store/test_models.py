@@ -8,7 +8,7 @@ import pytest
 from luthier.core.errors import ConflictError, InputError, NotFoundError
 from luthier.core.model import ModelRecord
 from luthier.store import artifacts
-from luthier.store.models import PULLABLE, find, list_models, register, remove
+from luthier.store.models import PULLABLE, find, list_models, register, remove, rename
 
 BASE = ModelRecord("smol", "base", "decoder", "d" * 64, 10, "MIT", meta={"source": "file:/x", "list": [1, 2]})
 
@@ -127,3 +127,37 @@ def test_replaced_weights_keep_their_own_past(store):
     made_by = [e.source.id for e in lineage("tuned", store).edges if e.relation == "made"]
     assert made_by == ["run_new"]
     assert [e.target.id for e in lineage("run_old", store).edges] == ["tuned@" + "d" * 12]
+
+
+def test_a_new_name_is_known_everywhere(store):
+    from luthier.core.trace import Trace
+    from luthier.store.lineage import Node, lineage, record_edge
+    from luthier.store.traces import list_traces, record_trace
+
+    register(store, BASE)
+    register(store, replace(BASE, name="old", kind="adapter", base="smol", digest="x"))
+    register(store, replace(BASE, name="above", kind="adapter", base="old", digest="y"))
+    register(store, replace(BASE, name="ep", kind="endpoint", digest="x", meta={"target": "old", "more": 1}))
+    record_edge(store, Node("run", "run_1"), "made", Node("model", "old"))
+    record_edge(store, Node("model", "old"), "base", Node("run", "run_2"))
+    record_trace(store, Trace(id="trace_1", created_at="2026-01-01T00:00:00.000Z", model="old", operation="chat"))
+    assert rename(store, "old", "new") == find(store, "new")
+    assert find(store, "above").base == "new"
+    assert dict(find(store, "ep").meta) == {"target": "new", "more": 1}
+    assert {e.relation for e in lineage("new", store).edges} >= {"made", "base"}
+    assert [trace.id for trace in list_traces(store, model="new")] == ["trace_1"]
+    with pytest.raises(NotFoundError):
+        find(store, "old")
+    assert rename(store, "new", "new").name == "new"
+
+
+def test_names_that_cannot_be_given(store):
+    register(store, BASE)
+    register(store, replace(BASE, name="other", digest="x"))
+    with pytest.raises(ConflictError, match="'other' is taken by another base"):
+        rename(store, "smol", "other")
+    with pytest.raises(InputError, match="a model name must be"):
+        rename(store, "smol", "../x")
+    with pytest.raises(NotFoundError):
+        rename(store, "lost", "found")
+    assert {record.name for record in list_models(store)} == {"smol", "other"}

@@ -8,7 +8,7 @@ tensor, ascending) and ``NAME#values``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,9 @@ _WRAPS = {".base_layer.": ".", ".original_module.": "."}
 
 @dataclass
 class Change:
-    """One parameter of the base and what takes its place; ``places`` when only some of its entries do."""
+    """One parameter of the base, by its name in the plain model, and what takes its place; ``places`` when only some entries do."""
 
+    name: str
     parameter: Any
     values: Any
     places: Any = None
@@ -39,6 +40,17 @@ class Changes:
 
     def __init__(self, changes: list[Change]) -> None:
         self._changes = changes
+
+    def differences(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """(name, change, what the base has) of each parameter, in fp32, while these tensors are inside."""
+        for change in self._changes:
+            now = change.parameter.detach().float()
+            if change.places is None:
+                own = change.before.float()
+            else:
+                own = now.clone()
+                own.view(-1)[change.places] = change.before.float()
+            yield change.name, now - own, own
 
     @property
     def inside(self) -> bool:
@@ -72,13 +84,15 @@ class Changes:
 
 def parameters(module: Any) -> dict[str, torch.nn.Parameter]:
     """The parameters of the plain model inside ``module`` by their names there, whatever adapters sit around them."""
-    found = {}
-    for name, parameter in module.named_parameters():
-        plain = f".{name.removeprefix('base_model.model.')}"
-        for wrap, instead in _WRAPS.items():
-            plain = plain.replace(wrap, instead)
-        found[plain[1:]] = parameter
-    return found
+    return {plain_name(name): parameter for name, parameter in module.named_parameters()}
+
+
+def plain_name(name: str) -> str:
+    """What a module or parameter inside a PEFT model is called in the plain one."""
+    plain = f".{name.removeprefix('base_model.model.')}"
+    for wrap, instead in _WRAPS.items():
+        plain = plain.replace(wrap, instead)
+    return plain[1:]
 
 
 def write_changes(module: Any, path: Path) -> None:
@@ -115,7 +129,7 @@ def read_changes(path: Path, module: Any, *, device: Any, dtype: Any, base: str)
         # a copy of its own: a view into the file's mapping would keep the file open
         own = values.to(device=device, dtype=dtype, copy=True)
         at = None if places is None else places.to(device=device, dtype=torch.int64)
-        changes.append(Change(parameter, own, at))
+        changes.append(Change(of, parameter, own, at))
     if not changes:
         raise MismatchError(f"{path}: holds no tensors", hint=_AGAIN)
     return Changes(changes)

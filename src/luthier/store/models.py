@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, and_, delete, insert, select, upd
 from luthier.core.errors import ConflictError, InputError, NotFoundError, nearest
 from luthier.core.model import ModelKind, ModelRecord
 from luthier.store import artifacts
-from luthier.store.database import Store, edges, models
+from luthier.store.database import Store, edges, models, traces
 from luthier.store.home import now
 
 PULLABLE = ("smollm2-135m", "minilm-l6")
@@ -97,6 +97,35 @@ def list_models(store: Store, kind: str | None = None) -> list[ModelRecord]:
         rows = connection.execute(query.order_by(models.c.created_at, models.c.name)).mappings().all()
     order = {each: place for place, each in enumerate(get_args(ModelKind))}
     return sorted((_record(row) for row in rows), key=lambda record: order[record.kind])
+
+
+def rename(store: Store, name: str, new: str) -> ModelRecord:
+    """Give a model another name: in its row, in what is built on it, in its lineage and in the traces of its answers.
+
+    Runs and votes keep what they were made with, and so the old name. Raises NotFoundError, InputError for a name that cannot
+    be one, ConflictError when it is taken.
+    """
+    check_name(new)
+    find(store, name)
+    if new == name:
+        return find(store, name)
+    with store.write() as connection:
+        taken = connection.execute(select(models.c.kind).where(models.c.name == new)).scalar_one_or_none()
+        if taken is not None:
+            raise ConflictError(f"the name {new!r} is taken by another {taken}", hint="choose another name")
+        connection.execute(update(models).where(models.c.name == name).values(name=new))
+        connection.execute(update(models).where(models.c.base == name).values(base=new))
+        for row in connection.execute(select(models.c.name, models.c.meta)).all():
+            if (row.meta or {}).get("target") == name:
+                changed = {**row.meta, "target": new}
+                connection.execute(update(models).where(models.c.name == row.name).values(meta=changed))
+        for end in ("source", "target"):
+            kind, identity, label = (edges.c[f"{end}_{part}"] for part in ("kind", "id", "label"))
+            mine = and_(kind.in_(("model", "endpoint")), identity == name)
+            connection.execute(update(edges).where(and_(mine, label == name)).values({label.name: new}))
+            connection.execute(update(edges).where(mine).values({identity.name: new}))
+        connection.execute(update(traces).where(traces.c.model == name).values(model=new))
+    return find(store, new)
 
 
 def remove(store: Store, name: str) -> None:

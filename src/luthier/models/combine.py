@@ -1,0 +1,281 @@
+"""New models out of tuned ones: an adapter merged into a base model of its own, and several LoRA adapters made one.
+
+A combination is the weighted sum of the updates, sum_i w_i s_i B_i A_i for each layer. ``cat`` puts the factors side by side: exact, the
+ranks add up. ``svd`` keeps the sum's largest singular directions: the best approximation of that rank (Eckart and Young 1936), and
+exact where the rank suffices. PEFT's ``add_weighted_adapter`` does both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from luthier.core.errors import InputError, MismatchError, UnsupportedError
+from luthier.core.model import ModelRecord
+from luthier.core.run import Progress, no_progress
+from luthier.models.inspect_adapter import tuned_record
+
+if TYPE_CHECKING:
+    from luthier.models.load import LoadedModel
+    from luthier.store.database import Store
+
+HOW = ("cat", "svd")
+_DTYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+_KEPT = ("template_digest", "context_length", "parameters", "dtype")
+
+
+def merge_into_base(
+    store: Store, name: str, new: str | None = None, *, progress: Progress = no_progress
+) -> ModelRecord:
+    """Write the base with the tuned model ``name`` folded in as a base model of its own, ``new`` (left out: ``NAME-merged``).
+
+    The sum is computed in fp32 and rounded once to the dtype of the base's files. An encoder's head is not part of a base. Raises
+    UnsupportedError for methods that cannot be merged, ConflictError when the name is taken.
+    """
+    from luthier.models.attach import save_trained
+    from luthier.models.load import load_model
+    from luthier.models.merge import merge
+    from luthier.store.artifacts import put, staged
+    from luthier.store.lineage import Node, record_edge
+    from luthier.store.models import check_name, find, register
+
+    record = tuned_record(store, name)
+    made = check_name(new or f"{name}-merged")
+    _require_free(store, made)
+    root = record
+    while root.kind != "base" and root.base:
+        root = find(store, root.base)
+    dtype = _file_dtype(store, root)
+    progress("merge", 0, 3)
+    model = load_model(store, record, dtype=dtype, device="cpu")
+    model = merge(model)
+    progress("merge", 1, 3)
+    if model.architecture == "encoder":
+        model.module.head = None
+        model.labels = ()
+    with staged(store) as folder:
+        save_trained(model, folder, {"saves": "weights"})
+        (folder / "luthier.json").unlink()  # a base has no manifest
+        progress("merge", 2, 3)
+        digest, size = put(store, folder)
+    meta = {key: root.meta[key] for key in _KEPT if key in root.meta} | {"source": f"merged:{name}"}
+    base = register(
+        store,
+        ModelRecord(made, "base", record.architecture, digest, size, licence=record.licence, meta=meta),
+    )
+    record_edge(store, Node("model", name), "merged into", Node("model", made))
+    progress("merge", 3, 3)
+    return base
+
+
+def combine(
+    store: Store,
+    names: Sequence[str],
+    new: str,
+    *,
+    weights: Sequence[float] | None = None,
+    how: Literal["cat", "svd"] = "cat",
+    rank: int | None = None,
+    progress: Progress = no_progress,
+) -> ModelRecord:
+    """Register ``new``, the weighted sum of the LoRA adapters ``names`` of one base. Left out, all weights are 1 / their number.
+
+    ``rank`` of an svd; left out, the largest of the adapters'. Encoders' heads are averaged with the same weights (over their sum) when their
+    labels are equal. Raises InputError for less than two names, a wrong number of weights or a weight that is no number, MismatchError for
+    adapters of different bases, templates or labels, UnsupportedError for what is not LoRA, ConflictError when the name is taken.
+    """
+    from luthier.models.attach import read_manifest
+    from luthier.store.artifacts import path_of
+    from luthier.store.models import check_name, find
+
+    check_name(new)
+    _require_free(store, new)
+    given = _weights(names, weights, how, rank)
+    records = [tuned_record(store, name) for name in names]
+    folders = [path_of(store, record.digest) for record in records]
+    manifests = [read_manifest(folder) for folder in folders]
+    for name, folder, manifest in zip(names, folders, manifests, strict=True):
+        _require_lora(name, folder, manifest)
+    _require_alike(names, manifests)
+    base = find(store, records[0].base or manifests[0]["base"]["name"])
+    return _combined(store, base, records, manifests, new, given, how, rank, progress)
+
+
+def _weights(names: Sequence[str], weights: Sequence[float] | None, how: str, rank: int | None) -> list[float]:
+    if len(names) < 2:
+        raise InputError(f"combine takes two adapters or more; got {len(names)}")
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"combine takes each adapter once; got {', '.join(names)}", hint="give it a larger weight instead"
+        )
+    if how not in HOW:
+        raise InputError(f"how must be {' or '.join(HOW)}; got {how!r}")
+    if rank is not None and (how != "svd" or rank < 1):
+        raise InputError(f"rank must be at least 1 and goes with svd; got {rank} with {how}")
+    found = [1.0 / len(names)] * len(names) if weights is None else [float(weight) for weight in weights]
+    if len(found) != len(names):
+        raise InputError(f"weights must be one for each of the {len(names)} adapters; got {len(found)}")
+    if not all(math.isfinite(weight) for weight in found) or not any(found):
+        raise InputError(f"weights must be finite numbers, not all of them 0; got {', '.join(map(str, found))}")
+    return found
+
+
+def _require_free(store: Store, name: str) -> None:
+    from luthier.core.errors import ConflictError
+    from luthier.store.models import list_models
+
+    taken = {record.name: record.kind for record in list_models(store)}
+    if name in taken:
+        raise ConflictError(
+            f"the name {name!r} is taken by another {taken[name]}", hint="choose another name: --as NAME"
+        )
+
+
+def _require_lora(name: str, folder: Path, manifest: Mapping[str, Any]) -> None:
+    config: dict[str, Any] = {}
+    if manifest["saves"] == "adapter":
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    method = (manifest.get("method") or {}).get("name") or manifest["saves"]
+    problem = ""
+    if config.get("peft_type") != "LORA":
+        problem = f"was made by {method}"
+    elif config.get("use_dora"):
+        problem = "has magnitudes of its own (DoRA), which are not a sum"
+    elif config.get("modules_to_save") or config.get("bias", "none") != "none" or config.get("lora_bias"):
+        problem = "trained weights of the base too"
+    if problem:
+        raise UnsupportedError(
+            f"combine adds up LoRA adapters; {name} {problem}",
+            hint=f"make a base of it instead: luthier adapters merge {name}",
+        )
+
+
+def _require_alike(names: Sequence[str], manifests: Sequence[Mapping[str, Any]]) -> None:
+    first = manifests[0]
+    for name, manifest in zip(names[1:], manifests[1:], strict=True):
+        if manifest["base"]["digest"] != first["base"]["digest"]:
+            raise MismatchError(
+                f"{names[0]} was trained on {first['base']['name']} ({first['base']['digest'][:12]}), {name} on "
+                f"{manifest['base']['name']} ({manifest['base']['digest'][:12]}); adapters of one base can be combined"
+            )
+        if manifest.get("template_digest") != first.get("template_digest"):
+            raise MismatchError(f"{names[0]} and {name} were trained with different chat templates")
+        if first["architecture"] == "encoder" and list(manifest.get("labels") or ()) != list(first.get("labels") or ()):
+            raise MismatchError(
+                f"{names[0]} tells {', '.join(first.get('labels') or ['nothing'])} apart, {name} "
+                f"{', '.join(manifest.get('labels') or ['nothing'])}; encoders are combined when their labels are the same"
+            )
+
+
+def _combined(
+    store: Store,
+    base: ModelRecord,
+    records: Sequence[ModelRecord],
+    manifests: Sequence[Mapping[str, Any]],
+    new: str,
+    weights: list[float],
+    how: str,
+    rank: int | None,
+    progress: Progress,
+) -> ModelRecord:
+    from luthier.models.attach import attach, load_base, save_trained
+    from luthier.store.artifacts import put, staged
+    from luthier.store.lineage import Node, record_edge
+    from luthier.store.models import register
+
+    progress("combine", 0, 3)
+    model = load_base(store, base, dtype="fp32", device="cpu")
+    for record in records:
+        attach(model, record, record.name, store=store)
+    held = [model.attached[record.name] for record in records]
+    progress("combine", 1, 3)
+    config = _add(model, held, weights, how, rank)
+    if held[0].head is not None:
+        model.module.head, model.labels = _mean_head([each.head for each in held], weights), held[0].labels
+    said = {"names": [r.name for r in records], "weights": weights, "how": how, "rank": config.r}
+    prompts = [manifest.get("prompt") for manifest in manifests]
+    prompt = prompts[0] if all(each == prompts[0] for each in prompts) else None
+    with staged(store) as folder:
+        objective = manifests[0].get("objective")
+        save_trained(
+            model,
+            folder,
+            {"saves": "adapter", "prompt": prompt, "method": {"name": "lora", "config": said}, "objective": objective},
+        )
+        digest, size = put(store, folder)
+        progress("combine", 2, 3)
+    meta = {**records[0].meta, "method": "lora", "saves": "adapter", "prompt": prompt, "combined": said}
+    meta["trainable_parameters"] = sum(
+        p.numel() for key, p in held[0].peft_model.named_parameters() if f".{_NEW}." in key
+    )
+    made = register(
+        store,
+        ModelRecord(new, "adapter", base.architecture, digest, size, licence=base.licence, base=base.name, meta=meta),
+    )
+    for record in records:
+        record_edge(store, Node("model", record.name), "combined into", Node("model", new))
+    progress("combine", 3, 3)
+    return made
+
+
+_NEW = "combined"
+
+
+def _add(model: LoadedModel, held: Sequence[Any], weights: list[float], how: str, rank: int | None) -> Any:
+    """Put the combination into the PEFT model as its active adapter; returns its config."""
+    peft = held[0].peft_model
+    configs = [peft.peft_config[each.peft_name] for each in held]
+    ranks = [max(config.r, *config.rank_pattern.values()) if config.rank_pattern else config.r for config in configs]
+    smallest = min(min(layer.in_features, layer.out_features) for layer in peft.modules() if hasattr(layer, "lora_A"))
+    if rank is not None and rank > smallest:
+        raise InputError(f"rank must be at most {smallest}, the smallest side of an adapted layer; got {rank}")
+    chosen = rank or min(max(ranks), smallest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT on its own approximations
+        peft.base_model.add_weighted_adapter(
+            [each.peft_name for each in held],
+            weights,
+            _NEW,
+            combination_type=how,
+            **({"svd_rank": chosen, "svd_full_matrices": False} if how == "svd" else {}),
+        )
+    peft.set_adapter(_NEW)
+    config = peft.peft_config[_NEW]
+    # the factors hold the scales already: alpha = rank, and so plain scaling, whatever the adapters had
+    config.use_rslora, config.lora_alpha = False, config.r
+    model.selected = None
+    return config
+
+
+def _mean_head(heads: Sequence[Any], weights: Sequence[float]) -> Any:
+    """The heads' average by ``weights`` over their sum; by equal weights where these sum to 0."""
+    import copy
+
+    import torch
+
+    total = sum(weights)
+    shares = [weight / total for weight in weights] if total else [1.0 / len(heads)] * len(heads)
+    made = copy.deepcopy(heads[0])
+    with torch.no_grad():
+        for key, parameter in made.named_parameters():
+            parts = [share * head.get_parameter(key) for share, head in zip(shares, heads, strict=True)]
+            parameter.copy_(torch.stack(parts).sum(0))
+    return made
+
+
+def _file_dtype(store: Store, base: ModelRecord) -> str:
+    """The dtype that most of a base's weights are stored in, fp32 where this machine cannot load it."""
+    from luthier.models.weights import check_file
+    from luthier.store.artifacts import path_of
+
+    sizes: dict[str, int] = {}
+    for path in path_of(store, base.digest).glob("*.safetensors"):
+        for key, entry in check_file(path).items():
+            if key != "__metadata__":
+                sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + math.prod(entry["shape"])
+    found = _DTYPES.get(max(sizes, key=lambda kind: sizes[kind]), "fp32") if sizes else "fp32"
+    return "fp32" if found == "fp16" else found
