@@ -1,4 +1,4 @@
-"""Any other method that PEFT has, by its name there and with its own options.
+"""PEFT: any other method of that library, by its name there and with its own options.
 
 PEFT (Mangrulkar et al. 2022) keeps adding methods: BOFT, HRA, FOURIERFT, RANDLORA, LN_TUNING, MISS, C3A, WAVEFT and more. What sits in a
 model's layers works here; each method's paper and options are in PEFT's documentation.
