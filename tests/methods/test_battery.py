@@ -27,12 +27,16 @@ from luthier.store.models import register
 from luthier.training.config import TrainConfig
 from luthier.training.loop import Work, train
 
+REPOSITORY = Path(__file__).parents[2]
 LABELS = ("billing", "delivery")
 ROWS = [("refund the deposit", "billing"), ("where is the parcel", "delivery")] * 4
 ENGINES = {"torch", "llamacpp"}
 HOW = {"swap", "merge", "no"}
 CASES = [(name, arch) for name in names("methods") for arch in sorted(load("methods", name).module.DEFAULTS)]
-OPTIONS: dict[str, dict[str, Any]] = {"peft": {"type": "BOFT", "options": {"boft_block_size": 8}}}  # needed ones only
+OPTIONS: dict[str, dict[str, Any]] = {  # needed ones only
+    "peft": {"type": "BOFT", "options": {"boft_block_size": 8}},
+    "fish_mask": {"data": str(REPOSITORY / "examples/support/tickets.jsonl"), "samples": 4},
+}
 OTHER_MODELS = {("bitfit", "decoder"): "gpt2"}  # a Llama has no biases
 
 
@@ -61,6 +65,8 @@ COUNTS: dict[tuple[str, str], int] = {
     ("bitfit", "encoder"): S.d + S.layers * (4 * S.d + S.f + S.d + 2 * S.d) + S.head,
     ("layer_norm", "decoder"): (2 * S.layers + 1) * S.d,
     ("layer_norm", "encoder"): (2 * S.layers + 1) * 2 * S.d + S.head,
+    ("fish_mask", "decoder"): round(0.005 * S.layers * (2 * S.d * S.d + S.d * S.k + 3 * S.d * S.f)),
+    ("fish_mask", "encoder"): round(0.005 * S.layers * (4 * S.d * S.d + 2 * S.d * S.f)) + S.head,
     ("attention_only", "decoder"): S.layers * (2 * S.d * S.d + S.d * S.k),
     ("attention_only", "encoder"): S.layers * 4 * (S.d * S.d + S.d) + S.head,
 }

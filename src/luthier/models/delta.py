@@ -11,17 +11,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from luthier.core.errors import InputError, MismatchError
 from luthier.models.weights import read_tensors, write_tensors
 
-if TYPE_CHECKING:
-    import torch
-
 FILE = "changed.safetensors"
 PLACES, VALUES = "#places", "#values"
 _WRAPS = {".base_layer.": ".", ".original_module.": "."}
+
+
+class Entries(nn.Module):
+    """A parametrization (``torch.nn.utils.parametrize``) that trains some entries of a weight: W with W[places] = values.
+
+    ``places`` are positions in the flattened weight, ascending; only ``values`` is a parameter to train.
+    """
+
+    places: Tensor
+
+    def __init__(self, places: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("places", places, persistent=False)
+        self.values = nn.Parameter(values)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight with its trained entries, in the shape it has."""
+        return weight.reshape(-1).index_copy(0, self.places, self.values).view_as(weight)
 
 
 @dataclass
@@ -41,7 +59,7 @@ class Changes:
     def __init__(self, changes: list[Change]) -> None:
         self._changes = changes
 
-    def differences(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    def differences(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, change, what the base has) of each parameter, in fp32, while these tensors are inside."""
         for change in self._changes:
             now = change.parameter.detach().float()
@@ -82,7 +100,7 @@ class Changes:
             change.before = None
 
 
-def parameters(module: Any) -> dict[str, torch.nn.Parameter]:
+def parameters(module: Any) -> dict[str, nn.Parameter]:
     """The parameters of the plain model inside ``module`` by their names there, whatever adapters sit around them."""
     return {plain_name(name): parameter for name, parameter in module.named_parameters()}
 
@@ -96,11 +114,21 @@ def plain_name(name: str) -> str:
 
 
 def write_changes(module: Any, path: Path) -> None:
-    """Write what was trained in a plain ``module``: whole parameters, or the entries that ``entries`` of its submodules tell.
+    """Write what was trained in a plain ``module``: whole parameters, and of those inside ``Entries`` the entries.
 
     Raises InputError when nothing was trained, StoreError when the disk refuses.
     """
-    tensors = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        owner, _, rest = name.partition(".parametrizations.")
+        entries = module.get_submodule(name.rpartition(".")[0]) if rest else None
+        if isinstance(entries, Entries):
+            of = f"{owner}.{rest.split('.')[0]}"
+            tensors[of + PLACES], tensors[of + VALUES] = entries.places, parameter.detach()
+        else:
+            tensors[name] = parameter.detach()
     if not tensors:
         raise InputError("saves 'delta' needs parameters that were trained; the model has none")
     write_tensors(path, tensors)
@@ -111,8 +139,6 @@ def read_changes(path: Path, module: Any, *, device: Any, dtype: Any, base: str)
 
     Raises DataError for a damaged file, MismatchError for tensors that the base lacks or that have another shape there.
     """
-    import torch
-
     known = parameters(module)
     changes = []
     tensors = read_tensors(path)
