@@ -34,7 +34,8 @@ def loaded(name: str, dtype: str = "fp32") -> LoadedModel:
 def test_the_estimate_is_the_expected_squared_gradient(tiny_encoder: str) -> None:
     """With many draws it comes near sum_y p(y | x) (d log p(y | x) / d w)^2, worked out over both labels."""
     model = loaded(tiny_encoder)
-    torch.nn.init.normal_(model.module.head.weight)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.module.head.weight, std=0.1)
     model.module.eval()
     weight = model.module.body.encoder.layer[1].output.dense.weight
     ids = torch.tensor([[2, 7, 9, 30, 3]])
@@ -45,9 +46,8 @@ def test_the_estimate_is_the_expected_squared_gradient(tiny_encoder: str) -> Non
     for each in log_probs:
         (gradient,) = torch.autograd.grad(each, weight, retain_graph=True)
         exact += each.exp().detach() * gradient**2
-    torch.manual_seed(0)
     found = information(model, {"w": weight}, [(ids[0].tolist(), [True] * 5)] * 400)["w"]
-    assert float((found - exact).norm() / exact.norm()) < 0.15
+    assert float((found - exact).norm() / exact.norm()) < 0.1
 
 
 def test_of_a_decoder_the_answer_is_drawn(tiny_decoder: str) -> None:
