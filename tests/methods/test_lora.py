@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from luthier.core.errors import InputError
+from luthier.core.catalog import load
+from luthier.core.errors import DataError, InputError, LuthierError
+from luthier.core.message import Message
+from luthier.data.read import read
+from luthier.methods._targets import linear_layers
 from luthier.methods.lora import Config, build, trained_parameters
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
@@ -156,6 +162,61 @@ def test_every_beginning_answers_as_the_base(init: str, dtype: str, base: str, r
     assert {p.dtype for p in built.module.parameters()} == {model.dtype}
     near = {"rtol": 1e-4, "atol": 1e-5} if dtype == "fp32" else {"rtol": 5e-2, "atol": 2e-2}
     torch.testing.assert_close(built.module.eval()(ids).logits.float(), before, **near)
+
+
+def write_examples(path: Path) -> str:
+    words = ["refund", "deposit", "pay", "invoice", "card", "parcel", "courier", "late", "address", "box"]
+    rows = [{"text": f"{words[n % 10]} {words[n * 3 % 10]} number {n}", "label": words[n % 2]} for n in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("base", ["tiny_decoder", "tiny_encoder", "tiny_gpt2"])
+def test_eva_looks_where_the_inputs_spread(
+    base: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paischer et al. 2024, section 3.2: against the singular vectors of all inputs of a layer, one below another."""
+    name, data = request.getfixturevalue(base), write_examples(tmp_path / "rows.jsonl")
+    model = load_model(open_store(), name, dtype="fp32", device="cpu")
+    inner = model.module if model.architecture == "decoder" else model.module.body
+    plain = {n: m for n, m in inner.named_modules() if n in linear_layers(inner)}
+    seen: dict[str, list[torch.Tensor]] = {n: [] for n in plain}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, x, n=n: seen[n].append(x[0].flatten(0, -2).double()))
+        for n, layer in plain.items()
+    ]
+    for example in read(data, limit=8).examples:
+        if model.renderer is None:
+            ids = model.tokenizer(example.text).input_ids
+        else:
+            ids = model.renderer.training_ids((*example.messages, Message("assistant", str(example.target)))).ids
+        inner(torch.tensor([ids]))
+    for hook in hooks:
+        hook.remove()
+    monkeypatch.setattr("luthier.methods._eva._BYTES_A_PASS", 4 * 64**2)  # several passes
+    built = build(model, Config(init="eva", data=data, samples=8, rank=3))
+    wrapped = built.module if model.architecture == "decoder" else built.module.body
+    for n, inputs in seen.items():
+        layer = wrapped.base_model.model.get_submodule(n)
+        a = layer.lora_A["default"].weight.detach().double()
+        v = torch.linalg.svd(torch.cat(inputs)).Vh[:3]
+        torch.testing.assert_close(a @ a.T, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-5)
+        torch.testing.assert_close((a @ v.T).abs(), torch.eye(3, dtype=torch.float64), rtol=0, atol=2e-3)
+        assert torch.count_nonzero(layer.lora_B["default"].weight) == 0
+
+
+def test_eva_needs_examples(model: LoadedModel, tiny_encoder: str, tmp_path: Path) -> None:
+    entry = load("methods", "lora")
+    with pytest.raises(InputError, match="init eva needs data"):
+        entry.configure({"init": "eva"})
+    with pytest.raises(InputError, match="data and samples are for init eva; got init kaiming"):
+        entry.configure({"data": "rows.jsonl"})
+    with pytest.raises(LuthierError, match=r"nothing\.jsonl"):
+        build(model, Config(init="eva", data=str(tmp_path / "nothing.jsonl")))
+    data = write_examples(tmp_path / "rows.jsonl")
+    encoder = load_model(open_store(), tiny_encoder, dtype="fp32", device="cpu")
+    with pytest.raises(DataError, match=r"has \d+ tokens in its first 1 examples; rank 32 needs more"):
+        build(encoder, Config(init="eva", data=data, samples=1, rank=32))
 
 
 def test_orthogonal_needs_an_even_rank(model: LoadedModel) -> None:

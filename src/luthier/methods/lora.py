@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.errors import InputError, did_you_mean
+from luthier.methods import _eva, _lora_start
 from luthier.methods._peft import Chosen, check_rank, target_names, task_type, wrap
 from luthier.methods._targets import choose
 from luthier.models.adapters import inner_of
@@ -29,7 +30,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 1e-3},
     "encoder": {"learning_rate": 1e-3},
 }
-_LATER = {"init", "ranks", "alphas"}
+_LATER = {"init", "ranks", "alphas", "data", "samples"}
 
 
 class Config(EntryConfig):
@@ -41,7 +42,9 @@ class Config(EntryConfig):
 
     ``init``: how A and B begin. kaiming and gaussian draw A and leave B at zero. orthogonal draws both so that B A is zero. pissa makes them the
     main singular directions of the weight (pissa_fast: approximately, in a fraction of the time) and olora its QR factors; both train
-    what they take out of the base, and their file holds twice the ranks so that it fits the base as it was.
+    what they take out of the base, and their file holds twice the ranks so that it fits the base as it was. eva makes A the directions in
+    which the layers' inputs spread most, over the first ``samples`` examples of the file ``data`` (best the one that is trained on; a
+    relative path counts from where the command runs).
     """
 
     rank: int = Field(8, ge=1)
@@ -49,9 +52,20 @@ class Config(EntryConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: Literal["all_linear"] | list[str] = "all_linear"
     rslora: bool = False
-    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "pissa_fast", "olora"] = "kaiming"
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "pissa_fast", "olora", "eva"] = "kaiming"
+    data: str | None = None
+    samples: int = Field(64, ge=1)
     ranks: dict[str, int] = Field(default_factory=dict)
     alphas: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _together(self) -> Config:
+        """Options that only mean something together."""
+        if self.init == "eva" and self.data is None:
+            raise ValueError("init eva needs data: the file whose examples show what the layers are given")
+        if self.init != "eva" and self.model_fields_set & {"data", "samples"}:
+            raise ValueError(f"data and samples are for init eva; got init {self.init}")
+        return self
 
     @model_serializer(mode="wrap")
     def _told(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -82,6 +96,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
     alphas = {name: config.scale_of(rank) for name, rank in ranks.items()} | _by_layer(chosen, config.alphas, "alphas")
     if config.init == "orthogonal" and any(rank % 2 for rank in ranks.values()):
         raise InputError(f"method.rank must be even with init orthogonal; got {config.rank} and {config.ranks}")
+    rows = _eva.examples(model, config.data, config.samples, max(ranks.values())) if config.data is not None else []
     general = config.scale_of(config.rank)
     started: Any = {"kaiming": True, "gaussian": "gaussian", "orthogonal": "orthogonal"}.get(config.init, True)
     settings = LoraConfig(
@@ -97,9 +112,9 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
     )
     built = wrap(model, settings, method="lora")
     if config.init in ("pissa", "pissa_fast", "olora"):
-        from luthier.methods._lora_start import begin
-
-        begin(inner_of(built), config.init)
+        _lora_start.begin(inner_of(built), config.init)
+    elif rows:
+        _eva.begin(built, inner_of(built), rows)
     return built
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import DataError, MismatchError
-from luthier.models.fast import speed_up
 from luthier.models.load import LoadedModel
 from luthier.models.weights import read_tensors, write_tensors
 
@@ -111,6 +110,8 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
     Raises DataError for a damaged file, MismatchError for tensors that do not fit; the base is then as it was.
     """
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    from luthier.models.fast import speed_up
 
     tensors = {
         key: tensor.to(device=base.device, dtype=base.dtype if tensor.is_floating_point() else tensor.dtype)
