@@ -19,7 +19,6 @@ import json
 import os
 import random
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -308,9 +307,14 @@ def compare_dtype(dtype: str, arguments: argparse.Namespace) -> tuple[dict[str, 
         figures[name] = {"questions": len(runs[WAYS[1]][0][name]["items"]), "batch_size": (sizes or {})[name]}
         for key, way in (("harness", WAYS[0]), ("luthier", WAYS[1])):
             for what in ("score_s", "cpu_s", "total_s"):
-                figures[name][f"{key}_{what}"] = round(statistics.median(r[name][what] for r in runs[way]), 3)
+                figures[name][f"{key}_{what}"] = round(median([r[name][what] for r in runs[way]]), 3)
     pairs = {name: (runs[WAYS[0]][-1][name]["items"], runs[WAYS[1]][-1][name]["items"]) for name in BARS}
     return figures, {name: agreement(*both) for name, both in pairs.items()}
+
+
+def median(values: list[float]) -> float:
+    """The middle value, the lower of two."""
+    return sorted(values)[(len(values) - 1) // 2]
 
 
 def agreement(theirs: list[Any], ours: list[Any]) -> dict[str, Any]:
@@ -376,7 +380,7 @@ def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
         agree = result["quality"]["fp32"].values()
         same = all(a["same_prompts"] and a["same_choices"] == 1 and a["worst_logprob"] <= LOGPROB_WITHIN for a in agree)
         print(f"the same in fp32 (every choice; log-likelihoods to {LOGPROB_WITHIN:g}): {'yes' if same else 'NO'}")
-    print(json.dumps(result))
+    print(json.dumps(result), flush=True)
 
 
 def model_folder() -> Path:
@@ -414,6 +418,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
+        here = Path(__file__).resolve().parent  # modules beside this file must not stand in for others of the same name
+        sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
         run = run_harness if arguments.worker == WAYS[0] else run_luthier
         arguments.out.write_text(json.dumps(run(arguments)), encoding="utf-8")
         return
@@ -424,7 +430,7 @@ def main() -> None:
     usual = QUICK if arguments.quick else FULL if arguments.full else NORMAL
     subjects, questions, endings = arguments.counts or usual
     if arguments.quick:
-        arguments.repeats = 1
+        arguments.repeats, arguments.try_sizes = 1, arguments.try_sizes[:2]
     if arguments.full:
         arguments.try_sizes = [*arguments.try_sizes, 16, "auto"]
     with tempfile.TemporaryDirectory() as folder:
