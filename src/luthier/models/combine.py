@@ -1,8 +1,9 @@
 """New models out of tuned ones: an adapter merged into a base model of its own, and several LoRA adapters made one.
 
 A combination is the weighted sum of the updates, sum_i w_i s_i B_i A_i for each layer. ``cat`` puts the factors side by side: exact, the
-ranks add up. ``svd`` keeps the sum's largest singular directions: the best approximation of that rank (Eckart and Young 1936), and
-exact where the rank suffices. PEFT's ``add_weighted_adapter`` does both.
+ranks add up; PEFT's ``add_weighted_adapter`` does it. ``svd`` keeps the sum's largest singular directions: the best approximation of
+that rank (Eckart and Young 1936), and exact where the rank suffices. It is found from the factors: SmolLM2-135M takes two seconds where
+PEFT, which decomposes the full matrices, takes over a minute.
 """
 
 from __future__ import annotations
@@ -233,22 +234,35 @@ def _add(model: LoadedModel, held: Sequence[Any], weights: list[float], how: str
     smallest = min(min(layer.in_features, layer.out_features) for layer in peft.modules() if hasattr(layer, "lora_A"))
     if rank is not None and rank > smallest:
         raise InputError(f"rank must be at most {smallest}, the smallest side of an adapted layer; got {rank}")
-    chosen = rank or min(max(ranks), smallest)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT on its own approximations
-        peft.base_model.add_weighted_adapter(
-            [each.peft_name for each in held],
-            weights,
-            _NEW,
-            combination_type=how,
-            **({"svd_rank": chosen, "svd_full_matrices": False} if how == "svd" else {}),
-        )
+        warnings.simplefilter("ignore")  # PEFT on initialisations that are overwritten at once
+        peft.base_model.add_weighted_adapter([each.peft_name for each in held], weights, _NEW, combination_type="cat")
     peft.set_adapter(_NEW)
     config = peft.peft_config[_NEW]
     # the factors hold the scales already: alpha = rank, and so plain scaling, whatever the adapters had
+    if how == "svd":
+        config.r = min(rank or max(ranks), smallest, config.r)
+        for layer in peft.modules():
+            if _NEW in getattr(layer, "lora_A", {}):
+                _cut(layer.lora_A[_NEW], layer.lora_B[_NEW], config.r)
     config.use_rslora, config.lora_alpha = False, config.r
     model.selected = None
     return config
+
+
+def _cut(a: Any, b: Any, rank: int) -> None:
+    """Replace the factors of B A by those of its best approximation of ``rank``, without ever forming B A.
+
+    With B = Q R and A^T = P S, the singular values of B A are those of the small R S^T, its directions Q U and P V.
+    """
+    import torch
+
+    with torch.no_grad():
+        (q, r), (p, s) = torch.linalg.qr(b.weight), torch.linalg.qr(a.weight.t())
+        u, values, v = torch.linalg.svd(r @ s.t(), full_matrices=False)
+        root = values[:rank].sqrt()
+        a.weight = torch.nn.Parameter((root[:, None] * v[:rank]) @ p.t())
+        b.weight = torch.nn.Parameter((q @ u[:, :rank]) * root)
 
 
 def _mean_head(heads: Sequence[Any], weights: Sequence[float]) -> Any:

@@ -168,7 +168,7 @@ def _by_module(found: dict[str, tuple[int, torch.Tensor, torch.Tensor]]) -> Iter
     """A part for each module: its weight and bias together."""
     modules: dict[str, list[tuple[int, float, float]]] = {}
     for name, (size, update, own) in found.items():
-        squares = float(update.double().square().sum()), float(own.double().square().sum())
+        squares = float(update.square().sum()), float(own.square().sum())
         modules.setdefault(name.rpartition(".")[0], []).append((size, *squares))
     for name, rows in modules.items():
         sizes, updates, weights = zip(*rows, strict=True)
@@ -208,15 +208,15 @@ def _of_layer(layer: Any, adapter: str) -> tuple[float, float] | tuple[None, Non
     except (NotImplementedError, UnsupportedError):
         return None, None
     now = layer.get_base_layer().weight.detach()
-    return float((now - before).double().norm()), float(before.double().norm())
+    return float((now - before).norm()), float(before.norm())
 
 
 def _of_copy(layer: Any, adapter: str) -> tuple[float, float]:
     """Norms of a module that PEFT trains as a copy."""
     before = dict(layer.original_module.named_parameters())
     pairs = [(p, before[key]) for key, p in layer.modules_to_save[adapter].named_parameters()]
-    update = sum(float((p - own).double().square().sum()) for p, own in pairs)
-    return float(update**0.5), float(sum(float(own.double().square().sum()) for _, own in pairs) ** 0.5)
+    update = sum(float((p - own).square().sum()) for p, own in pairs)
+    return float(update**0.5), float(sum(float(own.square().sum()) for _, own in pairs) ** 0.5)
 
 
 def short_kinds(kinds: list[str]) -> list[str]:
