@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
+from luthier.core.engine import Engine, ScoreRequest
 from luthier.core.errors import InputError
+from luthier.engines._open import open_many
 from luthier.methods.freeze import Config, build
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
+from luthier.training.tune import tune
 
 BLOCK = {
     *(f"self_attn.{part}_proj.weight" for part in "qkvo"),
@@ -93,3 +99,32 @@ def test_a_part_that_matches_nothing_names_near_ones(model: LoadedModel, part: s
 def test_nothing_to_train(model: LoadedModel) -> None:
     with pytest.raises(InputError, match="trains nothing"):
         build(model, Config(last=0))
+
+
+def test_tuned_served_and_tuned_on(tiny_decoder: str, tmp_path: Path) -> None:
+    """Through the verbs: engines of one base answer as each does alone, and a delta is a base to tune on."""
+    rows = [{"text": f"{word} {i}", "label": label} for i in range(4) for word, label in (("pay", "a"), ("van", "b"))]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = open_store()
+    asked = [ScoreRequest("pay", ("a", "b")), ScoreRequest("van", ("a", "b"))]
+
+    def tuned(base: str, method: str) -> str:
+        values = {"epochs": 1, "learning_rate": 1e-2, "dtype": "fp32", "device": "cpu"}
+        made = tune({"model": base, "data": {"path": str(data)}, "method": method, "train": values}, store=store).model
+        assert made.base == base and made.meta["method"] == method
+        return made.name
+
+    def scores(engine: Engine) -> list[float]:
+        return [score.logprob for row in engine.score(asked) for score in row]
+
+    names = [tiny_decoder, *(tuned(tiny_decoder, method) for method in ("freeze", "layer_norm", "lora"))]
+    names.append(tuned(names[1], "layer_norm"))
+    together = open_many(store, names, "torch", {"dtype": "fp32"})
+    found = {name: scores(engine) for name, engine in together.items()}
+    assert len({tuple(each) for each in found.values()}) == len(names)
+    for name in reversed(names):
+        assert scores(together[name]) == pytest.approx(found[name], abs=1e-6)
+        assert scores(open_many(store, [name], "torch", {"dtype": "fp32"})[name]) == pytest.approx(
+            found[name], abs=1e-5
+        )
