@@ -77,6 +77,7 @@ SIDES = {  # (inputs, outputs) of every linear layer of a block
 }
 for _kind, _sides in SIDES.items():
     _of_layer: dict[str, Callable[[int, int], int]] = {
+        "adalora": lambda i, o: 12 * (i + o + 1),
         "dora": lambda i, o: 8 * (i + o) + o,
         "loha": lambda i, o: 2 * 8 * (i + o),
         "lokr": lambda i, o: SMALL[i] * SMALL[o] + (i // SMALL[i]) * (o // SMALL[o]),

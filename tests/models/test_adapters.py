@@ -21,6 +21,7 @@ IDS = torch.tensor([[5, 9, 30, 7], [8, 6, 40, 11]])
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
     "dora": {},
+    "adalora": {},
     "loha": {},
     "lokr": {},
     "vera": {"rank": 8},

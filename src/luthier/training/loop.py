@@ -33,6 +33,7 @@ from luthier.training.optimizer import MasterAdamW
 from luthier.training.schedule import rate
 
 _CHECKPOINT_S = 60.0
+_METHOD = "method."
 
 
 class Row(Protocol):
@@ -49,6 +50,25 @@ class Row(Protocol):
     @property
     def source(self) -> str:
         """``file:line``, for errors."""
+
+
+class Steps(Protocol):
+    """What a method does around every optimizer step: made by its optional function ``steps(model, config)``.
+
+    Weights and gradients are the fp32 ones of what is trained, by parameter name, and may be changed in place.
+    """
+
+    def before(self, step: int, total: int, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+        """``step`` of ``total`` (from 1) is about to be made with these gradients of all its rows."""
+
+    def after(self, step: int, total: int, weights: Mapping[str, Tensor]) -> None:
+        """``step`` was made."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold for an exact resume."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of ``state``."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +104,11 @@ def train(
     validate: Callable[[], Mapping[str, float]] | None = None,
     resume: Checkpoint | None = None,
     progress: Progress = no_progress,
+    steps: Steps | None = None,
 ) -> Outcome:
     """Train what requires a gradient in ``module`` on ``work``; checkpoints go to ``folder``, one record a step to ``metrics``.
 
-    With ``validate`` (called with the module in eval mode; returns flat metrics), the weights of the best validation are the
+    ``steps`` is what the method does around each step. With ``validate`` (called with the module in eval mode; returns flat metrics), the weights of the best validation are the
     result, otherwise the last ones. With ``resume`` it goes on exactly where that checkpoint was taken.
 
     Raises TrainingError when there is nothing to train or the loss is not a number (the last checkpoint stays), StoreError when
@@ -97,7 +118,10 @@ def train(
         raise TrainingError("nothing to train on: there are no rows")
     if not any(p.requires_grad for p in module.parameters()):
         raise TrainingError("nothing to train: the method leaves no parameter that requires a gradient")
-    return _Loop(module, work, config, folder=folder, metrics=metrics, validate=validate, progress=progress).run(resume)
+    loop = _Loop(
+        module, work, config, folder=folder, metrics=metrics, validate=validate, progress=progress, around=steps
+    )
+    return loop.run(resume)
 
 
 def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str, float]:
@@ -136,7 +160,9 @@ class _Loop:
         metrics: MetricSink,
         validate: Callable[[], Mapping[str, float]] | None,
         progress: Progress,
+        around: Steps | None = None,
     ) -> None:
+        self.around = around
         self.module, self.work, self.config, self.folder = module, work, config, folder
         self.metrics, self.validate, self.progress = metrics, validate, progress
         self.device = next(p for p in module.parameters() if p.requires_grad).device
@@ -154,6 +180,9 @@ class _Loop:
         if resume is not None:
             tensors = resume.tensors()
             self.optimizer.load_state(tensors)
+            if self.around is not None:
+                own = {k.removeprefix(_METHOD): v for k, v in tensors.items() if k.startswith(_METHOD)}
+                self.around.load_state(own)
             checkpoint.restore_generators(tensors)
             self.position = resume.position
         self.module.train()
@@ -245,8 +274,13 @@ class _Loop:
             schedule=config.schedule,
             warmup=config.warmup,
         )
+        if self.around is not None:
+            self.around.before(at.step + 1, self.total, self.optimizer.masters(), self.optimizer.gradients())
         norm = self.optimizer.step(learning_rate, config.clip, self._sum if self.processes.num_processes > 1 else None)
         self._require_number(norm, "gradient", [i for indices in step for i in indices])
+        if self.around is not None:
+            self.around.after(at.step + 1, self.total, self.optimizer.masters())
+            self.optimizer.publish()
         tokens, seconds = sum(self.lengths[i] for indices in step for i in indices), time.perf_counter() - began
         at.step, at.tokens, at.train_s = at.step + 1, at.tokens + tokens, at.train_s + seconds
         return {
@@ -315,5 +349,7 @@ class _Loop:
 
     def _checkpoint(self) -> None:
         if self.processes.is_main_process:
-            checkpoint.save(self.folder, self.position, self.optimizer.state())
+            own = self.around.state() if self.around is not None else {}
+            state = self.optimizer.state() | {_METHOD + key: tensor for key, tensor in own.items()}
+            checkpoint.save(self.folder, self.position, state)
         self.saved = time.perf_counter()

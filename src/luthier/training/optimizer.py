@@ -120,12 +120,13 @@ class MasterAdamW:
                 options["lr"] = rate
                 options["params"][0].grad = group.gradients.mul_(scale) if scale != 1.0 else group.gradients
             self._adam.step()
-            self._publish()
+            self.publish()
         for group in self._groups:
             group.gradients.zero_()
         return norm
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Bring the fp32 weights into the model, after they were changed from outside."""
         for group in self._groups:
             if group.weights is not group.masters:
                 group.weights.copy_(group.masters)
@@ -134,12 +135,16 @@ class MasterAdamW:
         """The fp32 weights by parameter name (views: copy before the next step)."""
         return {name: piece for group in self._groups for name, piece in group.cut(group.masters).items()}
 
+    def gradients(self) -> dict[str, Tensor]:
+        """The fp32 sums of the gradients by parameter name (views), as the next step will use them."""
+        return {name: piece for group in self._groups for name, piece in group.cut(group.gradients).items()}
+
     def load_masters(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the weights, in the model too. Raises KeyError for a missing name."""
         with torch.no_grad():
             for name, piece in self.masters().items():
                 piece.copy_(tensors[name])
-        self._publish()
+        self.publish()
 
     def state(self) -> dict[str, Tensor]:
         """Everything a later ``load_state`` needs to go on exactly: masters, both moments, the step count."""

@@ -206,6 +206,7 @@ def _execute(
                 metrics(record)
 
         speed_up(model.module)
+        around = job.method.entry.optional("steps")
         outcome = train(
             model.module,
             work,
@@ -215,6 +216,7 @@ def _execute(
             validate=_validator(model, job, validation, scorer),
             resume=point,
             progress=progress,
+            steps=around(model, job.method.config) if around is not None else None,
         )
     record = _save(store, job, run, model, trainable, replace=replace)
     summary = _summary(start, outcome, peak_mb(model.device))
