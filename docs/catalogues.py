@@ -12,6 +12,7 @@ import inspect
 import re
 import types
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -86,6 +87,8 @@ def catalogue_page(catalogue: str) -> str:
         parts.append(cited(entry.optional("PAPER")))
         parts.append(takes(entry.optional("KINDS"), entry.optional("ARCHITECTURES"), entry.optional("DEFAULT_FOR")))
         parts.append(served(entry.optional("SERVING")))
+        if catalogue == "methods":
+            parts.append(trained(name))
         parts.append(defaults(entry.optional("DEFAULTS")))
         parts.append(options(entry.config_class))
     return "\n".join(part for part in parts if part)
@@ -121,6 +124,41 @@ def served(serving: Mapping[str, Mapping[str, str]] | None) -> str:
     for architecture, row in serving.items():
         rows.append(f"| {architecture} | {' | '.join(HOW[row.get(engine, 'no')] for engine in engines)} |")
     return "\n".join(rows) + "\n"
+
+
+def trained(method: str) -> str:
+    """How many parameters a method trains in the two models that come with Luthier."""
+    told = [
+        f"{found[method].trained:,} of {found[method].total:,} in {model} ({100 * found[method].share:.3g}%)"
+        for model, found in _counts().items()
+        if not found[method].why_not
+    ]
+    return f"Parameters that it trains with its default options: {'; '.join(told)}.\n" if told else ""
+
+
+@cache
+def _counts() -> Mapping[str, Mapping[str, Any]]:
+    """Model -> method -> count, from the models' shapes alone."""
+    from transformers import BertConfig, LlamaConfig
+
+    from luthier.core.model import ModelRecord
+    from luthier.methods._describe import count_in
+    from luthier.models.shapes import sketch_of
+
+    decoder = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    encoder = BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12)
+    return {
+        "smollm2-135m": count_in(sketch_of(ModelRecord("smollm2-135m", "base", "decoder", ""), decoder)),
+        "minilm-l6": count_in(sketch_of(ModelRecord("minilm-l6", "base", "encoder", ""), encoder, labels=("a", "b"))),
+    }
 
 
 def defaults(found: Mapping[str, Mapping[str, Any]] | None) -> str:

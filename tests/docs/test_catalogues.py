@@ -69,3 +69,17 @@ def test_no_table_is_left_open(hook: ModuleType, page: Path) -> None:
 def test_a_table_that_fell_behind_stops_the_build(hook: ModuleType, meanings: str) -> None:
     with pytest.raises(PluginError, match="ModelConfig"):
         hook.fill_in(f"<!-- options: luthier.training.config.ModelConfig\n{meanings}\n-->")
+
+
+def test_methods_cite_their_paper_and_count_their_parameters(hook: ModuleType) -> None:
+    page = hook.catalogue_page("methods")
+    lora = page.partition("\n## lora\n")[2].partition("\n## ")[0]
+    assert (
+        "Paper: [Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models](https://arxiv.org/abs/2106.09685)."
+        in lora
+    )
+    sides = (2 * (576 + 576), 2 * (576 + 192), 3 * (576 + 1536))
+    assert f"{30 * 8 * sum(sides):,} of 136,957,248 in smollm2-135m (1.78%)" in lora
+    bitfit = page.partition("\n## bitfit\n")[2].partition("\n## ")[0]
+    assert "in minilm-l6" in bitfit and "in smollm2-135m" not in bitfit  # a Llama has no biases
+    assert hook.cited("A 2020, B") == "Paper: A 2020, B.\n" and hook.cited(None) == ""

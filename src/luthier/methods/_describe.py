@@ -16,6 +16,7 @@ from luthier.core.errors import LuthierError, NotFoundError, did_you_mean
 
 if TYPE_CHECKING:
     from luthier.core.model import ModelRecord
+    from luthier.models.load import LoadedModel
     from luthier.store.database import Store
 
 _OPENING = re.compile(r"(?:^|(?<=[.;:] )|(?<=\n))(?P<keys>``\w+``(?:(?:, | and |, and )``\w+``)*)")
@@ -130,13 +131,19 @@ def count(store: Store, record: ModelRecord, names: tuple[str, ...] | None = Non
 
     An encoder is given a head of two labels. Raises UnsupportedError for models that methods do not change.
     """
-    from luthier.models.shapes import load_shapes, parameter_counts
+    from luthier.models.shapes import load_shapes
 
-    sketch = load_shapes(store, record, labels=("a", "b"))
+    return count_in(load_shapes(store, record, labels=("a", "b")), names)
+
+
+def count_in(sketch: LoadedModel, names: tuple[str, ...] | None = None) -> dict[str, Count]:
+    """The same for a model on the meta device (``models.shapes``)."""
+    from luthier.models.shapes import parameter_counts
+
     found = {}
     for name in names or catalog.names("methods"):
         entry = catalog.load("methods", name)
-        if record.architecture not in entry.module.DEFAULTS:
+        if sketch.architecture not in entry.module.DEFAULTS:
             found[name] = Count(why_not=f"needs {' or '.join(entry.module.DEFAULTS)}")
             continue
         model = replace(sketch, module=copy.deepcopy(sketch.module))

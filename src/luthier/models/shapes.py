@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import UnsupportedError
 from luthier.core.model import ModelRecord
@@ -19,10 +20,9 @@ def load_shapes(store: Store, record: ModelRecord, labels: Sequence[str] = ()) -
     A tuned model is sketched as what tuning may start from: its base, merged. Raises UnsupportedError for exports and endpoints,
     DataError for damaged files.
     """
-    import torch
     import transformers
 
-    from luthier.models.encoder import EncoderClassifier, read_pooling
+    from luthier.models.encoder import read_pooling
     from luthier.store.artifacts import path_of
     from luthier.store.models import find
 
@@ -35,27 +35,45 @@ def load_shapes(store: Store, record: ModelRecord, labels: Sequence[str] = ()) -
     while holder.kind != "base" and holder.base:
         holder = find(store, holder.base)
     folder = path_of(store, holder.digest)
-    tokenizer, meta = load_tokenizer(folder), torch.device("meta")
-    decoder = record.architecture == "decoder"
+    config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
+    sketch = sketch_of(
+        record, config, labels=labels, pooling=read_pooling(folder) if holder.architecture == "encoder" else "mean"
+    )
+    return replace(
+        sketch,
+        tokenizer=tokenizer,
+        renderer=load_renderer(folder, tokenizer) if record.architecture == "decoder" else None,
+        folder=folder,
+        base_folder=folder,
+    )
+
+
+def sketch_of(
+    record: ModelRecord, config: Any, *, labels: Sequence[str] = (), pooling: Literal["mean", "cls"] = "mean"
+) -> LoadedModel:
+    """The same of a model that is not in any store: a transformers ``config`` says its shapes. It has no tokenizer."""
+    import torch
+    import transformers
+
+    from luthier.models.encoder import EncoderClassifier
+
+    decoder, meta = record.architecture == "decoder", torch.device("meta")
     with quiet_transformers(), meta:
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        loader = transformers.AutoModelForCausalLM if decoder else transformers.AutoModel
-        module = loader.from_config(config)
+        module = (transformers.AutoModelForCausalLM if decoder else transformers.AutoModel).from_config(config)
         if not decoder:
             module.pooler = None
-            module = EncoderClassifier(module, len(labels), pooling=read_pooling(folder))
+            module = EncoderClassifier(module, len(labels), pooling=pooling)
     return LoadedModel(
         record=record,
         base=record,
         module=module.eval().requires_grad_(False),
-        tokenizer=tokenizer,
-        renderer=load_renderer(folder, tokenizer) if decoder else None,
+        tokenizer=None,
+        renderer=None,
         device=meta,
         dtype=next(module.parameters()).dtype,
         architecture=record.architecture,
         labels=tuple(labels) if not decoder else (),
-        folder=folder,
-        base_folder=folder,
     )
 
 
