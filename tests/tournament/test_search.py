@@ -216,3 +216,18 @@ def test_other_errors_are_not_taken_for_trials(store: Store, tmp_path: Path) -> 
     with pytest.raises(OSError, match="no space left"):
         course(store, tmp_path, Trainer(store, full)).run()
     assert issubclass(InputError, Exception)
+
+
+def test_a_trial_is_judged_by_its_best_validation_not_its_last(store: Store, tmp_path: Path) -> None:
+    """Weights of the best validation are kept, so one that falls early and rises again is not given up for rising."""
+
+    class Overfits(Trainer):
+        def __call__(self, config: Mapping[str, Any], progress: Any, watch: Watch) -> Trained:
+            number = len(self.seen) + 1
+            if number == 2:
+                for step, value in ((1, 0.1), (2, 5.0)):  # far better than the first trial, then far worse
+                    watch({"step": step, "validation_loss": value}, step / 4)
+            return super().__call__(config, progress, watch)
+
+    found = course(store, tmp_path, Overfits(store), trials=2, pruner="halving").run()
+    assert [t.state for t in found.trials] == ["done", "done"]

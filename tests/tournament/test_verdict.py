@@ -153,4 +153,5 @@ def test_seeds_searches_and_the_frontier_are_among_the_reasons() -> None:
     )
     assert "Scores of a are means over 2 seeds" in found.reasons[0]
     assert "trials: a 8" in found.reasons[1]
+    assert found.test.startswith("Student's t over test examples and seeds")
     assert found.reasons[2] == "Nobody scores better than a at its latency or less."

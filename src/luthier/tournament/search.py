@@ -70,8 +70,6 @@ class Course:
             study = self._study()
             while (trial := self._next(study)) is not None:
                 self._try(study, trial)
-                done = len(finished(study))
-                self.progress("search", done, self._trials)
             return self._found(study)
 
     @property
@@ -227,14 +225,19 @@ class _Watched:
         value = float(record[self.metric])
         self.curve.append([round(share, 4), value])
         percent = round(100 * share)
-        self.trial.report(value, percent)
+        sign = 1.0 if metric_falls(self.metric) else -1.0
+        best = sign * min(
+            sign * v for _, v in self.curve
+        )  # the weights of the best validation are what a training keeps
+        self.trial.report(best, percent)
         if self.prunes and percent < 100 and self.trial.should_prune():
-            raise Halt(f"{self.metric} {value:.4g} after {percent}% is among the worse half of the trials so far")
+            raise Halt(f"{self.metric} {best:.4g} after {percent}% is among the worse half of the trials so far")
 
     def seen(self) -> dict[str, Any]:
         """What is known of a trial that did not finish."""
         seconds, tokens = float(self.last.get("elapsed_s", 0.0)), int(self.last.get("tokens", 0))
-        value = self.curve[-1][1] if self.curve else None
+        sign = 1.0 if metric_falls(self.metric) else -1.0
+        value = sign * min(sign * v for _, v in self.curve) if self.curve else None
         return {"value": value, "seconds": seconds, "tokens": tokens, "curve": self.curve}
 
 

@@ -35,7 +35,7 @@ from luthier.tournament.trainer import InProcess
 from luthier.tournament.training import Training
 from luthier.tournament.verdict import decide
 
-_SHOWN_STAGES = ("train", "evaluate", "search", "trial")
+_SHOWN_STAGES = ("train", "evaluate", "trial")
 
 
 def tournament(

@@ -24,6 +24,10 @@ TEST = (
     "paired bootstrap over the test examples, two-sided, Holm-adjusted over all pairs of entrants (the leader is picked by looking), "
     f"level {LEVEL:g}"
 )
+SEEDS_TEST = (
+    "Student's t over test examples and seeds, both random effects, two-sided, Holm-adjusted over all pairs of entrants (the leader is "
+    f"picked by looking), level {LEVEL:g}"
+)
 _POWER = 2.8  # 1.96 + 0.84: standard errors between no difference and one that is found in 80% of tournaments
 
 
@@ -99,6 +103,7 @@ def decide(
         keep.name,
         tuple(s.name for s in level),
         (*_reasons(leader, keep, done, level, against), *_told(done, keep, frontiers or {})),
+        test=SEEDS_TEST if any(s.seeds for s in done) else TEST,
     )
 
 

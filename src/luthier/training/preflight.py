@@ -329,7 +329,7 @@ def _memory(shape: Shape, amount: Amount) -> dict[str, float]:
     exact = shape.bytes_each == 4
     # a step: raw gradient, fp32 sum and master where the model is not in fp32, two moments; keeping the best: a copy of the masters
     optimizer = shape.trainable * ((4 if exact else 2 + 4 + 4) + 8 + 4) / 1e6
-    layer = shape.bytes_each * (6 * shape.width + 4 * shape.inner) + 12 * shape.width
+    layer: float = shape.bytes_each * (6 * shape.width + 4 * shape.inner) + 12 * shape.width
     if not shape.vocabulary:
         layer *= _ENCODER
     activations = amount.largest * layer * shape.layers / 1e6 if shape.flows else 0.0
