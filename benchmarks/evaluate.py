@@ -401,7 +401,7 @@ def size_of(text: str) -> int | str:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, required=True, help="a folder with mmlu, cmmlu and pretrain_en")
     parser.add_argument("--peer-python", type=Path, help="the Python of an environment that has lm_eval 0.4.13")
     parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=["fp32"])
     parser.add_argument("--repeats", type=int, default=3)

@@ -210,7 +210,7 @@ def test_coverage_of_the_interval_of_an_accuracy(examples: int, share: float) ->
 
 @pytest.mark.parametrize(("examples", "accuracy"), [(50, 0.9), (50, 0.97), (150, 0.7)])
 def test_coverage_of_the_interval_of_macro_f1(examples: int, accuracy: float) -> None:
-    """Four equal labels with even errors: the true macro F1 is the accuracy. benchmarks/statistics.py has the whole table."""
+    """Four equal labels with even errors: the true macro F1 is the accuracy. benchmarks/intervals.py has the whole table."""
     draw = np.random.default_rng(12)
     hits = percentile = 0
     for _ in range(600):

@@ -4,7 +4,7 @@ Everything resamples examples, because the question is how the score would chang
 statistic is a function from draw counts, shape (resamples, examples), to values, shape (resamples,): that turns a bootstrap of
 thousands of resamples into a few matrix products. Seeds are fixed, so equal records give equal figures.
 
-Each kind of figure has one kind of interval (``interval``), chosen by simulation: ``benchmarks/statistics.py`` prints how often each
+Each kind of figure has one kind of interval (``interval``), chosen by simulation: ``benchmarks/intervals.py`` prints how often each
 holds the true figure. The plain percentile interval of a macro F1 of 0.97 on 50 examples holds it in 77% of the cases, not in 95%.
 """
 

@@ -1,6 +1,6 @@
 """Do the statistics keep their word? Coverage of the 95% intervals, and how often a tournament without a difference finds one.
 
-    python benchmarks/statistics.py [--quick]
+    python benchmarks/intervals.py [--quick]
 
 Tables from data whose true figure is known. Accuracy: the exact probability that the interval holds the true share, over all outcomes
 (no simulation). Macro F1: 2,000 simulated sets a cell, other figures 1,000; the percentile interval stands beside, as what it would be
@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.pop(0)  # this file is called like the standard library's module
 
 import numpy as np
 
@@ -282,7 +281,7 @@ def main() -> int:
     print(
         json.dumps(
             {
-                "benchmark": "statistics",
+                "benchmark": "intervals",
                 "ratios": {},
                 "figures": figures | {"false_find_rate": pooled},
                 "quality": {"passed": passed},
