@@ -46,9 +46,15 @@ def shaken(model: LoadedModel) -> LoadedModel:
     return model
 
 
-def test_a_tied_head_stays_the_embeddings(model: LoadedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", ["tiny_decoder", "tiny_gpt2"])
+def test_a_tied_head_stays_the_embeddings(base: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    name = request.getfixturevalue(base)
+    model = load_model(open_store(), name, dtype="fp32", device="cpu")
     words = model.module.get_input_embeddings().weight.numel()
-    lora = 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
+    lora = {
+        "tiny_decoder": 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)),
+        "tiny_gpt2": 2 * 4 * ((32 + 96) + (32 + 32) + 2 * (32 + 64)),
+    }[base]
     assert trained_parameters(model.module, Config(rank=4)) == lora + words
     trained = shaken(build(model, Config(rank=4)))
     assert sum(p.numel() for p in trained.module.parameters() if p.requires_grad) == lora + words
@@ -69,7 +75,8 @@ def test_a_tied_head_stays_the_embeddings(model: LoadedModel, tmp_path: Path) ->
     select(base, "a")
     merged = merge(base).module
     torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-5, atol=1e-5)
-    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+    assert merged.lm_head.weight is merged.get_input_embeddings().weight
+    assert merged.config.tie_word_embeddings
 
 
 def test_a_head_of_its_own_is_trained_too(untied: LoadedModel, tmp_path: Path) -> None:

@@ -53,28 +53,33 @@ def tuned(base: str, method: str, folder: Path, options: dict[str, Any]) -> torc
     return answer(model)
 
 
-@pytest.mark.parametrize("base", ["tiny_decoder", "tiny_encoder"])
+TRANSPOSED = {"lora", "dora", "adalora", "vera", "ia3", "lora_and_embeddings"}
+"""Those that PEFT can put into GPT-2's transposed layers."""
+
+
+@pytest.mark.parametrize("base", ["tiny_decoder", "tiny_encoder", "tiny_gpt2"])
 def test_adapters_of_every_kind_share_the_tensors_of_one_base(
     base: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     name = request.getfixturevalue(base)
-    expected = {method: tuned(name, method, tmp_path / method, KINDS[method]) for method in KINDS}
+    methods = [method for method in KINDS if base != "tiny_gpt2" or method in TRANSPOSED]
+    expected = {method: tuned(name, method, tmp_path / method, KINDS[method]) for method in methods}
     model = load_model(open_store(), name, dtype="fp32", device="cpu")
     bare = answer(model)
     own = {id(p) for p in inner_of(model).parameters()}
-    for method in KINDS:
+    for method in methods:
         attach(model, ModelRecord(method, "adapter", model.architecture, ""), method, folder=tmp_path / method)
         torch.testing.assert_close(answer(model), bare, rtol=0, atol=0)
-    assert len(peft_models(model)) == len(KINDS) - 1  # DoRA is a LoRA
+    assert len(peft_models(model)) == len(methods) - 1  # DoRA is a LoRA
     for each in peft_models(model).values():
         assert own <= {id(p) for p in each.parameters()}
-    for method in [*KINDS, None, *reversed(KINDS)]:
+    for method in [*methods, None, *reversed(methods)]:
         select(model, method)
         near = {"rtol": 0.0, "atol": 0.0} if method is None else {"rtol": 1e-5, "atol": 1e-5}
         torch.testing.assert_close(answer(model), bare if method is None else expected[method], **near)
-    for number, method in enumerate(KINDS):
+    for number, method in enumerate(methods):
         detach(model, method)
-        left = list(KINDS)[number + 1 :]
+        left = methods[number + 1 :]
         if left:
             select(model, left[-1])
             torch.testing.assert_close(answer(model), expected[left[-1]], rtol=1e-5, atol=1e-5)
@@ -82,6 +87,27 @@ def test_adapters_of_every_kind_share_the_tensors_of_one_base(
         torch.testing.assert_close(answer(model), bare, rtol=0, atol=0)
     assert not hasattr(inner_of(model), "peft_config")
     assert {id(p) for p in inner_of(model).parameters()} == own
+
+
+@pytest.mark.parametrize("method", sorted(set(KINDS) - TRANSPOSED))
+def test_transposed_layers_are_refused_where_peft_has_none(method: str, tiny_gpt2: str) -> None:
+    model = load_model(open_store(), tiny_gpt2, dtype="fp32", device="cpu")
+    entry = load("methods", method)
+    with pytest.raises(UnsupportedError, match=r"cannot go into tiny-gpt2: .*\n.*method=lora"):
+        entry(model, entry.configure(KINDS[method]))
+
+
+@pytest.mark.parametrize("method", sorted(KINDS))
+@pytest.mark.parametrize("base", ["tiny_decoder", "tiny_encoder", "tiny_gpt2"])
+def test_each_is_merged(base: str, method: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if base == "tiny_gpt2" and method not in TRANSPOSED:
+        return
+    name = request.getfixturevalue(base)
+    expected = tuned(name, method, tmp_path, KINDS[method])
+    model = load_model(open_store(), name, dtype="fp32", device="cpu")
+    attach(model, ModelRecord("a", "adapter", model.architecture, ""), "a", folder=tmp_path)
+    select(model, "a")
+    torch.testing.assert_close(answer(merge(model)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_selected_one_of_several_kinds_is_merged(tiny_decoder: str, tmp_path: Path) -> None:

@@ -65,6 +65,57 @@ def test_equals_a_plain_loop_normalised_by_the_weight_of_the_whole_step(tmp_path
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+class Watch:
+    """What a method might do around steps: sees gradients, keeps the first layer's bias at zero and a count for resumes."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+        self.norms: list[float] = []
+        self.count = torch.zeros(1)
+
+    def before(self, step: int, total: int, weights: Mapping[str, Any], gradients: Mapping[str, Any]) -> None:
+        assert weights.keys() == gradients.keys()
+        self.seen.append((step, total))
+        self.norms.append(float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients.values()]))))
+        gradients["3.weight"].zero_()
+
+    def after(self, step: int, total: int, weights: Mapping[str, Any]) -> None:
+        self.count += step
+        weights["0.bias"].zero_()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"count": self.count}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.count = state["count"].clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_method_acts_around_every_step(dtype: torch.dtype, tmp_path: Path) -> None:
+    rows = toy_rows()
+    config = TrainConfig(epochs=2, batch_size=8, max_tokens_per_batch=12, clip=0.0, checkpoint_every=2)
+    plain: list[Mapping[str, Any]] = []
+    module = toy_module(dropout=0.0, dtype=dtype)
+    one_step = config.model_copy(update={"max_steps": 1})
+    train(module, toy_work(module, rows), one_step, folder=tmp_path / "plain", metrics=plain.append)
+    module, watch = toy_module(dropout=0.0, dtype=dtype), Watch()
+    before = module[3].weight.detach().clone()  # type: ignore[index]
+    train(module, toy_work(module, rows), config, folder=tmp_path / "a", metrics=ignore, steps=watch)
+    assert watch.seen == [(step, 6) for step in range(1, 7)]
+    assert watch.norms[0] == pytest.approx(plain[0]["grad_norm"], rel=1e-4)  # of all micro-batches, before clipping
+    assert torch.equal(module[3].weight, before)  # type: ignore[index]
+    assert torch.count_nonzero(module[0].bias) == 0  # type: ignore[index]
+    assert torch.count_nonzero(module[3].bias)  # type: ignore[index]
+    point = checkpoint.latest(tmp_path / "a")
+    assert point is not None and point.position.step == 4
+    again = Watch()
+    resumed = toy_module(dropout=0.0, dtype=dtype)
+    train(resumed, toy_work(resumed, rows), config, folder=tmp_path / "a", metrics=ignore, steps=again, resume=point)
+    assert again.seen == [(5, 6), (6, 6)]
+    assert float(again.count) == float(watch.count) == 21
+    assert all(torch.equal(a, b) for a, b in zip(weights(module), weights(resumed), strict=True))
+
+
 def test_the_same_seed_repeats_exactly_and_another_differs(tmp_path: Path) -> None:
     found = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

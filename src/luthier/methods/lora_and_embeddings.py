@@ -16,7 +16,7 @@ from luthier.core.catalog import EntryConfig
 from luthier.core.errors import UnsupportedError
 from luthier.methods._peft import check_rank, target_names, task_type, wrap
 from luthier.methods._targets import choose
-from luthier.models.adapters import inner_of
+from luthier.models.adapters import inner_of, tie_trained
 from luthier.models.load import LoadedModel
 
 PAPER = "Cui, Yang and Yao 2023, Efficient and Effective Text Encoding for Chinese LLaMA and Alpaca, https://arxiv.org/abs/2304.08177"
@@ -61,19 +61,18 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
         ensure_weight_tying=is_tied(inner),
         task_type=task_type(model),
     )
-    return wrap(model, settings, method="lora_and_embeddings")
+    built = wrap(model, settings, method="lora_and_embeddings")
+    tie_trained(inner_of(built), "default", settings)  # PEFT knows the embeddings of some architectures only
+    return built
 
 
 def whole_modules(inner: Any) -> list[str]:
-    """Names of the embeddings and the head; of the embeddings alone where the head is the same matrix."""
+    """Names of the embeddings and, of a language model, the head. Raises UnsupportedError for a model without embeddings."""
     names = {id(layer): name for name, layer in inner.named_modules()}
-    found = [inner.get_input_embeddings()]
-    head = inner.get_output_embeddings()
-    if head is not None and not is_tied(inner):
-        found.append(head)
-    if found[0] is None:
+    embeddings, head = inner.get_input_embeddings(), inner.get_output_embeddings()
+    if embeddings is None:
         raise UnsupportedError(f"method lora_and_embeddings finds no token embeddings in {type(inner).__name__}")
-    return [names[id(layer)] for layer in found]
+    return [names[id(layer)] for layer in (embeddings, head) if layer is not None]
 
 
 def is_tied(inner: Any) -> bool:
@@ -85,5 +84,6 @@ def is_tied(inner: Any) -> bool:
 def trained_parameters(module: Any, config: Config) -> int:
     """r (inputs + outputs) of every target + vocabulary times width, twice where the head is a matrix of its own."""
     chosen = choose(module, config.targets, where="method.targets").values()
-    whole: int = sum(p.numel() for name in whole_modules(module) for p in module.get_submodule(name).parameters())
+    parameters = [p for name in whole_modules(module) for p in module.get_submodule(name).parameters()]
+    whole: int = sum(p.numel() for p in {id(p): p for p in parameters}.values())
     return sum(config.rank * (inputs + outputs) for inputs, outputs in chosen) + whole

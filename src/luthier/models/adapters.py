@@ -52,8 +52,13 @@ def peft_or_none(model: LoadedModel) -> Any:
 
 def kind_of(config: Any) -> str:
     """What adapters must have in common to share a PEFT model: the type, shared random matrices, modules trained whole."""
-    parts = [str(getattr(config.peft_type, "value", config.peft_type))]
-    parts += [str(getattr(config, "projection_prng_key", "")), *sorted(getattr(config, "modules_to_save", None) or ())]
+    parts = [str(getattr(config.peft_type, "value", config.peft_type)), str(getattr(config, "projection_prng_key", ""))]
+    whole = sorted(getattr(config, "modules_to_save", None) or ())
+    if whole and getattr(
+        config, "ensure_weight_tying", False
+    ):  # PEFT takes the tied head out of the list and puts it in
+        whole = ["tied"]
+    parts += whole
     return " ".join(part for part in parts if part)
 
 
@@ -66,6 +71,7 @@ def remember_start(layer: Any, name: str) -> None:
 def save_adapter(model: Any, folder: Path, base_name: str) -> None:
     """Write the active adapter of a PeftModel in PEFT's layout."""
     from peft import get_peft_model_state_dict
+    from peft.utils.other import ModulesToSaveWrapper
 
     name = model.active_adapter
     config = copy.deepcopy(model.peft_config[name])
@@ -74,6 +80,11 @@ def save_adapter(model: Any, folder: Path, base_name: str) -> None:
     embeds = not isinstance(targets, str) and bool({"embed_tokens", "lm_head", "word_embeddings"} & set(targets))
     tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=embeds)
     _from_the_start(model, name, config, tensors)
+    if getattr(
+        config, "ensure_weight_tying", False
+    ):  # PEFT has taken the tied head out of the list, and not every one back in
+        whole = [where for where, layer in model.named_modules() if isinstance(layer, ModulesToSaveWrapper)]
+        config.modules_to_save = [where.removeprefix("base_model.model.") for where in whole]
     seen: set[int] = set()
     for (
         key,
@@ -135,7 +146,7 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
             else:
                 model.add_adapter(name, config, low_cpu_mem_usage=True)
             report = set_peft_model_state_dict(model, tensors, adapter_name=name, low_cpu_mem_usage=True)
-            _tie(model, name, config)
+            tie_trained(model, name, config)
         wrong = _unloaded(model, name, report.missing_keys) + list(report.unexpected_keys)
         if wrong:
             raise ValueError(f"first at {wrong[0]!r}")
@@ -148,8 +159,8 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
     return model, name
 
 
-def _tie(model: Any, name: str, config: Any) -> None:
-    """Make the trained head the trained embeddings again, where they were one matrix: PEFT's layout holds it twice."""
+def tie_trained(model: Any, name: str, config: Any) -> None:
+    """Make the trained head of an adapter its trained embeddings, where they are one matrix: PEFT's layout holds it twice."""
     if getattr(config, "ensure_weight_tying", False):
         embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
         if hasattr(head, "modules_to_save") and hasattr(embeddings, "modules_to_save"):
