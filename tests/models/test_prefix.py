@@ -41,9 +41,9 @@ def test_what_is_shared_is_computed_once_and_right(model: LlamaForCausalLM) -> N
     shared, first = shared_prefix(model, [[*head[:20], 1], [*head[:20], 2]], CPU, memory, None)
     assert (shared, seen) == (20, [20])
     shared, second = shared_prefix(model, [[*head, 1], [*head, 2]], CPU, memory, None)
-    assert (shared, seen) == (30, [20, 10])  # only what is new
+    assert (shared, seen) == (30, [20, 30])  # not after the 20: what was asked before must not change the last digits
     shared, third = shared_prefix(model, [[*head, 3], [*head, 4]], CPU, memory, None)
-    assert (shared, seen) == (30, [20, 10])
+    assert (shared, seen) == (30, [20, 30])
     assert shared_prefix(model, [[*head[:25], 9]], CPU, memory, None)[0] == 25
     assert shared_prefix(model, [[*head[:25], 9]], CPU, memory, "adapter") == (0, None)  # other weights, other keys
     hook.remove()

@@ -43,6 +43,18 @@ class PrefixMemory:
         self._held.move_to_end(found)
         return best, self._held[found]
 
+    def exactly(self, owner: str | None, ids: Sequence[int]) -> KeysValues | None:
+        """The keys and values of ``ids``, if they are held as such and not as a part of a longer prompt.
+
+        A part would do as well but for rounding: in bf16 a beginning that was read within other prompts differs in the last digits, and
+        the scores of a whole set must not depend on what was asked before it.
+        """
+        key = (owner, tuple(ids))
+        if key not in self._held:
+            return None
+        self._held.move_to_end(key)
+        return self._held[key]
+
     def put(self, owner: str | None, ids: Sequence[int], values: KeysValues) -> None:
         """Hold a prompt's keys and values; a held prompt that it only continues makes room for it."""
         if not self.takes(_bytes(values)):
@@ -70,7 +82,7 @@ def shared_prefix(
 ) -> tuple[int, KeysValues | None]:
     """How many first tokens of all ``prompts`` need no forward in their rows, and their keys and values (of one row).
 
-    For several prompts their common beginning is computed unless ``memory`` holds it; for a single one only what is held counts.
+    For several prompts their common beginning is computed unless ``memory`` holds exactly it; for a single one, whatever is held counts.
     """
     if not prompts or not attends_fully(module):
         return 0, None
@@ -78,11 +90,12 @@ def shared_prefix(
     if most < SHARE_AT_LEAST:
         return 0, None
     ids = prompts[0][:most]
-    known, values = memory.longest(owner, ids)
-    if len(prompts) == 1 or known == most:
-        return known, values
-    values = compute(module, ids, device, known, values)
-    memory.put(owner, ids, values)
+    if len(prompts) == 1:
+        return memory.longest(owner, ids)
+    values = memory.exactly(owner, ids)
+    if values is None:
+        values = compute(module, ids, device)
+        memory.put(owner, ids, values)
     return most, values
 
 
@@ -111,22 +124,13 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     return low
 
 
-def compute(module: Any, ids: Sequence[int], device: torch.device, known: int, values: KeysValues | None) -> KeysValues:
-    """Keys and values of ``ids``, of which the first ``known`` are in ``values``. With gradients when they are enabled."""
+def compute(module: Any, ids: Sequence[int], device: torch.device) -> KeysValues:
+    """Keys and values of ``ids``. With gradients when they are enabled."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    for number, (k, v) in enumerate(expanded(values, known, 1) if values and known else []):
-        cache.update(k, v, number)
-    mask = None
-    if known:  # without a mask the model would take the new tokens for the first ones
-        size = len(ids) - known
-        kind = next(module.parameters()).dtype
-        mask = torch.full((size, size), torch.finfo(kind).min, dtype=kind, device=device).triu(1)
-        mask = torch.cat([mask.new_zeros(size, known), mask], dim=1)[None, None]
-    positions = torch.arange(known, len(ids), device=device)[None]
-    new = torch.tensor([list(ids[known:])], device=device)
-    hidden_states(module, new, position_ids=positions, mask=mask, cache=cache)
+    positions = torch.arange(len(ids), device=device)[None]
+    hidden_states(module, torch.tensor([list(ids)], device=device), position_ids=positions, mask=None, cache=cache)
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 

@@ -36,7 +36,7 @@ def packed_log_probs(module: Any, rows: Sequence[Row], device: torch.device) -> 
         shared = common_prefix(prompts) if len(rows) > 1 else 0
         if shared < SHARE_AT_LEAST:
             return log_probs(module, rows, device, None, 0)
-        prefix = compute(module, prompts[0][:shared], device, 0, None)
+        prefix = compute(module, prompts[0][:shared], device)
         return log_probs(module, rows, device, prefix_cache(prefix, shared, len(rows)), shared)
     single = [Row(row.prompt, [continuation]) for row in rows for continuation in row.continuations]
     flat = torch.cat(log_probs(module, single, device, None, 0)) if single else torch.zeros(0, device=device)
@@ -122,7 +122,10 @@ class _Scoring:
         if node.depth == start:
             return
         ids = node.ids[: node.depth]
-        start = self._recall(ids, start)
+        held = self._memory.exactly(self._owner, ids)
+        if held is not None:
+            self._path.load(held, start, node.depth)
+            return
         while start < node.depth:
             piece = ids[start : start + self._most]
             chain = Tree(piece, tuple(range(-1, len(piece) - 1)), tuple(range(len(piece))), ())
@@ -131,18 +134,12 @@ class _Scoring:
             yield []
         self._remember(ids)
 
-    def _recall(self, ids: Sequence[int], start: int) -> int:
-        """Take what memory holds of ``ids`` beyond ``start``; returns how many tokens of them the path has now."""
-        known, values = self._memory.longest(self._owner, ids)
-        if values is None or known <= start:
-            return start
-        self._path.load(values, start, known)
-        return known
-
     def _read_alone(self, leaf: Leaf) -> list[tuple[int, list[Read]]]:
         """The only prompt of a call: what memory holds of it needs no forward, and it is kept for the next one."""
         (unit,) = leaf.units
-        start = self._recall(unit.prompt[:-1], 0)
+        start, held = self._memory.longest(self._owner, unit.prompt[:-1])
+        if held is not None:
+            self._path.load(held, 0, start)
         done = self._read_leaves([leaf], start, keep=len(unit.prompt) - start)
         self._remember(unit.prompt)
         return done
