@@ -401,7 +401,7 @@ def size_of(text: str) -> int | str:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--data", type=Path, required=True, help="a folder with mmlu, cmmlu and pretrain_en")
+    parser.add_argument("--data", type=Path, help="a folder with mmlu, cmmlu and pretrain_en")
     parser.add_argument("--peer-python", type=Path, help="the Python of an environment that has lm_eval 0.4.13")
     parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=["fp32"])
     parser.add_argument("--repeats", type=int, default=3)
@@ -423,6 +423,8 @@ def main() -> None:
         run = run_harness if arguments.worker == WAYS[0] else run_luthier
         arguments.out.write_text(json.dumps(run(arguments)), encoding="utf-8")
         return
+    if arguments.data is None:
+        parser.error("--data is needed: a folder with mmlu, cmmlu (dev.jsonl and test.jsonl) and pretrain_en")
     if arguments.peer_python is None:
         parser.error(
             "--peer-python is needed: python -m venv PEER; PEER/bin/pip install torch transformers accelerate lm_eval==0.4.13"
