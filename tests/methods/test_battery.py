@@ -35,7 +35,7 @@ ROWS = [("refund the deposit", "billing"), ("where is the parcel", "delivery")] 
 ENGINES = {"torch", "llamacpp"}
 HOW = {"swap", "merge", "no"}
 CASES = [(name, arch) for name in names("methods") for arch in sorted(load("methods", name).module.DEFAULTS)]
-OPTIONS: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {  # what a method needs, and no more
     "peft": {"type": "BOFT", "options": {"boft_block_size": 8}},
     "diff_pruning": {"share": 0.1},  # of so few weights, half a percent is too little to see a loss fall
     "fish_mask": {"data": str(REPOSITORY / "examples/support/tickets.jsonl"), "samples": 4},

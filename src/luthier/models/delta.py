@@ -41,6 +41,10 @@ class Entries(nn.Module):
         """The weight with its trained entries, in the shape it has."""
         return weight.reshape(-1).index_copy(0, self.places, self.values).view_as(weight)
 
+    def changed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions in the flattened weight, and what is there now."""
+        return self.places, self.values.detach()
+
 
 @dataclass
 class Change:
@@ -114,20 +118,21 @@ def plain_name(name: str) -> str:
 
 
 def write_changes(module: Any, path: Path) -> None:
-    """Write what was trained in a plain ``module``: whole parameters, and of those inside ``Entries`` the entries.
+    """Write what was trained in a plain ``module``: whole parameters, and where a parametrization can tell what it has
+    ``changed`` (as ``Entries`` can) those entries.
 
     Raises InputError when nothing was trained, StoreError when the disk refuses.
     """
     tensors: dict[str, Tensor] = {}
+    told: list[str] = []
+    for owner, layer in module.named_modules():
+        for attribute, chain in getattr(layer, "parametrizations", {}).items():
+            if hasattr(chain[0], "changed"):
+                of = f"{owner}.{attribute}"
+                tensors[of + PLACES], tensors[of + VALUES] = chain[0].changed(chain.original)
+                told.append(f"{owner}.parametrizations.")
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        owner, _, rest = name.partition(".parametrizations.")
-        entries = module.get_submodule(name.rpartition(".")[0]) if rest else None
-        if isinstance(entries, Entries):
-            of = f"{owner}.{rest.split('.')[0]}"
-            tensors[of + PLACES], tensors[of + VALUES] = entries.places, parameter.detach()
-        else:
+        if parameter.requires_grad and not name.startswith(tuple(told)):
             tensors[name] = parameter.detach()
     if not tensors:
         raise InputError("saves 'delta' needs parameters that were trained; the model has none")
