@@ -128,7 +128,7 @@ def weights(model: LoadedModel) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_fast"])
 def test_pissa_trains_the_main_singular_directions(model: LoadedModel, init: str) -> None:
-    """Meng et al. 2024, equations 2 to 4."""
+    """Meng, Wang and Zhang 2024."""
     before = weights(model)["model.layers.0.mlp.up_proj.weight"]
     layer = build(model, Config(rank=4, init=init)).module.base_model.model.model.layers[0].mlp.up_proj  # type: ignore[arg-type]
     u, s, vh = torch.linalg.svd(before)
@@ -175,7 +175,7 @@ def write_examples(path: Path) -> str:
 def test_eva_looks_where_the_inputs_spread(
     base: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Paischer et al. 2024, section 3.2: against the singular vectors of all inputs of a layer, one below another."""
+    """Paischer et al. 2024, against the singular vectors of all inputs of a layer, one below another."""
     name, data = request.getfixturevalue(base), write_examples(tmp_path / "rows.jsonl")
     model = load_model(open_store(), name, dtype="fp32", device="cpu")
     inner = model.module if model.architecture == "decoder" else model.module.body

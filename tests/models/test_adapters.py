@@ -9,13 +9,19 @@ import pytest
 import torch
 
 from luthier.core.catalog import load
+from luthier.core.engine import ScoreRequest
 from luthier.core.errors import MismatchError, UnsupportedError
+from luthier.core.message import user
 from luthier.core.model import ModelRecord
+from luthier.engines._open import open_engine, open_many
 from luthier.models.adapters import inner_of, peft_models
 from luthier.models.attach import attach, detach, save_trained, select
+from luthier.models.export import export
 from luthier.models.load import LoadedModel, load_model
 from luthier.models.merge import merge
+from luthier.store.artifacts import put
 from luthier.store.database import open_store
+from luthier.store.models import register
 
 IDS = torch.tensor([[5, 9, 30, 7], [8, 6, 40, 11]])
 KINDS: dict[str, dict[str, Any]] = {
@@ -108,6 +114,27 @@ def test_each_is_merged(base: str, method: str, request: pytest.FixtureRequest, 
     attach(model, ModelRecord("a", "adapter", model.architecture, ""), "a", folder=tmp_path)
     select(model, "a")
     torch.testing.assert_close(answer(merge(model)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_engines_and_exports(tiny_decoder: str, tmp_path: Path) -> None:
+    """One base in memory answers as adapters of several kinds in turn; only a plain LoRA becomes a LoRA file."""
+    store, kinds = open_store(), {**KINDS, "pissa": {"init": "pissa_fast", "rank": 4}}
+    for name, options in kinds.items():
+        method = "lora" if name == "pissa" else name
+        tuned(tiny_decoder, method, tmp_path / name, options)
+        digest, size = put(store, tmp_path / name)
+        register(store, ModelRecord(name, "adapter", "decoder", digest, size, base=tiny_decoder))
+    request = [ScoreRequest(user("refund number 3"), ("billing", "delivery"))]
+    options = {"dtype": "fp32", "device": "cpu"}
+    many = open_many(store, [*kinds, tiny_decoder], "torch", options)
+    found = {name: [each.logprob for each in engine.score(request)[0]] for name, engine in many.items()}
+    assert len({tuple(values) for values in found.values()}) == len(found)
+    for name in reversed(list(kinds)):
+        again = [each.logprob for each in many[name].score(request)[0]]
+        assert again == pytest.approx(found[name], abs=1e-5)
+        alone = open_engine(store, name, "torch", options)
+        assert [each.logprob for each in alone.score(request)[0]] == pytest.approx(found[name], abs=1e-4)
+        assert export(name, type="F32", store=store).meta["holds"] == ("lora" if name in ("lora", "pissa") else "model")
 
 
 def test_the_selected_one_of_several_kinds_is_merged(tiny_decoder: str, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A of every LoRA layer from what the layer is given: the directions in which its inputs spread most.
 
-Paischer et al. 2024, "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation", section 3.2: the first r right
+Paischer et al. 2024, "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation": the first r right
 singular vectors of the inputs X of a layer become the rows of its A; B is zero. They are the first eigenvectors of X'X, which is summed
 example by example. Ranks are not moved between layers here; ``ranks`` can.
 """

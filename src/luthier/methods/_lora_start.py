@@ -1,8 +1,8 @@
 """How LoRA's A and B begin, where that is not random A and zero B.
 
 PiSSA and OLoRA take the beginning out of the base weight, so that the model answers as before and A and B hold its main part. What is
-saved must fit the untouched base: the beginning is remembered, and written as further ranks of opposite sign (Meng et al. 2024, "PiSSA",
-appendix C): W0 + s B A = W + s (B A - B0 A0).
+saved must fit the untouched base: the beginning is remembered, and written as further ranks of opposite sign (Meng et al. 2024,
+"PiSSA"): W0 + s B A = W + s (B A - B0 A0).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def begin(wrapped: Any, init: str) -> None:
 
 
 def _olora(layer: Any, name: str) -> None:
-    """Q and R of the first r columns of W = Q R (Büyükakyüz 2024, "OLoRA", equation 4)."""
+    """Q and R of the first r columns of W = Q R (Büyükakyüz 2024, "OLoRA")."""
     import torch
 
     weight = layer.get_base_layer().weight.data.float()

@@ -1,8 +1,8 @@
 """AdaLoRA: the ranks of LoRA wander to the layers that need them while training.
 
 Zhang et al. 2023, "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning": the correction is P E Q with E diagonal (equation 3), P and Q
-are pulled towards orthogonality (equation 4, as the authors' code weighs it), and the singular values that matter least (equations 8 to
-10) are set to zero, until ``rank`` a layer is left on average (equation 12). A layer may lose all of its ranks.
+are pulled towards orthogonality (equation 4, as the authors' code weighs it), and the singular values that matter least (equations 7
+to 11) are set to zero, until ``rank`` a layer is left on average (equation 12). A layer may lose all of its ranks.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Allocation:
         self._gradients = {}
 
     def _note(self, weights: Mapping[str, Tensor]) -> None:
-        """Equations 8 and 9: smoothed |weight x gradient|, and smoothed distance from it."""
+        """Equations 8 to 10: smoothed |weight x gradient|, and smoothed distance from it."""
         import torch
 
         for name, gradient in self._gradients.items():

@@ -1,6 +1,6 @@
 """LoHa: the correction of each weight matrix is the entry-wise product of two low-rank ones, so its rank reaches r squared.
 
-Hyeon-Woo, Ye-Bin and Oh 2022, "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", equation 2, as an
+Hyeon-Woo, Ye-Bin and Oh 2022, "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", proposition 1, as an
 adapter: W' = W + (alpha / r) (B1 A1) * (B2 A2); one of the four matrices is zero at the start.
 """
 

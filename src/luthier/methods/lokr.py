@@ -1,7 +1,7 @@
 """LoKr: the correction of each weight matrix is a Kronecker product of a small matrix and a low-rank one.
 
-Yeh et al. 2024, "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation", section 3.3: W' = W + (alpha / r)
-C x (B A), where C has about the root of W's sides (or ``factor``) and is zero at the start.
+Yeh et al. 2024, "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation": W' = W + (alpha / r) C x
+(B A), where C has about the root of W's sides (or ``factor``) and is zero at the start.
 """
 
 from __future__ import annotations

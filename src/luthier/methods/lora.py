@@ -1,7 +1,8 @@
 """LoRA: a low-rank correction beside each chosen weight matrix; the base stays frozen.
 
 Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models": h = W x + (alpha / r) B A x, with A random and B zero at the
-start. Rank-stabilised scaling alpha / sqrt(r) is Kalajdzievski 2023. Encoders get LoRA in the body and a trained head.
+start. Rank-stabilised scaling alpha / sqrt(r) is Kalajdzievski 2023. Other beginnings: PiSSA (Meng, Wang and Zhang 2024), OLoRA
+(Büyükakyüz 2024), EVA (Paischer et al. 2024). Encoders get LoRA in the body and a trained head.
 """
 
 from __future__ import annotations

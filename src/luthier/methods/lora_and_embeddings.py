@@ -1,7 +1,7 @@
 """LoRA on the linear layers, with the token embeddings and the language-model head trained whole, as new tokens need.
 
 Hu et al. 2022 (LoRA) on q, k, v, o, gate, up and down, embeddings and head in full: the setting in which Cui, Yang and Yao 2023,
-"Efficient and Effective Text Encoding for Chinese LLaMA and Alpaca", section 2.3, train a vocabulary that was extended. Where the head is
+"Efficient and Effective Text Encoding for Chinese LLaMA and Alpaca", train a vocabulary that was extended. Where the head is
 tied to the embeddings they stay one matrix. An encoder has no head of that kind; its embeddings are trained.
 """
 

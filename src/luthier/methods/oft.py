@@ -1,6 +1,6 @@
 """OFT: the inputs of each weight matrix are rotated in blocks; angles between neurons stay as they were.
 
-Qiu et al. 2023, "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", equations 2 and 5: y = W R x with R = (I + Q)(I - Q)^-1 by
+Qiu et al. 2023, "Controlling Text-to-Image Diffusion by Orthogonal Finetuning": y = W R x with R = (I + Q)(I - Q)^-1 by
 Cayley's transform of a skew-symmetric Q, block-diagonal and the identity at the start. ``neumann`` sums the inverse's first terms
 instead of solving for it (Qiu et al. 2025, "Orthogonal Finetuning Made Scalable"): cheaper on a GPU, orthogonal only while Q is small.
 """

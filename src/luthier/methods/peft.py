@@ -1,7 +1,8 @@
 """PEFT: any other method of that library, by its name there and with its own options.
 
 PEFT (Mangrulkar et al. 2022) keeps adding methods: BOFT, HRA, FOURIERFT, RANDLORA, LN_TUNING, MISS, C3A, WAVEFT and more. What sits in a
-model's layers works here; each method's paper and options are in PEFT's documentation.
+model's layers works here; each method's paper and options are in PEFT's documentation. LILY cannot be folded into the weights, and BEFT only
+where layers have biases: those two are served where they are swapped in.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "encoder": {"learning_rate": 1e-3},
 }
 _SOFT = "its soft prompts are not weights of a layer, which is where Luthier's engines look"
-_OWN = "its ranks change at certain steps, which the training loop does not tell a method"
+_OWN = "its ranks change from step to step; method adalora has that"
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"), _SOFT
