@@ -36,7 +36,7 @@ ENGINES = {"torch", "llamacpp"}
 HOW = {"swap", "merge", "no"}
 CASES = [(name, arch) for name in names("methods") for arch in sorted(load("methods", name).module.DEFAULTS)]
 OPTIONS: dict[str, dict[str, Any]] = {  # what a method needs, and no more
-    "peft": {"type": "BOFT", "options": {"boft_block_size": 8}},
+    "peft": {"type": "HRA", "options": {"r": 4}},
     "diff_pruning": {"share": 0.1},  # of so few weights, half a percent is too little to see a loss fall
     "fish_mask": {"data": str(REPOSITORY / "examples/support/tickets.jsonl"), "samples": 4},
 }
@@ -88,7 +88,7 @@ for _kind, _sides in SIDES.items():
         "lokr": lambda i, o: SMALL[i] * SMALL[o] + (i // SMALL[i]) * (o // SMALL[o]),
         "vera": lambda i, o: 256 + o,
         "oft": lambda i, o: i // 32 * (32 * 31 // 2),
-        "peft": lambda i, o: i // 8 * 8 * 8 + o,  # BOFT: blocks of 8 x 8, one scale an output
+        "peft": lambda i, o: i * 4,  # HRA: four reflections of the inputs
     }
     for _name, _formula in _of_layer.items():
         COUNTS[_name, _kind] = S.layers * sum(_formula(i, o) for i, o in _sides) + (S.head if _kind == "encoder" else 0)

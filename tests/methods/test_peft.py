@@ -21,7 +21,6 @@ IDS = torch.tensor([[5, 9, 30, 7]])
 LOW_RANK = ("GRALORA", "HIRA", "LILY", "MISS", "PEANUT", "PSOFT", "SHIRA")
 SMALL: dict[str, dict[str, Any]] = {
     **{key: {"r": 4} for key in LOW_RANK},
-    "BOFT": {"boft_block_size": 8},
     "C3A": {"block_size": 16},
     "FOURIERFT": {"n_frequency": 20},
     "OFT": {"oft_block_size": 8, "r": 0},
@@ -69,16 +68,16 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded() -> None:
     configure = load("methods", "peft").configure
     with pytest.raises(InputError, match="type is required"):
         configure({})
-    with pytest.raises(InputError, match=r"must be one of PEFT's methods; got 'BOFFT'\. Did you mean 'BOFT'"):
-        configure({"type": "BOFFT"})
-    with pytest.raises(InputError, match="must be written BOFT"):
-        configure({"type": "boft"})
+    with pytest.raises(InputError, match=r"must be one of PEFT's methods; got 'FOURIRFT'\. Did you mean 'FOURIERFT'"):
+        configure({"type": "FOURIRFT"})
+    with pytest.raises(InputError, match="must be written FOURIERFT"):
+        configure({"type": "fourierft"})
     with pytest.raises(
-        InputError, match=r"options of BOFT: unknown key 'boft_blok_size'\. Did you mean 'boft_block_size'"
+        InputError, match=r"options of FOURIERFT: unknown key 'n_frequncy'\. Did you mean 'n_frequency'"
     ):
-        configure({"type": "BOFT", "options": {"boft_blok_size": 8}})
-    with pytest.raises(InputError, match="options of BOFT: unknown key 'target_modules'"):
-        configure({"type": "BOFT", "options": {"target_modules": ["q_proj"]}})
+        configure({"type": "FOURIERFT", "options": {"n_frequncy": 8}})
+    with pytest.raises(InputError, match="options of FOURIERFT: unknown key 'target_modules'"):
+        configure({"type": "FOURIERFT", "options": {"target_modules": ["q_proj"]}})
 
 
 def test_what_peft_refuses_is_said_in_its_words(tiny_decoder: str, tiny_gpt2: str) -> None:
@@ -88,8 +87,8 @@ def test_what_peft_refuses_is_said_in_its_words(tiny_decoder: str, tiny_gpt2: st
     with pytest.raises(UnsupportedError, match=r"method peft, type ROAD, cannot go into tiny-decoder: .*group_size"):
         build(model, Config(type="ROAD"))
     model = load_model(open_store(), tiny_gpt2, dtype="fp32", device="cpu")
-    with pytest.raises(UnsupportedError, match=r"type BOFT, cannot go into tiny-gpt2: .*Conv1D"):
-        build(model, Config(type="BOFT"))
+    with pytest.raises(UnsupportedError, match=r"type HRA, cannot go into tiny-gpt2: .*Conv1D"):
+        build(model, Config(type="HRA"))
 
 
 def test_layer_norms_are_found(tiny_decoder: str, tiny_encoder: str) -> None:

@@ -34,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "oft": {"block_size": 8},
     "ia3": {},
     "lora_and_embeddings": {},
-    "peft": {"type": "BOFT"},
+    "peft": {"type": "HRA"},
 }
 
 

@@ -1,6 +1,6 @@
 """PEFT: any other method of that library, by its name there and with its own options.
 
-PEFT (Mangrulkar et al. 2022) keeps adding methods: BOFT, HRA, FOURIERFT, RANDLORA, LN_TUNING, MISS, C3A, WAVEFT and more. What sits in a
+PEFT (Mangrulkar et al. 2022) keeps adding methods: HRA, FOURIERFT, RANDLORA, LN_TUNING, MISS, C3A, WAVEFT and more. What sits in a
 model's layers works here; each method's paper and options are in PEFT's documentation. LILY cannot be folded into the weights, and BEFT only
 where layers have biases: those two are served where they are swapped in.
 """
@@ -37,6 +37,7 @@ REFUSED: Mapping[str, str] = {
         ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"), _SOFT
     ),
     "ADAPTION_PROMPT": _SOFT,
+    "BOFT": "PEFT compiles a CUDA extension for it when it is first used; method oft is its relative without",
     "ADALORA": _OWN,
     "XLORA": "it mixes adapters that were trained before",
     "POLY": "it needs to be told the task of each row",
@@ -50,7 +51,7 @@ _NORMS = {"LN_TUNING"}
 
 
 class Config(EntryConfig):
-    """``type``: PEFT's name of the method, such as BOFT. ``options``: that method's own, such as ``{boft_block_size: 8}``.
+    """``type``: PEFT's name of the method, such as HRA. ``options``: that method's own, such as ``{r: 4}``.
 
     ``targets``: all_linear, or names (or ends of names) of layers; LN_TUNING goes into the norms.
     """
