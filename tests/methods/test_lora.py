@@ -133,8 +133,11 @@ def test_pissa_trains_the_main_singular_directions(model: LoadedModel, init: str
     layer = build(model, Config(rank=4, init=init)).module.base_model.model.model.layers[0].mlp.up_proj  # type: ignore[arg-type]
     u, s, vh = torch.linalg.svd(before)
     product = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    near = {"rtol": 1e-4, "atol": 1e-5} if init == "pissa" else {"rtol": 1e-2, "atol": 1e-2}
-    torch.testing.assert_close(product, u[:, :4] @ s[:4].diag() @ vh[:4], **near)
+    near = {"rtol": 1e-4, "atol": 1e-5}
+    if init == "pissa":
+        torch.testing.assert_close(product, u[:, :4] @ s[:4].diag() @ vh[:4], **near)
+    else:  # random projections: of a matrix without a clear order of directions it finds others that hold nearly as much
+        assert s[4:].norm() * 0.999 < (before - product).norm() < s[4:].norm() * 1.05
     torch.testing.assert_close(layer.base_layer.weight + product, before, rtol=1e-5, atol=1e-6)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     torch.testing.assert_close(a @ a.T, b.T @ b, **near)  # the singular values are shared evenly
