@@ -63,6 +63,8 @@ docs: setup-dev
 bench: setup-dev
 	$(BIN)/python benchmarks/train.py --quick
 	$(BIN)/python benchmarks/parity.py --quick
+	$(BIN)/python benchmarks/intervals.py --quick
+	$(BIN)/python benchmarks/tournament.py --quick
 
 lock:
 	$(PYTHON) -m pip install --quiet uv

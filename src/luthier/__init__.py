@@ -19,6 +19,7 @@ _VERBS = {
     "tune": "luthier.training.tune",
     "export": "luthier.models.export",
     "evaluate": "luthier.evaluation.evaluate",
+    "compare": "luthier.evaluation.compare",
     "tournament": "luthier.tournament.tournament",
     "promote": "luthier.tournament.promote",
     "serve": "luthier.gateway.serve",

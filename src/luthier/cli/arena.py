@@ -264,7 +264,9 @@ def import_command(
 
 def show(
     *,
-    arena: Arena = "arena",
+    arena: Annotated[
+        str | None, typer.Option("--arena", metavar="NAME", help="Which collection of votes; left out, the only one.")
+    ] = None,
     votes: Annotated[str | None, typer.Option(help="human or judge. Default: human votes where there are any.")] = None,
     ties: Annotated[
         str, typer.Option(help="In Bradley-Terry: half (half a win each) or davidson (modelled).")
@@ -292,7 +294,7 @@ def show(
         _show_board(board)
 
 
-def _board(store: Store, arena: str, votes: str | None, ties: str) -> ArenaBoard:
+def _board(store: Store, arena: str | None, votes: str | None, ties: str) -> ArenaBoard:
     from luthier.core.errors import InputError
     from luthier.evaluation.arena_board import arena_board
 

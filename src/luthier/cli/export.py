@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from luthier.core.model import ModelRecord
     from luthier.tournament.certificate import Certificate
 
 
@@ -57,38 +58,50 @@ def register(app: typer.Typer) -> None:
         store = open_store()
         with _print.progress() as progress:
             made = write(model, type=type_.upper(), merge=merge, as_name=name, out=out, store=store, progress=progress)
-        path = gguf_file(store, made)
         found = _certificate(made.name, certify, margin)
         if as_json:
-            _print.show_json(
-                {
-                    "name": made.name,
-                    "target": made.meta["target"],
-                    "holds": made.meta["holds"],
-                    "type": made.meta["quantization"],
-                    "file": str(path),
-                    "bytes": made.size_bytes,
-                    "digest": made.digest,
-                    **({"certificate": found.as_dict()} if found is not None else {}),
-                }
-            )
-            _exit(found)
-            return
-        what = "LoRA file for the GGUF of " + str(made.base) if made.meta["holds"] == "lora" else "whole model"
-        rows = {
-            "export": made.name,
-            "holds": f"{what}, {made.meta['quantization']}, {_print.size(made.size_bytes)}",
+            _show_json(made, gguf_file(store, made), found)
+        else:
+            _show(made, gguf_file(store, made), out, found)
+        if found is not None and found.verdict != "PASS":
+            raise typer.Exit(1)
+
+
+def _show_json(made: ModelRecord, path: Path, found: Certificate | None) -> None:
+    from luthier.cli import _print
+
+    _print.show_json(
+        {
+            "name": made.name,
+            "target": made.meta["target"],
+            "holds": made.meta["holds"],
+            "type": made.meta["quantization"],
             "file": str(path),
-            **({"copy": str(out)} if out is not None else {}),
+            "bytes": made.size_bytes,
+            "digest": made.digest,
+            **({"certificate": found.as_dict()} if found is not None else {}),
         }
-        console = _print.out()
-        for key, value in rows.items():
-            console.print(f"{key:8} {value}", markup=False)
-        if found is not None:
-            colour = {"PASS": "bold green", "FAIL": "bold red"}.get(found.verdict, "bold yellow")
-            console.print("certify ", found.verdict, style=colour)
-            console.print(f"         {found.sentence}", markup=False)
-            _exit(found)
+    )
+
+
+def _show(made: ModelRecord, path: Path, out: Path | None, found: Certificate | None) -> None:
+    from luthier.cli import _print
+
+    what = "LoRA file for the GGUF of " + str(made.base) if made.meta["holds"] == "lora" else "whole model"
+    rows = {
+        "export": made.name,
+        "holds": f"{what}, {made.meta['quantization']}, {_print.size(made.size_bytes)}",
+        "file": str(path),
+        **({"copy": str(out)} if out is not None else {}),
+    }
+    console = _print.out()
+    for key, value in rows.items():
+        console.print(f"{key:8} {value}", markup=False)
+    if found is not None:
+        colour = {"PASS": "bold green", "FAIL": "bold red"}.get(found.verdict, "bold yellow")
+        console.print("certify ", found.verdict, style=colour)
+        console.print(f"         {found.sentence}", markup=False)
+    if found is None or found.verdict == "PASS":
         console.print(f"\nnext: luthier chat {made.name}  or  luthier serve {made.name}", markup=False)
 
 
@@ -100,8 +113,3 @@ def _certificate(name: str, task: str | None, margin: float) -> Certificate | No
         return None
     with _print.progress() as progress:
         return certify(name, task, margin=margin, progress=progress)
-
-
-def _exit(found: Certificate | None) -> None:
-    if found is not None and found.verdict != "PASS":
-        raise typer.Exit(1)

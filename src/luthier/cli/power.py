@@ -149,18 +149,14 @@ def _of_one(store: Store, run: Run, records: list[Record], primary: str, design:
 
 def _of_two(store: Store, runs: list[Run], records: list[list[Record]], primary: str, design: Design) -> dict[str, Any]:
     """From the paired bootstrap of the two runs' figures, whatever the scorer."""
-    from luthier.core.errors import MismatchError
+    from luthier.evaluation.compare import require_same_examples, scorers_of_run
     from luthier.evaluation.power import from_differences, from_error
     from luthier.evaluation.result import statistic_of
     from luthier.evaluation.statistics import RESAMPLES, bootstrap
 
     one, other = records
-    if [(r.index, r.id) for r in one] != [(r.index, r.id) for r in other]:
-        raise MismatchError(
-            f"runs {runs[0].id} and {runs[1].id} did not answer the same examples: pairs cannot be formed",
-            hint="evaluate both models on the same task and split",
-        )
-    scorer = _scorer(store, runs[0], primary)
+    require_same_examples(runs, records)
+    scorer = scorers_of_run(store, runs[0])[primary]
     figures = [statistic_of(scorer, each) for each in records]
     drawn = bootstrap(figures, len(one), RESAMPLES)
     gaps = [a.scores.get(primary, 0.0) - b.scores.get(primary, 0.0) for a, b in zip(one, other, strict=True)]
@@ -172,19 +168,6 @@ def _of_two(store: Store, runs: list[Run], records: list[list[Record]], primary:
         discordance=from_differences(gaps, design).discordance,
     )
     return observed.as_dict()
-
-
-def _scorer(store: Store, run: Run, primary: str) -> Any:
-    import json
-
-    from luthier.core import catalog
-    from luthier.evaluation.loop import Scorer
-    from luthier.store.runs import folder
-
-    config = json.loads((folder(store, run.id) / "config.json").read_text(encoding="utf-8"))["values"]
-    name, options = config["task"]["scorers"][0]
-    entry = catalog.load("scorers", name)
-    return Scorer(primary, entry, entry.configure(options))
 
 
 def _show(found: dict[str, Any], design: Design) -> None:

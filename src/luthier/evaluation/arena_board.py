@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier.core.errors import EvaluationError
-from luthier.evaluation.ratings import Match, Ties, bradley_terry, elo, tally, trueskill
+from luthier.evaluation.ratings import Match, Ratings, Tally, Ties, bradley_terry, elo, tally, trueskill
 from luthier.store.battles import DEFAULT_ARENA, Battle, Source, list_arenas, list_battles
 from luthier.store.database import Store, open_store
 
@@ -72,22 +72,24 @@ class ArenaBoard:
 
 
 def arena_board(
-    arena: str = DEFAULT_ARENA,
+    arena: str | None = None,
     *,
     source: Source | None = None,
     ties: Ties = "half",
     resamples: int = 1000,
     store: Store | None = None,
 ) -> ArenaBoard:
-    """The board of an arena. ``source`` counts human or judge votes; left out, human ones where there are any.
+    """The board of an arena; left out, of the only one that there is. ``source`` counts human or judge votes; left out, human ones where there are any.
 
     Intervals come from resampling prompts, because votes on answers to one prompt are alike. Raises EvaluationError for an arena
     without votes, or whose models fall into groups that never met.
     """
     store = store or open_store()
+    known = list_arenas(store)
+    if arena is None:
+        arena = next(iter(known)) if len(known) == 1 else DEFAULT_ARENA
     every = list_battles(store, arena)
     if not every:
-        known = list_arenas(store)
         there = f"; there are: {', '.join(known)}" if known else ""
         raise EvaluationError(
             f"arena {arena!r} has no votes{there}",
@@ -101,29 +103,8 @@ def arena_board(
     matches = [Match(b.model_a, b.model_b, _WINNER[b.winner]) for b in votes]  # type: ignore[arg-type]
     table = tally(matches)
     ratings = bradley_terry(matches, ties=ties, groups=[b.prompt for b in votes], resamples=resamples)
-    points, skills = elo(matches), trueskill(matches)
     order = sorted(range(len(table.names)), key=lambda i: -ratings.values[i])
     rates, games = table.win_rates, table.games
-    standings = []
-    for i in order:
-        name, won, tied = table.names[i], int(table.wins[i].sum()), int(table.ties[i].sum())
-        met = int(games[i].sum())
-        standings.append(
-            ArenaStanding(
-                name,
-                met,
-                won,
-                tied,
-                met - won - tied,
-                (won + tied / 2) / met,
-                ratings.values[i],
-                ratings.low[i],
-                ratings.high[i],
-                points.of(name),
-                skills[name].mean,
-                skills[name].deviation,
-            )
-        )
     notes = []
     if ratings.steadied:
         notes.append(
@@ -140,12 +121,40 @@ def arena_board(
         len(votes),
         len(mine) - len(votes),
         dict(Counter(b.voter for b in mine)),
-        tuple(standings),
+        _standings(matches, table, ratings, order),
         tuple(tuple(None if np.isnan(rates[i, j]) else float(rates[i, j]) for j in order) for i in order),
         tuple(tuple(int(games[i, j]) for j in order) for i in order),
         tuple(agreements(every)),
         tuple(notes),
     )
+
+
+def _standings(
+    matches: Sequence[Match], table: Tally, ratings: Ratings, order: Sequence[int]
+) -> tuple[ArenaStanding, ...]:
+    """A line for each model, in ``order``."""
+    points, skills = elo(matches), trueskill(matches)
+    out = []
+    for i in order:
+        name, won, tied = table.names[i], int(table.wins[i].sum()), int(table.ties[i].sum())
+        met = int(table.games[i].sum())
+        out.append(
+            ArenaStanding(
+                name,
+                met,
+                won,
+                tied,
+                met - won - tied,
+                (won + tied / 2) / met,
+                ratings.values[i],
+                ratings.low[i],
+                ratings.high[i],
+                points.of(name),
+                skills[name].mean,
+                skills[name].deviation,
+            )
+        )
+    return tuple(out)
 
 
 def agreements(battles: Sequence[Battle]) -> list[JudgeAgreement]:

@@ -6,7 +6,7 @@ inputs first, so that batches hold like lengths and the time left is not underes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +39,15 @@ class Scorer:
 
 
 def scorers_of(task: Task) -> list[Scorer]:
-    """The task's scorers, primary first. The option ``as`` names one; without, one that occurs twice carries its options in its name."""
-    names = [name for name, _ in task.scorers]
+    """The task's scorers, primary first."""
+    return scorers_from(task.scorers)
+
+
+def scorers_from(listed: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Scorer]:
+    """Scorers from (name, options) pairs. The option ``as`` names one; without, one that occurs twice carries its options in its name."""
+    names = [name for name, _ in listed]
     out = []
-    for name, given in task.scorers:
+    for name, given in listed:
         entry = catalog.load("scorers", name)
         options = {key: value for key, value in given.items() if key != "as"}
         told = ",".join(f"{k}={v}" for k, v in sorted(options.items()))

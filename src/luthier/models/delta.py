@@ -8,7 +8,7 @@ tensor, ascending) and ``NAME#values``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,8 +181,3 @@ def _problem(name: str, values: Any, places: Any, parameter: Any, sparse: bool) 
     if len(places) and not 0 <= int(places.min()) <= int(places.max()) < parameter.numel():
         return f"{name} has {parameter.numel()} entries; the file changes entry {int(places.max())}"
     return ""
-
-
-def changed_names(tensors: Mapping[str, Any]) -> list[str]:
-    """The parameters that a file's tensors change, in order."""
-    return list(dict.fromkeys(name.removesuffix(VALUES).removesuffix(PLACES) for name in tensors))

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from luthier.tasks._benchmark import Item
+from collections.abc import Collection
+
+from pydantic import Field
+
+from luthier.data.formats import RowError
+from luthier.tasks._benchmark import Item, ShotsConfig
 from luthier.tasks._fields import Fields, field, place, text, texts
 
 LETTERS = ("A", "B", "C", "D")
+
+
+class ExamConfig(ShotsConfig):
+    """``shots`` come from the subject's dev part (the paper's five; lm-evaluation-harness asks none unless told). ``subjects`` asks only
+    these."""
+
+    shots: int = Field(default=5, ge=0, le=64)
+    subjects: tuple[str, ...] = ()
+
+
+def read_exam(row: Fields, ask: str, subjects: Collection[str]) -> Item:
+    """As ``read_letters``, of a benchmark whose ``subjects`` are known. Raises RowError for another one."""
+    item = read_letters(row, ask)
+    if item.group not in subjects:
+        raise RowError(f"subject {item.group!r} is none of the {len(subjects)} subjects")
+    return item
 
 
 def read_letters(row: Fields, ask: str) -> Item:

@@ -7,13 +7,9 @@ here, because every choice is one letter).
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from luthier.core.task import Task
-from luthier.data.formats import RowError
-from luthier.tasks._benchmark import Benchmark, Item, ShotsConfig, build_task
-from luthier.tasks._fields import Fields
-from luthier.tasks._letters import read_letters
+from luthier.tasks._benchmark import Benchmark, build_task
+from luthier.tasks._letters import ExamConfig, read_exam
 from luthier.tasks._source import Source
 
 SOURCE = Source(
@@ -45,12 +41,7 @@ _NAMES = """
 NAMES = dict(pair.split("=") for pair in _NAMES.split())
 
 
-class Config(ShotsConfig):
-    """``shots`` come from the subject's dev part (the paper's five; lm-evaluation-harness asks none unless told). ``subjects`` asks only
-    these."""
-
-    shots: int = Field(default=5, ge=0, le=64)
-    subjects: tuple[str, ...] = ()
+Config = ExamConfig
 
 
 def define(config: Config) -> Benchmark:
@@ -59,7 +50,7 @@ def define(config: Config) -> Benchmark:
         name="cmmlu",
         kind="choice",
         source=SOURCE,
-        read=_read,
+        read=lambda row: read_exam(row, "答案：", NAMES),
         scorers=(("multiple_choice", {}),),
         pool="dev",
         sampler="first",
@@ -72,13 +63,6 @@ def define(config: Config) -> Benchmark:
 def build(config: Config) -> Task:
     """The task. Raises InputError or DataError."""
     return build_task(define(config), config)
-
-
-def _read(row: Fields) -> Item:
-    item = read_letters(row, "答案：")
-    if item.group not in NAMES:
-        raise RowError(f"subject {item.group!r} is none of the {len(NAMES)} subjects of cmmlu")
-    return item
 
 
 def _description(subject: str) -> str:

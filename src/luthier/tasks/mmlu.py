@@ -6,11 +6,9 @@ choices under A to D, and ``Answer:``. The likeliest letter counts. Scorer: mult
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from luthier.core.task import Task
-from luthier.tasks._benchmark import Benchmark, ShotsConfig, build_task
-from luthier.tasks._letters import read_letters
+from luthier.tasks._benchmark import Benchmark, build_task
+from luthier.tasks._letters import ExamConfig, read_letters
 from luthier.tasks._source import Source
 
 SOURCE = Source(
@@ -35,12 +33,7 @@ _SUBJECTS = """
 SUBJECTS = tuple(_SUBJECTS.split())
 
 
-class Config(ShotsConfig):
-    """``shots`` come from the subject's dev part (the paper's five; lm-evaluation-harness asks none unless told). ``subjects`` asks only
-    these."""
-
-    shots: int = Field(default=5, ge=0, le=64)
-    subjects: tuple[str, ...] = ()
+Config = ExamConfig
 
 
 def define(config: Config) -> Benchmark:
