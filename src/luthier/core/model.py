@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 ModelKind = Literal["base", "adapter", "export", "endpoint"]
-Architecture = Literal["decoder", "encoder"]
+Architecture = Literal["decoder", "encoder", "encoder-decoder"]
 
 
 @dataclass(frozen=True)

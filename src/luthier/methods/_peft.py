@@ -24,7 +24,7 @@ def target_names(targets: Any, chosen: Chosen) -> list[str]:
 
 def task_type(model: LoadedModel) -> str | None:
     """PEFT's word for what the wrapped model is."""
-    return "CAUSAL_LM" if model.architecture == "decoder" else None
+    return {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}.get(model.architecture)
 
 
 def wrap(model: LoadedModel, settings: Any, *, method: str) -> LoadedModel:
@@ -46,7 +46,7 @@ def wrap(model: LoadedModel, settings: Any, *, method: str) -> LoadedModel:
             hint="choose other layers or options (luthier methods show), or a method that takes these: method=lora",
         ) from error
     _cast(wrapped, model)
-    if model.architecture == "decoder":
+    if model.architecture != "encoder":
         return replace(model, module=wrapped)
     model.module.body = wrapped
     if model.module.head is not None:

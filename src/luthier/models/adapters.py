@@ -32,16 +32,16 @@ def quiet_peft() -> Iterator[None]:
 
 
 def inner_of(model: LoadedModel) -> Any:
-    """What methods change: the causal model of a decoder, the body of an encoder."""
-    return model.module if model.architecture == "decoder" else model.module.body
+    """What methods change: the language model of a decoder or encoder-decoder, the body of an encoder."""
+    return model.module.body if model.architecture == "encoder" else model.module
 
 
 def put_inner(model: LoadedModel, module: Any) -> None:
     """Inverse of ``inner_of``."""
-    if model.architecture == "decoder":
-        model.module = module
-    else:
+    if model.architecture == "encoder":
         model.module.body = module
+    else:
+        model.module = module
 
 
 def peft_or_none(model: LoadedModel) -> Any:
@@ -122,7 +122,10 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
     """
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
+    from luthier.models import tuners
     from luthier.models.fast import speed_up
+
+    tuners.register()
 
     tensors = {
         key: tensor.to(device=base.device, dtype=base.dtype if tensor.is_floating_point() else tensor.dtype)
