@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 
 @cache
@@ -43,8 +44,8 @@ def tuner(name: str) -> ModuleType:
 
 def _extend(kinds: type, name: str) -> None:
     """A further member of PEFT's enumeration of types: its registration takes no others, and enumerations are closed."""
-    member = str.__new__(kinds, name)
-    member._name_, member._value_ = name, name  # type: ignore[attr-defined]
+    member: Any = str.__new__(kinds, name)
+    member._name_, member._value_ = name, name
     kinds._member_map_[name] = member  # type: ignore[attr-defined]
     kinds._member_names_.append(name)  # type: ignore[attr-defined]
     kinds._value2member_map_[name] = member  # type: ignore[attr-defined]
