@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from luthier.core.errors import InputError, UnsupportedError, did_you_mean
 from luthier.methods._targets import linear_layers
@@ -37,6 +38,115 @@ def attention_projections(module: Any) -> list[str]:
     """Names of the linear layers inside attention: query, key, value and output."""
     within = [f"{name}." for name, layer in module.named_modules() if type(layer).__name__.endswith("Attention")]
     return [name for name in linear_layers(module) if any(name.startswith(each) for each in within)]
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """An attention or a feed-forward of a block, by names of layers inside it.
+
+    ``first``: the first linear layer, whose input is the sub-layer's own; ``output``: the linear layer back to the model's width.
+    ``norm``: of a feed-forward, the norm before it (``norm_first``) or after its residual sum; None where neither is clear.
+    """
+
+    kind: Literal["attention", "cross_attention", "feed_forward"]
+    first: str
+    output: str
+    norm: str | None = None
+    norm_first: bool = True
+
+
+def sublayers(module: Any) -> list[Sublayer]:
+    """The sub-layers of every block in the model's order: of all stacks, if it has an encoder and a decoder.
+
+    A block is a child of an outermost list of modules that hold attention. In a block, an attention is a module of such a class; its
+    output is the last linear layer that returns to the model's width, as the feed-forward's is among the layers outside attention.
+    Raises UnsupportedError for models without such blocks, and for blocks with several feed-forwards (mixtures of experts).
+    """
+    layers = linear_layers(module)
+    stacks = _stacks(module)
+    found = [
+        part for stack, count in stacks for n in range(count) for part in _of_block(module, f"{stack}.{n}", layers)
+    ]
+    if not found:
+        raise UnsupportedError(
+            f"{type(module).__name__} has no blocks of attention and feed-forward that can be told apart",
+            hint="name linear layers instead: method=lora method.targets=[...]",
+        )
+    return found
+
+
+def _stacks(module: Any) -> list[tuple[str, int]]:
+    """Name and length of each outermost list of blocks."""
+    import torch
+
+    found: list[tuple[str, int]] = []
+    for name, child in module.named_modules():
+        if isinstance(child, torch.nn.ModuleList) and not any(name.startswith(f"{other}.") for other, _ in found):
+            if any(_is_attention(part) for part in child.modules()):
+                found.append((name, len(child)))
+    return found
+
+
+def _is_attention(part: Any) -> bool:
+    return type(part).__name__.endswith("Attention")
+
+
+def _of_block(module: Any, block: str, layers: Mapping[str, tuple[int, int]]) -> Iterator[Sublayer]:
+    attentions: list[str] = []
+    for name, part in module.get_submodule(block).named_modules(prefix=block):
+        if _is_attention(part) and not any(name.startswith(f"{other}.") for other in attentions):
+            attentions.append(name)
+    width = 0
+    for number, attention in enumerate(attentions):
+        inside = {name: shape for name, shape in layers.items() if name.startswith(f"{attention}.")}
+        back = [n for n, (i, o) in inside.items() if n.rsplit(".", 1)[-1] not in _IN and o == _width(inside)]
+        if not back:
+            continue
+        width = layers[back[-1]][1]
+        first = next((name for name in inside if name != back[-1]), back[-1])
+        yield Sublayer("cross_attention" if number else "attention", first, back[-1])
+    outside = [
+        n for n in layers if n.startswith(f"{block}.") and not any(n.startswith(f"{other}.") for other in attentions)
+    ]
+    back = [name for name in outside if layers[name][1] == width and name != outside[0]]
+    if len(back) > 1 and len({layers[name][0] for name in back}) == 1 and layers[back[0]][0] != width:
+        raise UnsupportedError(
+            f"the blocks of {type(module).__name__} have {len(back)} feed-forwards each: a mixture of experts",
+            hint="name linear layers instead: method=lora method.targets=[...]",
+        )
+    if back:
+        norm = _norm_of_feed_forward(module, block, attentions, width)
+        yield Sublayer("feed_forward", outside[0], back[-1], norm, _ends_in_a_norm(module, block.rpartition(".")[0]))
+
+
+_IN = {"q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin"}
+
+
+def _width(inside: Mapping[str, tuple[int, int]]) -> int:
+    """Of the layers of an attention, what the first takes in: the model's width."""
+    return next(iter(inside.values()))[0] if inside else 0
+
+
+def _norm_of_feed_forward(module: Any, block: str, attentions: Sequence[str], width: int) -> str | None:
+    """The norm that goes with the feed-forward: the last one of the block outside attention, where there is one for each sub-layer."""
+    inside = [
+        name
+        for name in norms(module)
+        if name.startswith(f"{block}.") and module.get_submodule(name).weight.shape[0] == width
+    ]
+    outside = [name for name in inside if not any(name.startswith(f"{other}.") for other in attentions)]
+    config = getattr(module, "config", None)
+    branches = any(getattr(config, key, False) for key in ("use_parallel_residual", "parallel_attn"))
+    if not outside or branches or len(inside) != len(attentions) + 1 or "post_feedforward" in outside[-1]:
+        return None
+    return outside[-1]
+
+
+def _ends_in_a_norm(module: Any, stack: str) -> bool:
+    """Whether a norm of its own follows the blocks: so it is where each sub-layer normalises its input, not its sum (Xiong et al. 2020)."""
+    parent = stack.rpartition(".")[0]
+    beside = [name for name in norms(module) if name.rpartition(".")[0] == parent]
+    return any("embed" not in name.rsplit(".", 1)[-1] for name in beside)
 
 
 def narrow(found: Iterable[str], wanted: Sequence[str] | None, *, where: str, what: str) -> list[str]:
