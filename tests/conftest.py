@@ -73,6 +73,23 @@ def _tokenizer(folder: Path, *, chat: bool) -> None:
     fast.save_pretrained(str(folder))
 
 
+def _t5_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    raw.train_from_iterator(SENTENCES * 4, trainer)
+    raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    fast.save_pretrained(str(folder))
+
+
 @pytest.fixture(scope="session")
 def tiny_decoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of about 30 thousand random parameters with a byte-level tokenizer and a ChatML template, as a HF folder."""
@@ -128,13 +145,13 @@ def tiny_gpt2_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_encoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of about 30 thousand random parameters with a word-piece tokenizer, as a HF folder."""
     import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel
+    from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("tiny-encoder")
     _tokenizer(folder, chat=False)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(AutoTokenizer.from_pretrained(str(folder))),
+        vocab_size=300,  # a few more than words: how many the trainer finds is not the same every time
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -143,6 +160,31 @@ def tiny_encoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=0,
     )
     BertModel(config).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_t5_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of about 60 thousand random parameters (one matrix for both embeddings and the head) with a byte-level tokenizer that
+    closes a text with ``</s>``, as a HF folder."""
+    import torch
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("tiny-t5")
+    _t5_tokenizer(folder)
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(AutoTokenizer.from_pretrained(str(folder))),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(str(folder))
     return folder
 
 
@@ -168,6 +210,14 @@ def tiny_encoder(home: Path, tiny_encoder_path: Path) -> str:
     from luthier.models.pull import pull
 
     return pull(f"file:{tiny_encoder_path}", alias="tiny-encoder").name
+
+
+@pytest.fixture
+def tiny_t5(home: Path, tiny_t5_path: Path) -> str:
+    """The tiny T5, pulled into the private home; returns its name."""
+    from luthier.models.pull import pull
+
+    return pull(f"file:{tiny_t5_path}", alias="tiny-t5").name
 
 
 @pytest.fixture(scope="session")

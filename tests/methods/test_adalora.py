@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods.tiny import each_linear
 
 from luthier.core.catalog import load
 from luthier.core.dataset import Dataset, Example
@@ -23,6 +24,8 @@ from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Halt
 from luthier.training.loop import Work, train
 from luthier.training.optimizer import MasterAdamW
+
+COUNTS = each_linear(lambda i, o: 12 * (i + o + 1))
 
 LABELS = ("billing", "delivery")
 

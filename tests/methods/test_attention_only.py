@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.methods.tiny import ATTENTION, HEAD, KINDS, weights
 
 from luthier.core.errors import InputError
 from luthier.methods.attention_only import Config, build
 from luthier.models.load import load_model
 from luthier.store.database import open_store
+
+COUNTS = {kind: weights(ATTENTION[kind]) + HEAD[kind] for kind in KINDS}
+COUNTS["gpt2"] += sum(o for _, o in ATTENTION["gpt2"])  # biases
+COUNTS["bert"] += sum(o for _, o in ATTENTION["bert"])
 
 
 def trained(name: str, **options: object) -> set[str]:

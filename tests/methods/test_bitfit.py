@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from tests.methods.tiny import HEAD, biases
 
 from luthier.core.errors import InputError, UnsupportedError
 from luthier.methods.bitfit import Config, build
 from luthier.models.load import load_model
 from luthier.store.database import open_store
+
+COUNTS = {kind: biases(kind) + HEAD[kind] for kind in ("gpt2", "bert")}
+CANNOT = {"llama": "has none"}
 
 
 def trained(name: str, config: Config) -> dict[str, int]:

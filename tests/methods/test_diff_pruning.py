@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.methods.test_adalora import prepared
+from tests.methods.tiny import HEAD, KINDS, LINEARS, each_linear, weights
 
 from luthier.core.errors import InputError
 from luthier.methods._difference import Difference, Pruning
@@ -23,6 +24,10 @@ from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Halt
 from luthier.training.loop import train
 from luthier.training.tune import tune
+
+OPTIONS = {"share": 0.1}  # of so few weights, half a percent is too little to see a loss fall
+COUNTS = each_linear(lambda i, o: 2 * i * o)  # a difference and its gate
+KEPT = {kind: round(0.1 * weights(LINEARS[kind])) + HEAD[kind] for kind in KINDS}
 
 LABELS = ("billing", "delivery")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.methods.tiny import each_linear
 
 from luthier.core.errors import InputError
 from luthier.methods.dora import Config, build, trained_parameters
 from luthier.models.fast import speed_up
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
+
+COUNTS = each_linear(lambda i, o: 8 * (i + o) + o)
 
 
 @pytest.fixture

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.methods.tiny import HEAD, KINDS, LINEARS, weights
 
 from luthier.core.errors import DataError, InputError
 from luthier.methods.fish_mask import Config, build, information
 from luthier.models.load import LoadedModel, load_model
 from luthier.models.merge import merge
 from luthier.store.database import open_store
+
+OPTIONS = {"data": str(Path(__file__).parents[2] / "examples/support/tickets.jsonl"), "samples": 4}
+COUNTS = {kind: round(0.005 * weights(LINEARS[kind])) + HEAD[kind] for kind in KINDS}
 
 LABELS = ("billing", "delivery")
 

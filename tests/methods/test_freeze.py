@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.methods.tiny import ATTENTION, FORWARD, HEAD, LAYERS, D, F, weights
 
 from luthier.core.engine import Engine, ScoreRequest
 from luthier.core.errors import InputError
@@ -15,6 +16,16 @@ from luthier.methods.freeze import Config, build
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
 from luthier.training.tune import tune
+
+COUNTS = {  # a quarter of the blocks, rounded up: one, and of a T5 one in each stack
+    "llama": (weights(ATTENTION["llama"]) + weights(FORWARD["llama"])) // LAYERS + 2 * D,
+    "gpt2": (weights(ATTENTION["gpt2"]) + weights(FORWARD["gpt2"])) // LAYERS + (3 * D + D + F + D) + 2 * 2 * D,
+    "bert": (weights(ATTENTION["bert"]) + weights(FORWARD["bert"])) // LAYERS
+    + (4 * D + F + D)
+    + 2 * 2 * D
+    + HEAD["bert"],
+    "t5": (weights(ATTENTION["t5"]) + weights(FORWARD["t5"])) // LAYERS + (2 + 3) * D,
+}
 
 BLOCK = {
     *(f"self_attn.{part}_proj.weight" for part in "qkvo"),

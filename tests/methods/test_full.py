@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from tests.methods.tiny import KINDS, whole
+
 from luthier.methods.full import Config, build
 from luthier.models.load import load_model
 from luthier.store.database import open_store
+
+COUNTS = {kind: whole(kind) for kind in KINDS}
 
 
 def test_everything_is_trained(tiny_decoder: str) -> None:

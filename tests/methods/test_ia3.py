@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.methods.tiny import HEAD, KV, LAYERS, D, F
 
 from luthier.core.errors import InputError, UnsupportedError
 from luthier.methods.ia3 import Config, build, chosen_layers, trained_parameters
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
+
+COUNTS = {
+    "llama": LAYERS * (2 * KV + F),
+    "gpt2": LAYERS * (3 * D + F),  # query, key and value are one layer
+    "bert": LAYERS * (2 * D + F) + HEAD["bert"],
+    "t5": LAYERS * (2 * D + F) + LAYERS * (2 * 2 * D + F),
+}
 
 
 @pytest.fixture

@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LNTuningConfig, TaskType, get_peft_model
+from tests.methods.tiny import HEAD, NORMS, D
 
 from luthier.core.errors import InputError
 from luthier.methods.layer_norm import Config, build
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
+
+COUNTS = {
+    "llama": NORMS["llama"] * D,
+    "gpt2": NORMS["gpt2"] * 2 * D,
+    "bert": NORMS["bert"] * 2 * D + HEAD["bert"],
+    "t5": NORMS["t5"] * D,
+}
 
 IDS = torch.tensor([[5, 9, 30, 7, 12, 60]])
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from tests.methods.tiny import HEAD
 
 from luthier.core.catalog import load
 from luthier.core.dataset import Dataset, Example
@@ -20,6 +21,8 @@ from luthier.objectives._rows import Limits
 from luthier.store.database import open_store
 from luthier.training.config import TrainConfig
 from luthier.training.loop import Work, train
+
+COUNTS = {"bert": HEAD["bert"]}
 
 LABELS = ("number", "word")
 

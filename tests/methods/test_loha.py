@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.methods.tiny import each_linear
 
 from luthier.core.errors import InputError, UnsupportedError
 from luthier.methods.loha import Config, build, trained_parameters
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
+
+COUNTS = each_linear(lambda i, o: 2 * 8 * (i + o))
+CANNOT = {"gpt2": "Conv1D"}  # PEFT has no layer of this kind for them
 
 
 @pytest.fixture

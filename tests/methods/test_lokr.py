@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from peft.tuners.lokr.layer import factorization
+from tests.methods.tiny import each_linear
 
 from luthier.core.errors import InputError
 from luthier.methods.lokr import Config, build, split_side, trained_parameters
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
+
+FIRST = {16: 4, 32: 4, 64: 8, 96: 8}  # the first factor of each side: 4 x 4, 4 x 8, 8 x 8, 8 x 12
+COUNTS = each_linear(lambda i, o: FIRST[i] * FIRST[o] + (i // FIRST[i]) * (o // FIRST[o]))
+CANNOT = {"gpt2": "Conv1D"}  # PEFT has no layer of this kind for them
 
 
 @pytest.fixture

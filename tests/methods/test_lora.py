@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.methods.tiny import each_linear
 
 from luthier.core.catalog import load
 from luthier.core.errors import DataError, InputError, LuthierError
@@ -18,6 +19,8 @@ from luthier.methods._targets import linear_layers
 from luthier.methods.lora import Config, build, trained_parameters
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
+
+COUNTS = each_linear(lambda i, o: 8 * (i + o))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.methods.tiny import KINDS, WORDS, each_linear
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from luthier.core.errors import InputError
@@ -16,6 +17,9 @@ from luthier.models.load import LoadedModel, load_model
 from luthier.models.merge import merge
 from luthier.models.pull import pull
 from luthier.store.database import open_store
+
+_LORA = each_linear(lambda i, o: 8 * (i + o))
+COUNTS = {kind: _LORA[kind] + WORDS[kind] for kind in KINDS}  # the head is the embeddings
 
 IDS = torch.tensor([[5, 9, 30, 7]])
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from tests.methods.tiny import each_linear
 
 from luthier.core.catalog import load
 from luthier.core.errors import InputError, UnsupportedError
@@ -16,6 +17,10 @@ from luthier.methods.peft import REFUSED, Config, _types, build
 from luthier.models.attach import attach, save_trained, select
 from luthier.models.load import load_model
 from luthier.store.database import open_store
+
+OPTIONS: dict[str, Any] = {"type": "HRA", "options": {"r": 4}}
+COUNTS = each_linear(lambda i, o: 4 * i)  # four reflections of the inputs
+CANNOT = {"gpt2": "Conv1D"}  # PEFT has no layer of this kind for them
 
 IDS = torch.tensor([[5, 9, 30, 7]])
 LOW_RANK = ("GRALORA", "HIRA", "LILY", "MISS", "PEANUT", "PSOFT", "SHIRA")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.methods.tiny import each_linear
 
 from luthier.core.errors import InputError
 from luthier.core.model import ModelRecord
@@ -14,6 +15,8 @@ from luthier.models.attach import attach, save_trained, select
 from luthier.models.load import LoadedModel, load_model
 from luthier.models.weights import read_tensors
 from luthier.store.database import open_store
+
+COUNTS = each_linear(lambda i, o: 256 + o)
 
 IDS = torch.tensor([[5, 9, 30, 7]])
 
