@@ -46,6 +46,7 @@ class Sublayer:
 
     ``first``: the first linear layer, whose input is the sub-layer's own; ``output``: the linear layer back to the model's width.
     ``norm``: of a feed-forward, the norm before it (``norm_first``) or after its residual sum; None where neither is clear.
+    ``block``: the number of its block in the stack.
     """
 
     kind: Literal["attention", "cross_attention", "feed_forward"]
@@ -53,6 +54,7 @@ class Sublayer:
     output: str
     norm: str | None = None
     norm_first: bool = True
+    block: int = 0
 
 
 def sublayers(module: Any) -> list[Sublayer]:
@@ -81,9 +83,9 @@ def _stacks(module: Any) -> list[tuple[str, int]]:
 
     found: list[tuple[str, int]] = []
     for name, child in module.named_modules():
-        if isinstance(child, torch.nn.ModuleList) and not any(name.startswith(f"{other}.") for other, _ in found):
-            if any(_is_attention(part) for part in child.modules()):
-                found.append((name, len(child)))
+        inside = any(name.startswith(f"{other}.") for other, _ in found)
+        if isinstance(child, torch.nn.ModuleList) and not inside and any(map(_is_attention, child.modules())):
+            found.append((name, len(child)))
     return found
 
 
@@ -104,7 +106,9 @@ def _of_block(module: Any, block: str, layers: Mapping[str, tuple[int, int]]) ->
             continue
         width = layers[back[-1]][1]
         first = next((name for name in inside if name != back[-1]), back[-1])
-        yield Sublayer("cross_attention" if number else "attention", first, back[-1])
+        yield Sublayer(
+            "cross_attention" if number else "attention", first, back[-1], block=int(block.rpartition(".")[2])
+        )
     outside = [
         n for n in layers if n.startswith(f"{block}.") and not any(n.startswith(f"{other}.") for other in attentions)
     ]
@@ -116,7 +120,8 @@ def _of_block(module: Any, block: str, layers: Mapping[str, tuple[int, int]]) ->
         )
     if back:
         norm = _norm_of_feed_forward(module, block, attentions, width)
-        yield Sublayer("feed_forward", outside[0], back[-1], norm, _ends_in_a_norm(module, block.rpartition(".")[0]))
+        stack, _, number = block.rpartition(".")
+        yield Sublayer("feed_forward", outside[0], back[-1], norm, _ends_in_a_norm(module, stack), int(number))
 
 
 _IN = {"q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin"}
