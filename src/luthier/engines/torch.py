@@ -102,26 +102,27 @@ def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the nam
 
 def _share(model: EngineTarget, record: ModelRecord, config: Config) -> tuple[SharedBase, str | None]:
     """The base that ``record`` lives on, and its key there (None: it is the base, or whole weights of its own)."""
-    from luthier.models.attach import load_base, read_manifest
+    from luthier.models.attach import load_base, quantization_of, read_manifest
     from luthier.models.load import load_model
     from luthier.store.artifacts import path_of
     from luthier.store.models import find
 
     store = model.store
     assert store is not None
-    under, key = record, None
+    under, key, quantization = record, None, None
     if record.kind == "adapter":
         manifest = read_manifest(path_of(store, record.digest))
         if manifest["saves"] != "weights":
             under, key = find(store, record.base or manifest["base"]["name"]), record.digest
+            quantization = quantization_of(manifest)
     load = load_model if key is None else load_base
     own = key is None and record.kind == "adapter"
-    place = ("torch", str(store.home.root), under.digest, own, config.dtype, config.device)
+    place = ("torch", str(store.home.root), under.digest, own, config.dtype, config.device, quantization)
     shared = model.shared
     if place not in shared:
         shared[place] = SharedBase(
             store,
-            lambda: load(store, under, dtype=config.dtype, device=config.device),
+            lambda: load(store, under, dtype=config.dtype, device=config.device, quantization=quantization),
             lambda: shared.pop(place, None),
         )
     return shared[place], key

@@ -24,7 +24,10 @@ _AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """No warnings from PEFT: of layers whose layout it corrects itself, of random matrices that are drawn again, of its own deprecations."""
+    """No warnings from PEFT and what it imports: of layers whose layout it corrects itself, of random matrices that are drawn again, of its own deprecations."""
+    from luthier.models.quantize import quiet_library
+
+    quiet_library()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from luthier.store.database import Store
 
 MANIFEST, HEAD = "luthier.json", "head.safetensors"
+    from luthier.models.quantize import Quantization
 FORMAT = 1
 SAVES = ("adapter", "weights", "head", "delta")
 _TOKENIZER_FILES = (
@@ -73,6 +74,7 @@ def save_trained(model: LoadedModel, folder: Path, manifest: Mapping[str, Any]) 
         **manifest,
     }
     try:
+        **({"quantization": model.quantization.as_dict()} if model.quantization is not None else {}),
         folder.mkdir(parents=True, exist_ok=True)
         if saves == "adapter":
             save_adapter(_peft(model), folder, model.base.name)
@@ -127,21 +129,47 @@ def load_trained(store: Store, record: ModelRecord, *, dtype: str = "auto", devi
         loaded.labels = labels
         _check_template(record, manifest, loaded)
         return loaded
-    loaded = load_base(store, find(store, record.base or manifest["base"]["name"]), dtype=dtype, device=device)
+    loaded = load_base(
+        store,
+        find(store, record.base or manifest["base"]["name"]),
+        dtype=dtype,
+        device=device,
+        quantization=quantization_of(manifest),
+    )
     attach(loaded, record, record.name, folder=folder)
     select(loaded, record.name)
     loaded.record, loaded.folder, loaded.labels = record, folder, labels
     return loaded
 
 
-def load_base(store: Store, base: ModelRecord, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-    """What an adapter is put on: a base model, or a tuned one merged into plain weights (tuning may start from tuning)."""
-    loaded = load_model(store, base, dtype=dtype, device=device)
-    if base.kind == "adapter":
-        from luthier.models.merge import merge
+def quantization_of(manifest: Mapping[str, Any]) -> Quantization | None:
+    """How the base was held that a trained folder belongs on; None: in plain weights."""
+    from luthier.models.quantize import Quantization
 
-        loaded = merge(loaded)
-        loaded.base = base
+    return Quantization.from_dict(manifest.get("quantization"))
+
+
+def load_base(
+    store: Store,
+    base: ModelRecord,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantization: Quantization | None = None,
+) -> LoadedModel:
+    """What an adapter is put on: a base model, or a tuned one merged into plain weights (tuning may start from tuning), in 4 bits where
+    ``quantization`` says so."""
+    if base.kind != "adapter":
+        return load_model(store, base, dtype=dtype, device=device, quantization=quantization)
+    from luthier.models.merge import merge
+
+    loaded = merge(load_model(store, base, dtype=dtype, device=device))
+    loaded.base = base
+    if quantization is not None:
+        from luthier.models.quantize import quantize
+
+        quantize(inner_of(loaded), quantization)
+        loaded.quantization = quantization
     return loaded
 
 
@@ -177,6 +205,12 @@ def attach(
     base.selected = ""  # loading moves PEFT's own selection
     _take_out(base)
     try:
+    if (trained_on := quantization_of(manifest)) != base.quantization:
+        raise MismatchError(
+            f"{record.name} was trained on {trained_on or 'plain weights'}; here {base.base.name} is in "
+            f"{base.quantization or 'plain weights'}",
+            hint="Load it with load_model, which holds its base as it was in training.",
+        )
         if manifest["saves"] == "adapter":
             held.peft_model, held.peft_name = load_adapter(base, folder)
         elif manifest["saves"] == "delta":

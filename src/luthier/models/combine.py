@@ -183,13 +183,14 @@ def _combined(
     rank: int | None,
     progress: Progress,
 ) -> ModelRecord:
-    from luthier.models.attach import attach, load_base, save_trained
+    from luthier.models.attach import attach, load_base, quantization_of, save_trained
     from luthier.store.artifacts import put, staged
     from luthier.store.lineage import Node, record_edge
     from luthier.store.models import register
 
     progress("combine", 0, 3)
-    model = load_base(store, base, dtype="fp32", device="cpu")
+    quantization = quantization_of(manifests[0])
+    model = load_base(store, base, dtype="fp32", device="cpu", quantization=quantization)
     for record in records:
         attach(model, record, record.name, store=store)
     held = [model.attached[record.name] for record in records]

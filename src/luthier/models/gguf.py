@@ -187,6 +187,10 @@ def refuse_beyond_lora(folder: Path) -> None:
     """Raise UnsupportedError, naming the reason, unless the PEFT adapter in ``folder`` is one that a LoRA GGUF can hold."""
     if not (folder / "adapter_config.json").exists():
         raise UnsupportedError(f"{folder}: holds no PEFT adapter", hint=_MERGE)
+    if (folder / "luthier.json").exists() and (held := _read_json(folder / "luthier.json").get("quantization")):
+        raise UnsupportedError(
+            f"a LoRA GGUF goes on the plain base; this adapter was trained on it in {held.get('kind')}", hint=_MERGE
+        )
     config = _read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise UnsupportedError(f"a LoRA GGUF needs a LoRA adapter; got {config.get('peft_type')}", hint=_MERGE)

@@ -102,7 +102,9 @@ def inspect_adapter(store: Store, name: str) -> Inspection:
     """Load a tuned model in fp32 on the CPU and compare it with its base. Raises as loading does."""
     import torch
 
+    from luthier.models.adapters import inner_of
     from luthier.models.attach import HEAD, load_trained, read_manifest
+    from luthier.models.quantize import dequantize
     from luthier.store.artifacts import path_of
     from luthier.store.models import find
 
@@ -119,6 +121,8 @@ def inspect_adapter(store: Store, name: str) -> Inspection:
                 hint=error.hint,
             ) from error
     loaded = load_trained(store, record, dtype="fp32", device="cpu")
+    if loaded.quantization is not None:  # what it moved is the base in 4 bits
+        dequantize(inner_of(loaded))
     head = folder / HEAD
     with torch.no_grad():
         parts = tuple(_parts(store, loaded, folder, saves))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from luthier.data.render import Renderer
+    from luthier.models.quantize import Quantization
     from luthier.store.database import Store
 
 DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
@@ -43,7 +44,9 @@ class LoadedModel:
 
     ``record`` is what was asked for, ``base`` the base weights under it (the same record when there is no adapter). ``module`` is
     a causal language model (possibly inside a ``peft.PeftModel``) or, for encoders, an ``EncoderClassifier``. ``renderer`` is None
-    for encoders. ``folder`` holds the files of ``record``. ``attached`` and ``selected`` belong to ``models.attach``.
+    for encoders. ``context_length`` is what real tokens have after the ``virtual_tokens`` of a soft
+    prompt. ``folder`` holds the files of ``record``. ``attached`` and ``selected`` belong to ``models.attach``, ``light`` to
+    ``models.light``. ``quantization`` says how the base is held when that is in 4 bits.
     """
 
     record: ModelRecord
@@ -61,6 +64,9 @@ class LoadedModel:
     attached: dict[str, Attached] = field(default_factory=dict)
     selected: str | None = None
 
+    virtual_tokens: int = 0
+    light: Any = None
+    quantization: Quantization | None = None
     @property
     def template_digest(self) -> str:
         """The renderer's digest; "" for encoders."""
@@ -75,10 +81,12 @@ def load_model(
     device: str = "auto",
     labels: Sequence[str] = (),
 ) -> LoadedModel:
+    quantization: Quantization | None = None,
     """Load a stored base model, or a base with what tuning made of it.
 
     ``dtype`` is auto, bf16, fp16 or fp32 (see ``choose_dtype``); ``device`` auto, cpu, cuda, cuda:N or mps. ``labels`` gives an
-    encoder without a head a new one. The module is in eval mode.
+    encoder without a head a new one. ``quantization`` holds a base's linear layers in 4 bits (what tuning made knows its own). The
+    module is in eval mode.
 
     Raises NotFoundError for an unknown name, DataError for damaged files, MismatchError when base or template are not the ones an
     adapter was trained with, UnsupportedError for records that hold no torch weights.
@@ -100,7 +108,15 @@ def load_model(
         )
     from luthier.store.artifacts import path_of
 
-    return load_folder(path_of(store, record.digest), record, record, dtype=dtype, device=device, labels=tuple(labels))
+    return load_folder(
+        path_of(store, record.digest),
+        record,
+        record,
+        dtype=dtype,
+        device=device,
+        labels=tuple(labels),
+        quantization=quantization,
+    )
 
 
 def load_folder(
@@ -112,6 +128,7 @@ def load_folder(
     device: str = "auto",
     labels: tuple[str, ...] = (),
 ) -> LoadedModel:
+    quantization: Quantization | None = None,
     """Load a folder in Hugging Face layout (config.json, tokenizer files, safetensors weights) as ``record``."""
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
@@ -119,13 +136,13 @@ def load_folder(
     check_folder(folder)
     tokenizer = load_tokenizer(folder)
     if record.architecture == "decoder":
-        module = _pretrained("AutoModelForCausalLM", folder, kind, where).eval()
+        module = _pretrained("AutoModelForCausalLM", folder, kind, where, quantization).eval()
         renderer = load_renderer(folder, tokenizer)
         context = int(getattr(module.config.get_text_config(), "max_position_embeddings", 0) or 2048)
     else:
         from luthier.models.encoder import EncoderClassifier, read_max_tokens, read_pooling
 
-        body = _pretrained("AutoModel", folder, kind, where)
+        body = _pretrained("AutoModel", folder, kind, where, quantization)
         if getattr(body, "pooler", None) is not None:
             body.pooler = (
                 None  # sentence vectors come from the hidden states; an unread layer must not count as trained
@@ -147,6 +164,7 @@ def load_folder(
         folder=folder,
         base_folder=folder,
     )
+        quantization=quantization,
 
 
 def load_renderer(folder: Path, tokenizer: Any = None) -> Renderer:
@@ -190,16 +208,20 @@ def load_tokenizer(folder: Path) -> Any:
         raise DataError(f"{folder}: the tokenizer files cannot be read: {error}") from error
 
 
-def _pretrained(auto_class: str, folder: Path, dtype: torch.dtype, where: torch.device) -> Any:
+def _pretrained(
+    auto_class: str, folder: Path, dtype: torch.dtype, where: torch.device, quantization: Quantization | None = None
+) -> Any:
     """The bare module; every weight that the architecture needs must come from the files."""
     import transformers
+    import torch
     from safetensors import SafetensorError
 
     try:
         with quiet_transformers():
             module, report = getattr(transformers, auto_class).from_pretrained(
                 str(folder),
-                dtype=dtype,
+                # weights become 4 bits by way of bf16, never of fp16
+                dtype=torch.bfloat16 if quantization is not None and dtype == torch.float16 else dtype,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -219,6 +241,11 @@ def _pretrained(auto_class: str, folder: Path, dtype: torch.dtype, where: torch.
 
         module.set_attn_implementation(register())
     return module.to(where)
+    if quantization is not None:
+        from luthier.models.quantize import quantize
+
+        quantize(module, quantization, where)  # layer by layer: the device never holds the whole weights
+        return module.to(device=where, dtype=dtype)
 
 
 @contextmanager

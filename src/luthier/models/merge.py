@@ -8,12 +8,13 @@ from typing import Any
 from luthier.core.errors import UnsupportedError
 from luthier.models.adapters import unwrapped
 from luthier.models.load import LoadedModel
+from luthier.models.quantize import dequantize, restore_transposed
 
 
 def merge(model: LoadedModel) -> LoadedModel:
     """The same model as plain Hugging Face modules, the selected adapter added into the base weights.
 
-    The sum is computed in fp32 and rounded once to the model's dtype. A delta's tensors replace the base's, as they are. ``model`` is
+    The sum is computed in fp32 and rounded once to the model's dtype; of a base in 4 bits, with its dequantized weights. A delta's tensors replace the base's, as they are. ``model`` is
     used up: its modules become the result's. A model without an adapter comes back as it is. Raises UnsupportedError when the
     adapter's method cannot be merged (soft prompts).
     """
@@ -25,8 +26,12 @@ def merge(model: LoadedModel) -> LoadedModel:
     if replaced:  # the adapters beside it are not part of the answer
         return _plain(model, unwrapped(inner))
     if inner.active_peft_config.is_prompt_learning:
-        kind = inner.active_peft_config.peft_type
-        raise UnsupportedError(f"{model.record.name}: an adapter of type {kind} cannot be merged into the weights")
+        raise UnsupportedError(
+            f"{model.record.name} is a soft prompt: it adds virtual tokens and changes no weight, so there is nothing to merge",
+            hint="it can be served where it is swapped in: engine torch",
+        )
+    if model.quantization is not None:
+        dequantize(inner)
     try:
         merged = inner.float().merge_and_unload(safe_merge=True)
     except (NotImplementedError, ValueError) as error:
@@ -35,7 +40,9 @@ def merge(model: LoadedModel) -> LoadedModel:
             f"{model.record.name}: an adapter of type {kind} cannot be merged into the weights: {error}",
             hint="it can be served where it is swapped in: engine torch",
         ) from error
-    return _plain(model, merged.to(model.dtype).eval())
+    if model.quantization is not None:
+        restore_transposed(merged)
+    return replace(_plain(model, merged.to(model.dtype).eval()), quantization=None)
 
 
 def _plain(model: LoadedModel, module: Any) -> LoadedModel:

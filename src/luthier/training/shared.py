@@ -18,6 +18,7 @@ from luthier.core.model import ModelRecord
 
 if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
+    from luthier.models.quantize import Quantization
     from luthier.store.database import Store
 
 _SHARE_OF_FREE_MEMORY = 0.1
@@ -42,18 +43,25 @@ class Shared:
     _sketches: dict[str, LoadedModel] = field(default_factory=dict)
 
     def load(
-        self, store: Store, record: ModelRecord, *, dtype: str, device: str, labels: Sequence[str] = ()
+        self,
+        store: Store,
+        record: ModelRecord,
+        *,
+        dtype: str,
+        device: str,
+        labels: Sequence[str] = (),
+        quantization: Quantization | None = None,
     ) -> LoadedModel:
-        """As ``models.load.load_model``. A base that is small beside the free memory is read once and copied afterwards."""
+        """As ``models.load.load_model``. A base in plain weights that is small beside the free memory is read once and copied afterwards."""
         import torch
 
         from luthier.models.encoder import new_head
         from luthier.models.load import load_model
 
         key = (record.digest, dtype, device)
-        if key not in self._bases:
-            if not _is_small(record):
-                return load_model(store, record, dtype=dtype, device=device, labels=labels)
+        if quantization is not None or key not in self._bases:
+            if quantization is not None or not _is_small(record):
+                return load_model(store, record, dtype=dtype, device=device, labels=labels, quantization=quantization)
             before = torch.get_rng_state()
             loaded = load_model(store, record, dtype=dtype, device=device)
             if not torch.equal(before, torch.get_rng_state()):

@@ -241,7 +241,9 @@ def _prepare(
     torch.manual_seed(job.config.train.seed)  # a new head and LoRA's A are random
     train = job.config.train
     load = shared.load if shared is not None else load_model
-    model = load(store, job.base, dtype=train.dtype, device=train.device, labels=labels)
+    held = job.method.entry.optional("quantization") if job.base.kind == "base" else None
+    quantization = held(job.method.config) if held is not None else None
+    model = load(store, job.base, dtype=train.dtype, device=train.device, labels=labels, quantization=quantization)
     if job.base.kind == "adapter":
         model = merge(model)
         model.base = job.base
