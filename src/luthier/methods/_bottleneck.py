@@ -1,0 +1,109 @@
+"""What the methods that put bottleneck networks into blocks share: which sub-layers, how many units, how many parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from luthier.core.errors import InputError, UnsupportedError
+from luthier.methods._parts import Sublayer, norms, sublayers
+from luthier.methods._peft import task_type, wrap
+from luthier.methods._targets import choose, linear_layers
+from luthier.models.adapters import inner_of
+from luthier.models.load import LoadedModel
+
+ATTENTION, CROSS_ATTENTION, FEED_FORWARD = "attention", "cross_attention", "feed_forward"
+
+
+def parts(module: Any, kinds: Collection[str], blocks: Sequence[int] | None, *, method: str) -> list[Sublayer]:
+    """The sub-layers of these kinds in the blocks with these numbers (of each stack; None: in all).
+
+    Raises InputError for a block that is not there, UnsupportedError for a model without a kind that was asked for.
+    """
+    every = sublayers(module)
+    count = 1 + max(part.block for part in every)
+    wrong = [number for number in blocks or () if not 0 <= number < count]
+    if blocks is not None and (wrong or not blocks):
+        raise InputError(
+            f"method.blocks must be numbers from 0 to {count - 1}; got {wrong[0] if wrong else 'an empty list'}"
+        )
+    for kind in kinds:
+        if not any(part.kind == kind for part in every):
+            raise UnsupportedError(
+                f"method {method} finds no {kind.replace('_', '-')} in the blocks of {type(module).__name__}",
+                hint="name linear layers instead: method=adapter method.targets=[...], or method=lora method.targets=[...]",
+            )
+    return [part for part in every if part.kind in kinds and (blocks is None or part.block in blocks)]
+
+
+def outputs(
+    module: Any,
+    targets: str | Sequence[str],
+    kinds: Collection[str],
+    blocks: Sequence[int] | None,
+    *,
+    method: str,
+) -> dict[str, int]:
+    """Name -> width of the linear layers after which adapters go: those that ``targets`` names, or (auto) the sub-layers' last ones."""
+    if targets != "auto":
+        if blocks is not None:
+            raise InputError("method.blocks is for targets auto; named targets say themselves which blocks they are in")
+        return {name: out for name, (_, out) in choose(module, targets, where="method.targets").items()}
+    layers = linear_layers(module)
+    return {part.output: layers[part.output][1] for part in parts(module, kinds, blocks, method=method)}
+
+
+def size_of(width: int, bottleneck: int | None, reduction: float, *, multiple: int = 1) -> int:
+    """Units of an adapter: ``bottleneck``, or ``width / reduction`` rounded down to a ``multiple`` (which is the least).
+
+    Raises InputError for more units than the width, or for a ``bottleneck`` that is no multiple.
+    """
+    if bottleneck is None:
+        return max(multiple, int(width / reduction) // multiple * multiple)
+    if bottleneck > width:
+        raise InputError(
+            f"method.bottleneck must be at most {width}, the width of the layers that it goes between; got {bottleneck}"
+        )
+    if bottleneck % multiple:
+        raise InputError(f"method.bottleneck must be a multiple of method.n, {multiple}; got {bottleneck}")
+    return bottleneck
+
+
+def one_width(widths: Collection[int], *, method: str) -> int:
+    """The width of all targets. Raises InputError when they differ."""
+    if len(set(widths)) > 1:
+        raise InputError(
+            f"method.targets of method {method} must return one width; got layers of {', '.join(map(str, sorted(set(widths))))}",
+            hint="name layers that return to the model's width, such as o_proj and down_proj",
+        )
+    return next(iter(widths))
+
+
+def check_both(given: Collection[str]) -> None:
+    """Raise ValueError when the size was given in two ways."""
+    if {"bottleneck", "reduction"} <= set(given):
+        raise ValueError("bottleneck and reduction say the same thing: give one of them")
+
+
+def plain_parameters(width: int, size: int, *, norm: str, learn_scale: bool = False) -> int:
+    """Down and up with their biases, a norm of its own, a learned scale."""
+    return 2 * width * size + size + width + (2 * width if norm != "none" else 0) + int(learn_scale)
+
+
+def norm_parameters(module: Any) -> int:
+    """Gains and biases of all of the model's norms."""
+    return sum(p.numel() for name in norms(module) for p in module.get_submodule(name).parameters())
+
+
+def insert(model: LoadedModel, method: str, targets: Collection[str], **options: Any) -> LoadedModel:
+    """Put adapters after ``targets``; ``options`` are those of the tuner's configuration (``models.tuners.bottleneck``)."""
+    from luthier.models import tuners
+
+    named = {*targets, *options.get("norms", ()), *options.get("sources", {}).values()}
+    settings = tuners.tuner("bottleneck").CONFIG(target_modules=sorted(named), task_type=task_type(model), **options)
+    return wrap(model, settings, method=method)
+
+
+def trained_norms(model: LoadedModel, wanted: bool) -> list[str]:
+    """The norms to train beside adapters: all of the model's, or none."""
+    return norms(inner_of(model)) if wanted else []
