@@ -13,6 +13,7 @@ from tests.methods.tiny import each_linear
 
 from luthier.core.errors import InputError, MismatchError, MissingExtraError, UnsupportedError
 from luthier.core.model import ModelRecord
+from luthier.methods._targets import linear_layers
 from luthier.methods.qlora import Config, build, quantization
 from luthier.models.attach import attach, load_base, read_manifest, save_trained
 from luthier.models.load import LoadedModel, load_model
@@ -150,6 +151,22 @@ def test_the_engine_answers_on_the_quantized_base_beside_the_plain_one(model: Lo
     torch.testing.assert_close(torch.tensor([s.logprob for s in tuned]), expected, rtol=1e-4, atol=1e-4)
     for engine in engines:
         engine.close()
+
+
+def test_tuned_from_a_run_and_predicted_with_the_bytes_it_takes(model: LoadedModel) -> None:
+    from luthier.models.shapes import load_shapes, parameter_counts
+    from luthier.training.preflight import shape_of
+
+    plain = parameter_counts(model)[1]
+    linear = sum(i * o for i, o in linear_layers(model.module).values())
+    sketch = load_shapes(open_store(), model.base)
+    for each in (model, sketch):
+        before = shape_of(each)
+        found = shape_of(build(each, Config(rank=4)))
+        assert found.parameters == plain + found.trainable == parameter_counts(each)[1]
+        others = found.parameters - linear
+        assert found.weight_bytes == pytest.approx(others * each.dtype.itemsize + linear * Quantization().bits / 8)
+        assert found.weights_mb < before.weights_mb
 
 
 def test_a_lora_gguf_is_refused(model: LoadedModel, tmp_path: Path) -> None:

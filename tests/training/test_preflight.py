@@ -56,7 +56,13 @@ def test_flops_follow_what_is_trained() -> None:
 
 @pytest.mark.parametrize(
     ("base", "method"),
-    [("tiny_decoder", "lora"), ("tiny_decoder", "full"), ("tiny_encoder", "lora"), ("tiny_encoder", "linear_probe")],
+    [
+        ("tiny_decoder", "lora"),
+        ("tiny_decoder", "qlora"),
+        ("tiny_decoder", "full"),
+        ("tiny_encoder", "lora"),
+        ("tiny_encoder", "linear_probe"),
+    ],
 )
 def test_a_sketch_counts_what_the_loaded_model_has(
     base: str, method: str, tickets: Path, request: pytest.FixtureRequest

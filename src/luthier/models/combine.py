@@ -163,6 +163,10 @@ def _require_alike(names: Sequence[str], manifests: Sequence[Mapping[str, Any]])
                 f"{names[0]} was trained on {first['base']['name']} ({first['base']['digest'][:12]}), {name} on "
                 f"{manifest['base']['name']} ({manifest['base']['digest'][:12]}); adapters of one base can be combined"
             )
+        if manifest.get("quantization") != first.get("quantization"):
+            raise MismatchError(
+                f"{names[0]} and {name} were trained on the base in different forms (plain, or in 4 bits)"
+            )
         if manifest.get("template_digest") != first.get("template_digest"):
             raise MismatchError(f"{names[0]} and {name} were trained with different chat templates")
         if first["architecture"] == "encoder" and list(manifest.get("labels") or ()) != list(first.get("labels") or ()):

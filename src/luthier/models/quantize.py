@@ -219,6 +219,18 @@ def quantized_layers(module: Any) -> Iterator[tuple[str, QuantizedLinear]]:
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, QuantizedLinear))
 
 
+def unseen(module: Any) -> int:
+    """Weights that ``module`` has beyond the entries of its parameters: two of 4 bits are in one."""
+    return sum(layer.in_features * layer.out_features - layer.weight.numel() for _, layer in quantized_layers(module))
+
+
+def held_bytes(module: Any, bytes_each: int) -> float:
+    """What the weights of ``module`` take, ``bytes_each`` those that are not in 4 bits."""
+    packed = [layer for _, layer in quantized_layers(module)]
+    plain = sum(p.numel() for p in module.parameters()) - sum(layer.weight.numel() for layer in packed)
+    return plain * bytes_each + sum(layer.held_bytes for layer in packed)
+
+
 def dequantize(module: Any) -> None:
     """Plain linear layers in fp32 in place of the quantized ones, inside adapters or not; ``restore_transposed`` comes after merging."""
     for name, layer in list(quantized_layers(module)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from luthier.core.errors import UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.models.load import LoadedModel, load_renderer, load_tokenizer, quiet_transformers
+from luthier.models.quantize import unseen
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
@@ -80,4 +81,4 @@ def sketch_of(
 def parameter_counts(model: LoadedModel) -> tuple[int, int]:
     """(trained, all); parameters that modules share count once."""
     counts = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
-    return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
+    return sum(n for n, trained in counts if trained), sum(n for n, _ in counts) + unseen(model.module)

@@ -43,7 +43,8 @@ _LOGIT_ROWS = 128  # objectives compute logits in pieces of this many rows
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model decides its cost. ``flows``: the gradient goes through the body, so its activations are kept."""
+    """What of a model decides its cost; weights in 4 bits count one by one. ``flows``: the gradient goes through the body, so its
+    activations are kept."""
 
     parameters: int
     trainable: int
@@ -54,6 +55,12 @@ class Shape:
     layers: int
     vocabulary: int
     bytes_each: int
+    weight_bytes: float = 0.0  # what the weights take when some are in 4 bits; 0: parameters times bytes_each
+
+    @property
+    def weights_mb(self) -> float:
+        """Memory of the weights."""
+        return (self.weight_bytes or self.parameters * self.bytes_each) / 1e6
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,15 @@ class Prediction:
 
 def shape_of(model: LoadedModel) -> Shape:
     """Count a model's parameters, whether its weights are there or only sketched (torch's ``meta`` device)."""
+    from luthier.models.quantize import held_bytes, unseen
+
     decoder = model.architecture == "decoder"
     body = model.module if decoder else model.module.body
     config = body.config.get_text_config()
     counts = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
     table = body.get_input_embeddings()
     return Shape(
-        parameters=sum(n for n, _ in counts),
+        parameters=sum(n for n, _ in counts) + unseen(model.module),
         trainable=sum(n for n, trained in counts if trained),
         flows=any(p.requires_grad for p in body.parameters()),
         embeddings=int(table.weight.numel()) if table is not None else 0,
@@ -129,6 +138,7 @@ def shape_of(model: LoadedModel) -> Shape:
         layers=int(config.num_hidden_layers),
         vocabulary=int(config.vocab_size) if decoder else 0,
         bytes_each=model.dtype.itemsize,
+        weight_bytes=held_bytes(model.module, model.dtype.itemsize) if model.quantization is not None else 0.0,
     )
 
 
@@ -170,12 +180,17 @@ def predict(
     parts = _memory(shape, amount)
     raw = sum(parts.values())
     extra = raw * _median([e["took_mb"] / e["raw_mb"] for e in _like(earlier, job) if e["raw_mb"] > 0], 1.0)
-    weights = shape.parameters * shape.bytes_each / 1e6
+    weights = shape.weights_mb
     process = 0.0 if device.type == "cuda" else resident_mb() if loaded else max(_IMPORTED_MB, resident_mb())
     start = process if loaded and device.type != "cuda" else process + weights
     shown = {"process": process, **({} if start == process else {"weights": weights}), **parts}
+    reading = 0.0
+    if (
+        shape.weight_bytes and not loaded and device.type != "cuda"
+    ):  # they become 4 bits layer by layer, and are read before
+        reading = process + shape.parameters * shape.bytes_each / 1e6
     return Prediction(
-        peak_mb=start + extra,
+        peak_mb=max(start + extra, reading),
         train_s=train_s if limit is None else min(train_s, limit),
         seconds=train_s + forward if limit is None else min(train_s + forward, limit),
         steps=amount.steps,

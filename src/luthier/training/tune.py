@@ -291,8 +291,10 @@ def _validator(
 
 def _parameter_counts(model: LoadedModel) -> tuple[int, int]:
     """(trainable, all)."""
+    from luthier.models.quantize import unseen
+
     counts = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
-    return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
+    return sum(n for n, trained in counts if trained), sum(n for n, _ in counts) + unseen(model.module)
 
 
 def _dataset(dataset: Dataset) -> Node:
