@@ -1,0 +1,264 @@
+"""The peer's side of ``methods.py``: ``peft.get_peft_model`` and ``transformers.Trainer``, as their documentation shows them.
+
+The PEFT configuration is the very one that Luthier's method builds for the same model (rank, targets, scale), so that nothing differs
+by accident. Methods that only choose which parameters are trained are ``requires_grad`` on a plain model. What PEFT has not is skipped.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from _methods_cell import (
+    Cell,
+    Place,
+    Skip,
+    _figures,
+    _sets,
+    base_mb,
+    first_tokens,
+    macro_f1,
+    options,
+    settings,
+    tokenised,
+)
+
+PLAIN = ("full", "freeze", "bitfit", "linear_probe", "attention_only")
+"""Methods that are ``requires_grad`` and no more."""
+
+
+def peer(cell: Cell, place: Place) -> dict[str, Any]:
+    """Train with the Trainer: in fp32 and random batches as it comes, or in bf16 with rows grouped by length."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
+
+    from luthier.core import catalog
+    from luthier.models.load import load_renderer
+    from luthier.store.artifacts import path_of
+    from luthier.store.database import open_store
+    from luthier.store.models import find
+    from luthier.training.memory import peak_mb, reset_peak, resident_mb
+
+    store = open_store(place.home)
+    train, test, prompt = _sets(place.data / cell.dataset, cell.rows, cell.test)
+    labels = list(prompt.labels)
+    entry, record = catalog.load("methods", cell.method), find(store, cell.model)
+    decoder, folder = record.architecture == "decoder", path_of(store, record.digest)
+    own = settings(cell, entry, record.architecture)
+    apply = _method(cell, place, store, record, entry, labels)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    renderer = load_renderer(folder, tokenizer) if decoder else None
+    gc.collect()
+    before_mb = resident_mb()
+    dtype = torch.bfloat16 if cell.side == "tuned" else torch.float32
+    torch.manual_seed(cell.seed)
+    if decoder:
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=dtype, num_labels=len(labels))
+    before_mb += base_mb(model)
+    model = apply(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    reset_peak(torch.device("cpu"))
+    began = time.perf_counter()
+    rows = [_row(ids, told, decoder) for ids, told in tokenised(train, prompt, tokenizer, renderer, labels)]
+    counted = _Counting(tokenizer, decoder)
+    watch = _watch(place.limit_s)
+    with TemporaryDirectory() as out:
+        arguments = transformers.TrainingArguments(
+            output_dir=out,
+            per_device_train_batch_size=own["batch_size"],
+            num_train_epochs=own["epochs"],
+            learning_rate=own["learning_rate"],
+            weight_decay=own["weight_decay"],
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            max_grad_norm=1.0,
+            use_cpu=True,
+            seed=cell.seed,
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+            save_strategy="no",
+            **({"train_sampling_strategy": "group_by_length"} if cell.side == "tuned" else {}),
+        )
+        callbacks = [watch, *([_allocation(model)] if cell.method == "adalora" else [])]
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=counted, callbacks=callbacks)
+        if cell.method == "adalora":
+            _plan_ranks(model, trainer, rows, own)
+        trainer.train()
+    seconds = time.perf_counter() - began
+    peak = peak_mb(torch.device("cpu"))
+    if watch.cut:
+        return _figures(
+            trainable, counted.tokens * watch.steps / max(1, counted.batches), seconds, peak, before_mb, None
+        )
+    tokens = sum(len(row["input_ids"]) for row in rows) * own["epochs"]
+    answers = _answers(model, test, prompt, tokenizer, renderer, labels)
+    return _figures(
+        trainable, tokens, seconds, peak, before_mb, macro_f1(answers, [str(e.target) for e in test.examples])
+    )
+
+
+def _row(ids: list[int], told: Any, decoder: bool) -> dict[str, Any]:
+    if not decoder:
+        return {"input_ids": ids, "labels": told}
+    return {"input_ids": ids, "labels": [token if said else -100 for token, said in zip(ids, told, strict=True)]}
+
+
+class _Counting:
+    """transformers' collators, and how many tokens went through them."""
+
+    def __init__(self, tokenizer: Any, decoder: bool) -> None:
+        from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
+
+        self.inner = (DataCollatorForSeq2Seq if decoder else DataCollatorWithPadding)(tokenizer)
+        self.tokens = self.batches = 0
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        self.tokens += sum(len(row["input_ids"]) for row in rows)
+        self.batches += 1
+        return self.inner([{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows])
+
+
+def _watch(limit_s: float) -> Any:
+    """A callback that ends training when its time is up."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        cut, steps, began = False, 0, time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.steps = state.global_step
+            if time.perf_counter() - self.began > limit_s and state.global_step < state.max_steps:
+                self.cut = control.should_training_stop = True
+
+    return Watch()
+
+
+def _allocation(model: Any) -> Any:
+    """AdaLoRA's ranks move after every step, as PEFT's documentation says."""
+    from transformers import TrainerCallback
+
+    class Allocation(TrainerCallback):
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            model.base_model.update_and_allocate(state.global_step)
+
+    return Allocation()
+
+
+def _plan_ranks(model: Any, trainer: Any, rows: Any, own: Any) -> None:
+    """AdaLoRA's schedule over the steps of this training: a tenth of warmup, three tenths after the last rank has gone."""
+    steps = -(-len(rows) // own["batch_size"]) * int(own["epochs"])
+    config = model.peft_config["default"]
+    config.total_step, config.tinit, config.tfinal, config.deltaT = steps, int(0.1 * steps), int(0.3 * steps), 1
+    model.base_model.rankallocator.set_total_step(steps)
+    del trainer
+
+
+def _method(cell: Cell, place: Place, store: Any, record: Any, entry: Any, labels: list[str]) -> Any:
+    """A function that puts the same method into the peer's model. Raises Skip where the peer has none."""
+    from peft import TaskType, get_peft_model
+
+    from luthier.models.adapters import inner_of, peft_or_none
+    from luthier.models.shapes import load_shapes
+
+    decoder = record.architecture == "decoder"
+    chosen = entry.configure(options(cell.method, cell, place))
+    task = TaskType.CAUSAL_LM if decoder else TaskType.SEQ_CLS
+    known = PROMPTS.get(cell.method)
+    if known is not None:
+        config = known(chosen)
+    else:
+        sketch = entry(load_shapes(store, record, labels=() if decoder else labels), chosen)
+        if cell.method in PLAIN:
+            names = {name for name, p in inner_of(sketch).named_parameters() if p.requires_grad}
+            return lambda model: _only(model, names)
+        if cell.method == "layer_norm":
+            config = _norms(sketch)
+        else:
+            made = peft_or_none(sketch)
+            config = copy.deepcopy(made.peft_config["default"]) if made is not None else None
+    if config is None or not type(config).__module__.startswith("peft."):
+        raise Skip(f"PEFT has no {cell.method}")
+    config.task_type = task
+
+    def apply(model: Any) -> Any:
+        model.requires_grad_(False)
+        return get_peft_model(model, config)
+
+    return apply
+
+
+def _only(model: Any, names: set[str]) -> Any:
+    """Of a plain model, train these parameters of the body, and a classifier."""
+    prefix = f"{model.base_model_prefix}."
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names or name.removeprefix(prefix) in names or name.startswith("classifier"))
+    return model
+
+
+def _norms(sketch: Any) -> Any:
+    from peft import LNTuningConfig
+
+    from luthier.methods._parts import norms
+    from luthier.models.adapters import inner_of
+
+    return LNTuningConfig(target_modules=norms(inner_of(sketch)))
+
+
+def _prompt(chosen: Any) -> Any:
+    from peft import PromptTuningConfig
+
+    return PromptTuningConfig(num_virtual_tokens=_length(chosen))
+
+
+def _p_tuning(chosen: Any) -> Any:
+    from peft import PromptEncoderConfig
+
+    return PromptEncoderConfig(num_virtual_tokens=_length(chosen))
+
+
+def _prefix(chosen: Any) -> Any:
+    from peft import PrefixTuningConfig
+
+    return PrefixTuningConfig(num_virtual_tokens=_length(chosen))
+
+
+def _length(chosen: Any) -> int:
+    """How many soft tokens."""
+    return int(next(getattr(chosen, key) for key in ("length", "tokens", "num_virtual_tokens") if hasattr(chosen, key)))
+
+
+PROMPTS = {"prompt": _prompt, "p_tuning": _p_tuning, "prefix": _prefix, "p_tuning_v2": _prefix}
+"""Soft prompts, which Luthier builds itself."""
+
+
+def _answers(model: Any, test: Any, prompt: Any, tokenizer: Any, renderer: Any, labels: list[str]) -> list[str]:
+    """The label that the trained model gives to every test row: of a decoder, the one whose first token is likeliest after the prompt."""
+    import torch
+
+    from luthier.data.batch import order_by_length, pad
+
+    model.eval()
+    if renderer is None:
+        ids = [ids for ids, _ in tokenised(test, prompt, tokenizer, None, labels)]
+        starts: list[int] = []
+    else:
+        ids = [renderer.prompt_ids(prompt.messages(e.text)) for e in test.examples]
+        starts = first_tokens(renderer, prompt, tuple(labels))
+    found = [0] * len(ids)
+    with torch.inference_mode():
+        for batch in order_by_length([len(row) for row in ids], 2048):
+            made = pad([ids[i] for i in batch], tokenizer.pad_token_id or 0)
+            logits = model(input_ids=made.ids, attention_mask=made.attention_mask).logits.float()
+            if starts:
+                ends = made.attention_mask.sum(1) - 1 + logits.shape[1] - made.ids.shape[1]  # after the soft tokens
+                logits = logits[torch.arange(len(batch)), ends][:, starts]
+            for place, best in zip(batch, logits.argmax(-1).tolist(), strict=True):
+                found[place] = best
+    return [labels[place] for place in found]
