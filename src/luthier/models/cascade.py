@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from luthier.models.decode import attends_fully, causal_model, hidden_states
+from luthier.models.decode import attends_fully, cache_layers, causal_model, hidden_states
 from luthier.models.prefix import KeysValues
 
 NAME = "luthier_cascade"
@@ -136,8 +136,7 @@ def _goes_through(module: Any, device: torch.device) -> bool:
         _run(module, torch.zeros(1, 1, dtype=torch.long, device=device), torch.zeros(1, 1, device=device).long(), batch)
     except (TypeError, ValueError, KeyError, _NotOfferedError):  # its own attention, or one with terms of its own
         return False
-    layers: int = causal_model(module).config.get_text_config().num_hidden_layers
-    return batch.layers == layers
+    return batch.layers == cache_layers(module)
 
 
 class _NotOfferedError(Exception):

@@ -50,6 +50,13 @@ def logits(module: Any, hidden: torch.Tensor) -> torch.Tensor:
     return out  # type: ignore[no-any-return]
 
 
+def cache_layers(module: Any) -> int:
+    """Layers that a key-value cache of ``module`` has: the base's, and those of a network beside it (``tuners.ladder_side``)."""
+    base: int = causal_model(module).config.get_text_config().num_hidden_layers
+    further = getattr(getattr(module, "base_model", None), "cache_layers", None)
+    return base + (further() if further is not None else 0)
+
+
 def attends_fully(module: Any) -> bool:
     """Whether every layer attends to its whole past: then one 4-D mask serves all layers and a cache can be shared."""
     config = causal_model(module).config.get_text_config()

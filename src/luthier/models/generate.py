@@ -14,7 +14,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from luthier.core.engine import Sampling
-from luthier.models.decode import causal_model, hidden_states, logits
+from luthier.models.decode import cache_layers, causal_model, hidden_states, logits
 from luthier.models.prefix import KeysValues, expanded
 from luthier.models.sample import Sampler
 
@@ -189,7 +189,7 @@ class Answering:
         config = causal_model(module).config.get_text_config()
         if not self._full_attention:
             return DynamicCache(config=config)
-        count, layers = len(self.rows), config.num_hidden_layers
+        count, layers = len(self.rows), cache_layers(module)
         cache = Cache(layers=[_Slab(self._place, count, self._room) for _ in range(layers)])
         if self._prefix and self._shared:
             for number, (keys, values) in enumerate(expanded(self._prefix, self._shared, count)):
