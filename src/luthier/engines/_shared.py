@@ -79,7 +79,7 @@ class SharedBase:
                 if self._loaded is None:
                     self._loaded = self._load()
                 if name is not None and record is not None and name not in self._loaded.attached:
-                    attach(self._loaded, record, name, store=self._store)
+                    attach(self._loaded, record, name, store=self._store, light=True)
                 self._users[name] = self._users.get(name, 0) + 1
             finally:
                 self._free_unused()

@@ -30,7 +30,8 @@ def speed_up_linear(module: nn.Module) -> int:
     count = 0
     for layer in module.modules():
         if type(layer) is nn.Linear and layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu":
-            layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+            if "forward" not in vars(layer):  # it has this one, or another that calls it
+                layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
             count += 1
     return count
 

@@ -21,8 +21,14 @@ def merge(model: LoadedModel) -> LoadedModel:
     inner = model.module.body if model.architecture == "encoder" else model.module
     held = model.attached.get(model.selected) if model.selected else None
     replaced = held is not None and held.changes is not None
+    if held is not None and held.light:
+        for _, parameter, tensor in list(model.light.merged(model.selected)):
+            parameter.data = tensor
+        replaced = True
+    if model.light is not None:
+        model.light.let_go()
     if not hasattr(inner, "peft_config"):
-        return replace(model, attached={}, selected=None) if replaced else model
+        return replace(model, attached={}, selected=None, light=None) if replaced else model
     if replaced:  # the adapters beside it are not part of the answer
         return _plain(model, unwrapped(inner))
     if inner.active_peft_config.is_prompt_learning:
@@ -52,4 +58,4 @@ def _plain(model: LoadedModel, module: Any) -> LoadedModel:
     if model.architecture == "encoder":
         model.module.body = module
         module = model.module
-    return replace(model, module=module, attached={}, selected=None)
+    return replace(model, module=module, attached={}, selected=None, light=None)
