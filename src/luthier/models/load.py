@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +24,18 @@ if TYPE_CHECKING:
 DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
 DeviceName = str  # auto, cpu, cuda, cuda:1, mps
 
+AUTO_CLASSES: Mapping[Architecture, str] = {
+    "decoder": "AutoModelForCausalLM",
+    "encoder": "AutoModel",
+    "encoder-decoder": "AutoModelForSeq2SeqLM",
+}
+"""The class of transformers that loads each kind of model."""
+
 
 @dataclass
 class Attached:
-    """What shares a loaded base: its record, PEFT's name for it ("" when it is no adapter) and the PEFT model that holds it, its head, and the tensors of the base that
-    it replaces (``models.delta.Changes``)."""
+    """What shares a loaded base: its record, PEFT's name for it ("" when it is no adapter of PEFT's) and the PEFT model that holds it, its
+    head, the tensors of the base that it replaces (``models.delta.Changes``), or that it is among the base's ``light`` adapters."""
 
     record: ModelRecord
     peft_name: str = ""
@@ -36,6 +43,7 @@ class Attached:
     head: Any = None
     labels: tuple[str, ...] = ()
     changes: Any = None
+    light: bool = False
 
 
 @dataclass
@@ -43,7 +51,7 @@ class LoadedModel:
     """A model in memory.
 
     ``record`` is what was asked for, ``base`` the base weights under it (the same record when there is no adapter). ``module`` is
-    a causal language model (possibly inside a ``peft.PeftModel``) or, for encoders, an ``EncoderClassifier``. ``renderer`` is None
+    a causal language model or an encoder-decoder (possibly inside a ``peft.PeftModel``) or, for encoders, an ``EncoderClassifier``. ``renderer`` is None
     for encoders. ``context_length`` is what real tokens have after the ``virtual_tokens`` of a soft
     prompt. ``folder`` holds the files of ``record``. ``attached`` and ``selected`` belong to ``models.attach``, ``light`` to
     ``models.light``. ``quantization`` says how the base is held when that is in 4 bits.
@@ -63,10 +71,10 @@ class LoadedModel:
     base_folder: Path = field(default_factory=Path)
     attached: dict[str, Attached] = field(default_factory=dict)
     selected: str | None = None
-
     virtual_tokens: int = 0
     light: Any = None
     quantization: Quantization | None = None
+
     @property
     def template_digest(self) -> str:
         """The renderer's digest; "" for encoders."""
@@ -80,8 +88,8 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     labels: Sequence[str] = (),
-) -> LoadedModel:
     quantization: Quantization | None = None,
+) -> LoadedModel:
     """Load a stored base model, or a base with what tuning made of it.
 
     ``dtype`` is auto, bf16, fp16 or fp32 (see ``choose_dtype``); ``device`` auto, cpu, cuda, cuda:N or mps. ``labels`` gives an
@@ -127,8 +135,8 @@ def load_folder(
     dtype: str = "auto",
     device: str = "auto",
     labels: tuple[str, ...] = (),
-) -> LoadedModel:
     quantization: Quantization | None = None,
+) -> LoadedModel:
     """Load a folder in Hugging Face layout (config.json, tokenizer files, safetensors weights) as ``record``."""
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
@@ -136,13 +144,17 @@ def load_folder(
     check_folder(folder)
     tokenizer = load_tokenizer(folder)
     if record.architecture == "decoder":
-        module = _pretrained("AutoModelForCausalLM", folder, kind, where, quantization).eval()
+        module = _pretrained(AUTO_CLASSES["decoder"], folder, kind, where, quantization).eval()
         renderer = load_renderer(folder, tokenizer)
         context = int(getattr(module.config.get_text_config(), "max_position_embeddings", 0) or 2048)
+    elif record.architecture == "encoder-decoder":
+        module = _pretrained(AUTO_CLASSES["encoder-decoder"], folder, kind, where, quantization).eval()
+        renderer = load_renderer(folder, tokenizer)
+        context = text_pair_length(module.config, tokenizer)
     else:
         from luthier.models.encoder import EncoderClassifier, read_max_tokens, read_pooling
 
-        body = _pretrained("AutoModel", folder, kind, where, quantization)
+        body = _pretrained(AUTO_CLASSES["encoder"], folder, kind, where, quantization)
         if getattr(body, "pooler", None) is not None:
             body.pooler = (
                 None  # sentence vectors come from the hidden states; an unread layer must not count as trained
@@ -163,26 +175,42 @@ def load_folder(
         context_length=context,
         folder=folder,
         base_folder=folder,
-    )
         quantization=quantization,
+    )
 
 
 def load_renderer(folder: Path, tokenizer: Any = None) -> Renderer:
-    """The prompt renderer of a decoder's folder, without its weights. Raises DataError for damaged files."""
+    """The prompt renderer of a decoder's or an encoder-decoder's folder, without its weights. Raises DataError for damaged files."""
     from luthier.data.render import Renderer
+    from luthier.data.render_source import SourceRenderer
 
-    stop: Any = None
-    for name in ("generation_config.json", "config.json"):
+    stated: dict[str, Any] = {}
+    for name in ("config.json", "generation_config.json"):
         path = folder / name
         if path.exists():
             try:
-                stop = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+                found = json.loads(path.read_text(encoding="utf-8"))
+                stated |= {key: value for key, value in found.items() if value is not None}
             except (OSError, ValueError, AttributeError) as error:
                 raise DataError(f"{path}: cannot be read: {error}") from error
-            if stop is not None:
-                break
+    stop = stated.get("eos_token_id")
     stop_ids = [stop] if isinstance(stop, int) else list(stop or ())
-    return Renderer(tokenizer or load_tokenizer(folder), stop_ids=stop_ids)
+    tokenizer = tokenizer or load_tokenizer(folder)
+    if not stated.get("is_encoder_decoder"):
+        return Renderer(tokenizer, stop_ids=stop_ids)
+    start = stated.get("decoder_start_token_id", stated.get("pad_token_id", tokenizer.pad_token_id))
+    if not isinstance(start, int):
+        raise DataError(f"{folder / 'config.json'}: decoder_start_token_id must be a token's number; got {start!r}")
+    return SourceRenderer(tokenizer, start_id=start, stop_ids=stop_ids)
+
+
+def text_pair_length(config: Any, tokenizer: Any) -> int:
+    """The longest source, and the longest target, of an encoder-decoder in tokens: what its positions or its tokenizer allow.
+
+    Relative positions (T5) set no bound; where the tokenizer states none either, the 512 tokens that T5 was trained on.
+    """
+    limits = [int(getattr(config, "max_position_embeddings", 0) or 0), int(getattr(tokenizer, "model_max_length", 0) or 0)]
+    return min((limit for limit in limits if 0 < limit < 1_000_000), default=512)
 
 
 def _new_labels(loaded: LoadedModel, labels: tuple[str, ...]) -> None:
@@ -212,8 +240,8 @@ def _pretrained(
     auto_class: str, folder: Path, dtype: torch.dtype, where: torch.device, quantization: Quantization | None = None
 ) -> Any:
     """The bare module; every weight that the architecture needs must come from the files."""
-    import transformers
     import torch
+    import transformers
     from safetensors import SafetensorError
 
     try:
@@ -240,12 +268,12 @@ def _pretrained(
         from luthier.models.attention import register
 
         module.set_attn_implementation(register())
-    return module.to(where)
     if quantization is not None:
         from luthier.models.quantize import quantize
 
         quantize(module, quantization, where)  # layer by layer: the device never holds the whole weights
         return module.to(device=where, dtype=dtype)
+    return module.to(where)
 
 
 @contextmanager
