@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import DataError, MismatchError
+from luthier.core.errors import DataError, MismatchError, UnsupportedError
 from luthier.models.load import LoadedModel
+from luthier.models.soft_prompt import KINDS, is_soft, set_sizes, task_of
 from luthier.models.weights import read_tensors, write_tensors
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
+AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
 
     Raises DataError for a damaged file, MismatchError for tensors that do not fit; the base is then as it was.
     """
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft import get_peft_model, set_peft_model_state_dict
 
     from luthier.models import tuners
     from luthier.models.fast import speed_up
@@ -134,12 +135,10 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
         key: tensor.to(device=base.device, dtype=base.dtype if tensor.is_floating_point() else tensor.dtype)
         for key, tensor in read_tensors(folder / ADAPTER).items()
     }
-    try:
-        with quiet_peft():
-            config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / ADAPTER_CONFIG}: cannot be read: {error}", hint=_AGAIN) from error
+    config = read_config(folder)
     config.inference_mode, config.base_model_name_or_path = True, None
+    if config.is_prompt_learning:
+        _check_soft_prompt(base, folder, config)
     models = peft_models(base)
     model = models.get(kind_of(config))
     name = f"adapter_{_free_number(model)}"
@@ -153,16 +152,71 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
                 model.add_adapter(name, config, low_cpu_mem_usage=True)
             report = set_peft_model_state_dict(model, tensors, adapter_name=name, low_cpu_mem_usage=True)
             tie_trained(model, name, config)
-        wrong = _unloaded(model, name, report.missing_keys) + list(report.unexpected_keys)
+        if is_soft(model):  # its tensor is not called as its parameter is
+            wrong = sorted(set(tensors) - {"prompt_embeddings"})
+            model.prompt_encoder[name].to(base.dtype).requires_grad_(False)
+        else:
+            wrong = _unloaded(model, name, report.missing_keys) + list(report.unexpected_keys)
         if wrong:
             raise ValueError(f"first at {wrong[0]!r}")
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
         drop_adapter(base, model, name)
         raise MismatchError(
-            f"{folder / ADAPTER}: does not fit {base.base.name} and its own {ADAPTER_CONFIG}: {error}", hint=_AGAIN
+            f"{folder / ADAPTER}: does not fit {base.base.name} and its own {ADAPTER_CONFIG}: {error}", hint=AGAIN
         ) from error
     speed_up(model.eval())
     return model, name
+
+
+def switch(base: LoadedModel, model: Any, name: str) -> None:
+    """Answer with the adapter ``name`` of the PEFT model ``model`` from now on; with the bare base when it is None or the name is ""."""
+    if model is not None:
+        put_inner(base, model)
+    model = peft_or_none(base)
+    if model is None:
+        return
+    if name:
+        if not is_soft(model):
+            model.base_model.enable_adapter_layers()
+        model.set_adapter(name, inference_mode=True)
+    elif is_soft(model):
+        put_inner(base, model.base_model)  # which it has not changed
+    else:
+        model.base_model.disable_adapter_layers()
+
+
+def _check_soft_prompt(base: LoadedModel, folder: Path, config: Any) -> None:
+    """Make ``config`` that of a soft prompt as it is put into this base. Raises UnsupportedError, MismatchError."""
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind not in KINDS or config.modules_to_save:
+        raise UnsupportedError(
+            f"{folder / ADAPTER_CONFIG}: a soft prompt of type {kind}{' with modules_to_save' * bool(config.modules_to_save)} "
+            f"cannot be put on a base; types {', '.join(sorted(KINDS))} can, without modules_to_save",
+            hint="PEFT itself reads it: peft.PeftModel.from_pretrained",
+        )
+    config.task_type = task_of(base.architecture)
+    own = copy.copy(config)
+    set_sizes(own, inner_of(base))
+    for key in ("num_layers", "token_dim", "num_attention_heads"):
+        if getattr(config, key) not in (None, getattr(own, key)):
+            raise MismatchError(
+                f"{folder / ADAPTER_CONFIG}: {key} must be {getattr(own, key)} for {base.base.name}; got {getattr(config, key)}",
+                hint=AGAIN,
+            )
+
+
+def read_config(folder: Path) -> Any:
+    """PEFT's description of the adapter in ``folder``. Raises DataError for a damaged file."""
+    from peft import PeftConfig
+
+    from luthier.models import tuners
+
+    tuners.register()
+    try:
+        with quiet_peft():
+            return PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / ADAPTER_CONFIG}: cannot be read: {error}", hint=AGAIN) from error
 
 
 def tie_trained(model: Any, name: str, config: Any) -> None:
@@ -203,15 +257,20 @@ def _unloaded(model: Any, name: str, missing: list[str]) -> list[str]:
 
 
 def _plain_twin(inner: Any) -> Any:
-    """A copy of a PeftModel's modules with the same tensors, then without its adapters."""
+    """A copy of the modules with the same tensors, then without a PeftModel's adapters."""
+    inner = inner.base_model if is_soft(inner) else inner
     tensors = [*inner.parameters(), *inner.buffers()]
     return unwrapped(copy.deepcopy(inner, {id(tensor): tensor for tensor in tensors}))
 
 
 def unwrapped(model: Any) -> Any:
-    """The plain module inside a PeftModel, its own weights as they were. The PeftModel is used up."""
+    """The plain module inside a PeftModel, its own weights as they were. The PeftModel is used up. A plain module is itself."""
     from peft.utils.other import ModulesToSaveWrapper
 
+    if is_soft(model):
+        return model.base_model
+    if not hasattr(model, "unload"):
+        return model
     for name, layer in list(model.named_modules()):
         if isinstance(layer, ModulesToSaveWrapper):  # unload would leave the trained copy in its place
             model.set_submodule(name, layer.original_module)

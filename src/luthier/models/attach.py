@@ -24,8 +24,9 @@ from luthier.core.errors import DataError, InputError, MismatchError, NotFoundEr
 from luthier.core.model import ModelRecord
 from luthier.data.render import mismatch
 from luthier.models import delta
-from luthier.models.adapters import drop_adapter, inner_of, load_adapter, peft_or_none, put_inner, save_adapter
+from luthier.models.adapters import drop_adapter, inner_of, load_adapter, peft_or_none, save_adapter, switch
 from luthier.models.load import Attached, LoadedModel, load_folder, load_model, quiet_transformers
+from luthier.models.soft_prompt import virtual_tokens
 from luthier.models.weights import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -232,15 +233,9 @@ def select(base: LoadedModel, name: str | None) -> None:
     _take_out(base)
     if held is not None and held.changes is not None:
         held.changes.put_in()
-    if held is not None and held.peft_model is not None:
-        put_inner(base, held.peft_model)
-    model = peft_or_none(base)
-    if model is not None:
-        if held is None or not held.peft_name:
-            model.base_model.disable_adapter_layers()
-        else:
-            model.base_model.enable_adapter_layers()
-            model.set_adapter(held.peft_name, inference_mode=True)
+    switch(base, held.peft_model if held is not None else None, held.peft_name if held is not None else "")
+    before, base.virtual_tokens = base.virtual_tokens, virtual_tokens(inner_of(base))
+    base.context_length += before - base.virtual_tokens
     if base.architecture == "encoder":
         base.module.head = held.head if held is not None else None
         base.labels = held.labels if held is not None else ()

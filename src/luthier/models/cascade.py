@@ -66,40 +66,48 @@ class Tree:
 class Path:
     """Keys and values of one beginning, in buffers that a walk over a prefix tree writes again and again.
 
-    ``capacity`` tokens at most; a layer's buffers are (kv_heads, capacity, width).
+    ``capacity`` tokens at most, after the ``virtual`` ones of a soft prompt, whose keys and values are given and stay; a layer's buffers
+    are (kv_heads, virtual + capacity, width). Tokens are counted without the virtual ones, which come along in whatever is read,
+    loaded and copied.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, soft_prompt: KeysValues | None = None) -> None:
+        self.virtual = soft_prompt[0][0].shape[2] if soft_prompt else 0
         self.capacity = capacity
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        if soft_prompt:
+            self.load(soft_prompt, -self.virtual, 0)
 
     def write(self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Hold ``keys`` and ``values`` (kv_heads, tokens, width) as those of the tokens from ``start`` on."""
         if layer not in self._layers:
             self._layers[layer] = tuple(  # type: ignore[assignment]
-                each.new_empty(each.shape[0], self.capacity, each.shape[2]) for each in (keys, values)
+                each.new_empty(each.shape[0], self.virtual + self.capacity, each.shape[2]) for each in (keys, values)
             )
+        start += self.virtual
         for held, new in zip(self._layers[layer], (keys, values), strict=True):
             held[:, start : start + new.shape[1]] = new
 
     def read(self, layer: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of the first ``length`` keys and values."""
         keys, values = self._layers[layer]
-        return keys[:, :length], values[:, :length]
+        return keys[:, : self.virtual + length], values[:, : self.virtual + length]
 
     @torch.inference_mode()
     def load(self, values: KeysValues, start: int, end: int) -> None:
-        """Take the tokens ``start`` to ``end`` from keys and values of shape (1, kv_heads, tokens, width)."""
+        """Take the tokens ``start`` to ``end`` from keys and values of shape (1, kv_heads, virtual + tokens, width)."""
+        span = slice(self.virtual + start, self.virtual + end)
         for layer, (k, v) in enumerate(values):
-            self.write(layer, start, k[0, :, start:end], v[0, :, start:end])
+            self.write(layer, start, k[0, :, span], v[0, :, span])
 
     def nbytes(self, length: int) -> int:
         """Size of the first ``length`` keys and values of all layers."""
-        return sum(each.nbytes // self.capacity * length for both in self._layers.values() for each in both)
+        held, wanted = self.virtual + self.capacity, self.virtual + length
+        return sum(each.nbytes // held * wanted for both in self._layers.values() for each in both)
 
     @torch.inference_mode()
     def copy(self, length: int) -> KeysValues:
-        """The first ``length`` keys and values of all layers, to be kept: (1, kv_heads, length, width)."""
+        """The first ``length`` keys and values of all layers, to be kept: (1, kv_heads, virtual + length, width)."""
         both = (self.read(layer, length) for layer in sorted(self._layers))
         return [(k[None].clone(), v[None].clone()) for k, v in both]
 
@@ -152,7 +160,8 @@ def read_rows(
     The keys and values of the first ``keep`` tokens of the first row are written to ``path`` after them.
     """
     ids = torch.tensor([[token for tree in trees for token in tree.tokens]], device=device)
-    positions = torch.tensor([[start + depth for tree in trees for depth in tree.depths]], device=device)
+    first = path.virtual + start
+    positions = torch.tensor([[first + depth for tree in trees for depth in tree.depths]], device=device)
     batch = _layout(trees, path, start, keep, device)
     return _run(module, ids, positions, batch)[0]
 
@@ -165,7 +174,7 @@ def _run(module: Any, ids: torch.Tensor, positions: torch.Tensor, batch: Batch) 
     own, token = config._attn_implementation, _batch.set(batch)
     config._attn_implementation = NAME
     try:
-        return hidden_states(module, ids, position_ids=positions)
+        return hidden_states(causal_model(module), ids, position_ids=positions)  # a soft prompt is in the path
     finally:
         config._attn_implementation = own
         _batch.reset(token)
@@ -222,7 +231,7 @@ def attend(
     if batch.keep:
         batch.path.write(layer, batch.start, key[0, :, : batch.keep], value[0, :, : batch.keep])
     out, weight = _own(query[0], key[0], value[0], batch, scale)
-    if batch.start:
+    if batch.start or batch.path.virtual:
         keys, values = batch.path.read(layer, batch.start)
         common, common_weight = _softmax_values(
             query[0].view(kv_heads, group, tokens, width), keys[:, None], values[:, None], None, False, scale

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from luthier.models.soft_prompt import new_cache, virtual_tokens, widened
+
 
 def causal_model(module: Any) -> Any:
     """The Hugging Face causal model inside ``module``, without the PEFT model around it (its adapter layers stay active)."""
@@ -23,9 +25,14 @@ def hidden_states(
     """Last hidden states (batch, length, width).
 
     ``mask`` is additive, (batch, 1, length, cached + length), or None for plain causal attention (right padding needs no more).
-    ``cache`` is a transformers Cache that is read and extended.
+    ``cache`` is a transformers Cache that is read and extended. A soft prompt stands before every row: ``position_ids`` and ``mask``
+    are those of the real tokens, while a ``cache`` that is given begins with it (``soft_prompt.new_cache``).
     """
     decoder = causal_model(module).get_decoder()
+    if virtual := virtual_tokens(module):
+        cache = new_cache(module, len(input_ids)) if cache is None else cache
+        position_ids = None if position_ids is None else position_ids + virtual
+        mask = widened(mask, virtual)
     out = decoder(
         input_ids=input_ids,
         attention_mask=mask,

@@ -17,6 +17,7 @@ from luthier.core.engine import Sampling
 from luthier.models.decode import cache_layers, causal_model, hidden_states, logits
 from luthier.models.prefix import KeysValues, expanded
 from luthier.models.sample import Sampler
+from luthier.models.soft_prompt import keys_values, new_cache, put_into, virtual_tokens
 
 FIRST_ROOM = 256
 """New tokens that the cache has room for at once; it doubles when they were not enough."""
@@ -82,6 +83,7 @@ class Answering:
 
     ``prompts`` are token ids, all beginning with the ids whose keys and values ``prefix`` holds (``shared`` tokens; a row keeps at
     least one token of its own). Models that do not attend to everything (``full_attention`` False) take rows of one length, no prefix.
+    The columns of a soft prompt come before all others, in the cache only: lengths, positions and masks are those of real tokens.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Answering:
         )
         self._last = torch.empty(0)
         self._room = self._width + min(sampling.max_new_tokens, FIRST_ROOM)
+        self._virtual = 0
 
     @torch.inference_mode()
     def step(self, module: Any) -> tuple[list[int], list[int], list[float]]:
@@ -132,7 +135,7 @@ class Answering:
 
     def prompt_cache(self) -> KeysValues:
         """Keys and values of the prompt of a batch of one row, for another prompt that begins with it."""
-        return [layer.first_row(len(self._prompts[0])) for layer in self._cache.layers]
+        return [layer.first_row(self._virtual + len(self._prompts[0])) for layer in self._cache.layers]
 
     def _read(self, module: Any) -> torch.Tensor:
         """Read the prompts; hidden state of each one's last token, (rows, width).
@@ -141,6 +144,7 @@ class Answering:
         at most ``read_tokens``: larger ones are slower on a CPU, whose caches they overflow.
         """
         kind = next(module.parameters()).dtype
+        self._virtual = virtual_tokens(module)
         padding = self._width - self._lengths
         if bool(padding.any()):
             capacity = self._width + self._sampler.sampling.max_new_tokens
@@ -151,7 +155,7 @@ class Answering:
         out = []
         for group in self._groups():
             out.append(self._read_group(module, group, kind))
-        self._place.rows, self._place.start = slice(None), self._width
+        self._place.rows, self._place.start = slice(None), self._virtual + self._width
         return torch.cat(out)
 
     def _groups(self) -> list[slice]:
@@ -173,10 +177,10 @@ class Answering:
         for number, prompt in enumerate(prompts):
             tokens = prompt[self._shared :]
             ids[number, own - len(tokens) :] = torch.tensor(tokens)
-        self._place.rows, self._place.start = rows, self._width - own
+        self._place.rows, self._place.start = rows, self._virtual + self._width - own
         positions = torch.arange(own, device=self._device)[None] + (self._lengths[rows, None] - own)
         mask = None
-        if self._unseen is not None or self._shared:
+        if self._unseen is not None or self._shared or (self._virtual and self._full_attention):
             causal = torch.full((own, own), torch.finfo(kind).min, dtype=kind, device=self._device).triu(1)
             causal = torch.cat([causal.new_zeros(own, self._width - own), causal], dim=1)[None, None]
             mask = causal if self._unseen is None else torch.minimum(causal, self._unseen[rows, ..., : self._width])
@@ -187,13 +191,15 @@ class Answering:
 
     def _new_cache(self, module: Any) -> Any:
         config = causal_model(module).config.get_text_config()
+        count, layers, virtual = len(self.rows), cache_layers(module), self._virtual
         if not self._full_attention:
-            return DynamicCache(config=config)
-        count, layers = len(self.rows), cache_layers(module)
-        cache = Cache(layers=[_Slab(self._place, count, self._room) for _ in range(layers)])
+            return new_cache(module, count) if virtual else DynamicCache(config=config)
+        cache = Cache(layers=[_Slab(self._place, count, virtual + self._room) for _ in range(layers)])
         if self._prefix and self._shared:
-            for number, (keys, values) in enumerate(expanded(self._prefix, self._shared, count)):
+            for number, (keys, values) in enumerate(expanded(self._prefix, virtual + self._shared, count)):
                 cache.update(keys, values, number)
+        elif virtual:
+            put_into(cache, keys_values(module), count)
         return cache
 
     def _go_on(self, module: Any) -> torch.Tensor:
@@ -207,7 +213,7 @@ class Answering:
             module, self._last[:, None], position_ids=self._lengths[:, None], mask=mask, cache=self._cache
         )
         self._lengths = self._lengths + 1
-        self._place.start = self._width
+        self._place.start = self._virtual + self._width
         return hidden[:, -1]
 
     def _keep(self, places: torch.Tensor) -> None:

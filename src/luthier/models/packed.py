@@ -18,6 +18,7 @@ from luthier.data.batch import order_by_length
 from luthier.models.decode import attends_fully, hidden_states, logits
 from luthier.models.log_probs import token_log_probs
 from luthier.models.prefix import KeysValues, PrefixMemory, expanded, shared_prefix
+from luthier.models.soft_prompt import new_cache, virtual_tokens
 
 
 class Row(NamedTuple):
@@ -85,10 +86,10 @@ def score_masked(
     shared, prefix = shared_prefix(module, [row.prompt for row in rows], device, memory, owner)
     sizes = [len(row.prompt) - shared + len(_join(row.continuations).tokens) for row in rows]
     for batch in order_by_length(sizes, max_batch_tokens):
-        cache = prefix_cache(prefix, shared, len(batch)) if shared or len(rows) == 1 else None
+        cache = prefix_cache(module, prefix, shared, len(batch)) if shared or len(rows) == 1 else None
         read = _read(module, [rows[i] for i in batch], device, cache, shared)
         if cache is not None and len(rows) == 1:
-            length = len(rows[0].prompt)
+            length = virtual_tokens(module) + len(rows[0].prompt)
             held = [(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in cache.layers]
             memory.put(owner, rows[0].prompt, held)
         yield list(zip(batch, read, strict=True))
@@ -109,12 +110,14 @@ def _score_one_by_one(
     yield list(enumerate(out))
 
 
-def prefix_cache(prefix: KeysValues | None, shared: int, rows: int) -> Any:
-    """A transformers cache that begins with the shared tokens: views until a layer appends to them."""
+def prefix_cache(module: Any, prefix: KeysValues | None, shared: int, rows: int) -> Any:
+    """A transformers cache that begins with the shared tokens (and the soft prompt before them): views until a layer appends to them."""
     from transformers import DynamicCache
 
+    if not prefix or not shared:
+        return new_cache(module, rows)
     cache = DynamicCache()
-    for number, (keys, values) in enumerate(expanded(prefix, shared, rows) if prefix and shared else []):
+    for number, (keys, values) in enumerate(expanded(prefix, virtual_tokens(module) + shared, rows)):
         cache.update(keys, values, number)
     return cache
 

@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 import torch
 
 from luthier.models.decode import attends_fully, hidden_states
+from luthier.models.soft_prompt import new_cache
 
 KeysValues: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
-"""One (keys, values) pair a layer, each (rows, heads, length, size)."""
+"""One (keys, values) pair a layer, each (rows, heads, length, size). Those of a prompt begin with the soft prompt, where there is one."""
 
 SHARE_AT_LEAST = 16
 """A shorter common beginning is not worth a forward of its own."""
@@ -100,7 +101,7 @@ def shared_prefix(
 
 
 def expanded(values: KeysValues, shared: int, rows: int) -> KeysValues:
-    """The first ``shared`` tokens' keys and values as ``rows`` rows: views, nothing is copied."""
+    """The first ``shared`` tokens' keys and values (virtual ones count) as ``rows`` rows: views, nothing is copied."""
     return [(k[:, :, :shared].expand(rows, -1, -1, -1), v[:, :, :shared].expand(rows, -1, -1, -1)) for k, v in values]
 
 
@@ -125,10 +126,8 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def compute(module: Any, ids: Sequence[int], device: torch.device) -> KeysValues:
-    """Keys and values of ``ids``. With gradients when they are enabled."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
+    """Keys and values of ``ids``, after those of the soft prompt. With gradients when they are enabled."""
+    cache = new_cache(module, 1)
     positions = torch.arange(len(ids), device=device)[None]
     hidden_states(module, torch.tensor([list(ids)], device=device), position_ids=positions, mask=None, cache=cache)
     return [(layer.keys, layer.values) for layer in cache.layers]

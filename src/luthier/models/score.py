@@ -17,7 +17,8 @@ from luthier.models.cascade import Path, Tree, read_rows, supports
 from luthier.models.decode import attends_fully
 from luthier.models.log_probs import token_log_probs
 from luthier.models.packed import Read, Row, log_probs, prefix_cache, score_masked
-from luthier.models.prefix import SHARE_AT_LEAST, PrefixMemory, common_prefix, compute
+from luthier.models.prefix import SHARE_AT_LEAST, KeysValues, PrefixMemory, common_prefix, compute
+from luthier.models.soft_prompt import keys_values
 from luthier.models.trie import Leaf, Shared, Unit, plan
 
 __all__ = ["Read", "Row", "packed_log_probs", "score_batches", "score_rows"]
@@ -37,7 +38,7 @@ def packed_log_probs(module: Any, rows: Sequence[Row], device: torch.device) -> 
         if shared < SHARE_AT_LEAST:
             return log_probs(module, rows, device, None, 0)
         prefix = compute(module, prompts[0][:shared], device)
-        return log_probs(module, rows, device, prefix_cache(prefix, shared, len(rows)), shared)
+        return log_probs(module, rows, device, prefix_cache(module, prefix, shared, len(rows)), shared)
     single = [Row(row.prompt, [continuation]) for row in rows for continuation in row.continuations]
     flat = torch.cat(log_probs(module, single, device, None, 0)) if single else torch.zeros(0, device=device)
     return list(torch.split(flat, [len(row.continuations) for row in rows]))
@@ -104,7 +105,8 @@ class _Scoring:
         forward = FORWARD_ON_CPU if self._device.type == "cpu" else FORWARD_ELSEWHERE
         root = plan(units, most=self._most, forward=forward)
         alone = root.items[0] if len(units) == len(root.items) == 1 else None
-        self._path = Path(max(_depth(root, self._most), len(units[0].prompt) if alone else 0))
+        most = max(_depth(root, self._most), len(units[0].prompt) if alone else 0)
+        self._path = Path(most, self._soft_prompt())
         yield [(number, []) for number, row in enumerate(self._rows) if not row.continuations]
         waiting = [(root, 0)]
         while waiting:
@@ -116,6 +118,10 @@ class _Scoring:
             for batch in _batches(node, self._most):
                 yield self._read_leaves(batch, node.depth)
             waiting += [(inner, node.depth) for inner in reversed(node.inner())]
+
+    @torch.inference_mode()
+    def _soft_prompt(self) -> KeysValues:
+        return keys_values(self._module)
 
     def _read_beginning(self, node: Shared, start: int) -> Iterator[list[tuple[int, list[Read]]]]:
         """Bring the tokens from ``start`` to the node's end into the path: from memory, or through the model."""
