@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +26,16 @@ from luthier.core.model import ModelRecord
 from luthier.data.render import mismatch
 from luthier.models import delta
 from luthier.models.adapters import drop_adapter, inner_of, load_adapter, peft_or_none, save_adapter, switch
+from luthier.models.light import take
 from luthier.models.load import Attached, LoadedModel, load_folder, load_model, quiet_transformers
 from luthier.models.soft_prompt import virtual_tokens
 from luthier.models.weights import read_tensors, write_tensors
 
 if TYPE_CHECKING:
+    from luthier.models.quantize import Quantization
     from luthier.store.database import Store
 
 MANIFEST, HEAD = "luthier.json", "head.safetensors"
-    from luthier.models.quantize import Quantization
 FORMAT = 1
 SAVES = ("adapter", "weights", "head", "delta")
 _TOKENIZER_FILES = (
@@ -72,10 +74,10 @@ def save_trained(model: LoadedModel, folder: Path, manifest: Mapping[str, Any]) 
         "method": None,
         "objective": None,
         "run_id": None,
+        **({"quantization": model.quantization.as_dict()} if model.quantization is not None else {}),
         **manifest,
     }
     try:
-        **({"quantization": model.quantization.as_dict()} if model.quantization is not None else {}),
         folder.mkdir(parents=True, exist_ok=True)
         if saves == "adapter":
             save_adapter(_peft(model), folder, model.base.name)
@@ -175,11 +177,18 @@ def load_base(
 
 
 def attach(
-    base: LoadedModel, record: ModelRecord, name: str, *, folder: Path | None = None, store: Store | None = None
+    base: LoadedModel,
+    record: ModelRecord,
+    name: str,
+    *,
+    folder: Path | None = None,
+    store: Store | None = None,
+    light: bool = False,
 ) -> None:
     """Put a stored adapter (or delta, or head) beside the ones that ``base`` already carries; nothing is selected yet.
 
-    ``folder`` holds its files (looked up in ``store`` when not given). Raises MismatchError for another base or template,
+    ``folder`` holds its files (looked up in ``store`` when not given). ``light``: for answering only, without PEFT's modules where the
+    adapter's kind allows (``models.light``). Raises MismatchError for another base or template,
     DataError for damaged files, UnsupportedError for whole weights, which cannot share a base.
     """
     if folder is None:
@@ -196,22 +205,25 @@ def attach(
             f"here is {base.base.name} with digest {base.base.digest[:12]}",
             hint="Pull the base that it was trained on, or tune again on this one: luthier tune RUN.yaml",
         )
-    _check_template(record, manifest, base)
-    held = Attached(record, labels=tuple(manifest.get("labels") or ()))
-    if base.architecture == "encoder" and held.labels:
-        from luthier.models.encoder import new_head
-
-        held.head = _read_head(folder, new_head(base.module.width, len(held.labels))).to(base.device).eval()
-    selected = base.selected
-    base.selected = ""  # loading moves PEFT's own selection
-    _take_out(base)
-    try:
     if (trained_on := quantization_of(manifest)) != base.quantization:
         raise MismatchError(
             f"{record.name} was trained on {trained_on or 'plain weights'}; here {base.base.name} is in "
             f"{base.quantization or 'plain weights'}",
             hint="Load it with load_model, which holds its base as it was in training.",
         )
+    _check_template(record, manifest, base)
+    held = Attached(record, labels=tuple(manifest.get("labels") or ()))
+    if base.architecture == "encoder" and held.labels:
+        from luthier.models.encoder import new_head
+
+        held.head = _read_head(folder, new_head(base.module.width, len(held.labels))).to(base.device).eval()
+    if light and manifest["saves"] == "adapter" and take(base, folder, name):
+        base.attached[name] = replace(held, light=True)
+        return
+    selected = base.selected
+    base.selected = ""  # loading moves PEFT's own selection
+    _take_out(base)
+    try:
         if manifest["saves"] == "adapter":
             held.peft_model, held.peft_name = load_adapter(base, folder)
         elif manifest["saves"] == "delta":
@@ -231,6 +243,8 @@ def select(base: LoadedModel, name: str | None) -> None:
         raise NotFoundError(f"adapter {name!r} is not attached; attached: {', '.join(base.attached) or 'none'}")
     held = base.attached[name] if name is not None else None
     _take_out(base)
+    if base.light is not None:
+        base.light.selected = name if held is not None and held.light else None
     if held is not None and held.changes is not None:
         held.changes.put_in()
     switch(base, held.peft_model if held is not None else None, held.peft_name if held is not None else "")
@@ -249,6 +263,8 @@ def detach(base: LoadedModel, name: str) -> None:
     selected = base.selected if base.selected != name else None
     _take_out(base)
     held = base.attached.pop(name)
+    if held.light:
+        base.light.remove(name)
     if held.peft_name:
         drop_adapter(base, held.peft_model, held.peft_name)
     base.selected = ""  # PEFT's own selection has moved
