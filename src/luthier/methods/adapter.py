@@ -20,6 +20,7 @@ from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 PAPER = "Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP, https://arxiv.org/abs/1902.00751"
+FAMILY = "additive"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "no"},

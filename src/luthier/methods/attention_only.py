@@ -18,6 +18,7 @@ from luthier.models.load import LoadedModel
 PAPER = (
     "Touvron et al. 2022, Three Things Everyone Should Know About Vision Transformers, https://arxiv.org/abs/2203.09795"
 )
+FAMILY = "selective"
 SAVES = "delta"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},

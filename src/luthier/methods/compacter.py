@@ -20,6 +20,7 @@ from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 PAPER = "Karimi Mahabadi et al. 2021, Compacter: Efficient Low-Rank Hypercomplex Adapter Layers, https://arxiv.org/abs/2106.04647"
+FAMILY = "additive"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "no"},

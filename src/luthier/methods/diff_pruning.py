@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PAPER = (
     "Guo, Rush and Kim 2021, Parameter-Efficient Transfer Learning with Diff Pruning, https://arxiv.org/abs/2012.07463"
 )
+FAMILY = "selective"
 SAVES = "delta"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},

@@ -18,6 +18,7 @@ from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 PAPER = "Liu et al. 2024, DoRA: Weight-Decomposed Low-Rank Adaptation, https://arxiv.org/abs/2402.09353"
+FAMILY = "reparametrised"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAPER = "Sung, Nair and Raffel 2021, Training Neural Networks with Fixed Sparse Masks, https://arxiv.org/abs/2111.09839"
+FAMILY = "selective"
 SAVES = "delta"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},

@@ -9,6 +9,7 @@ from luthier.core.catalog import EntryConfig
 from luthier.models.load import LoadedModel
 
 PAPER = "Howard and Ruder 2018, Universal Language Model Fine-tuning for Text Classification, https://arxiv.org/abs/1801.06146"
+FAMILY = "selective"
 SAVES = "weights"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "merge", "llamacpp": "merge"},

@@ -17,6 +17,7 @@ from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 PAPER = "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, https://arxiv.org/abs/2205.05638"
+FAMILY = "additive"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},

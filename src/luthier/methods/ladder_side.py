@@ -25,6 +25,7 @@ PAPER = (
     "Sung, Cho and Bansal 2022, LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning, "
     "https://arxiv.org/abs/2206.06522"
 )
+FAMILY = "additive"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "no"},

@@ -16,6 +16,7 @@ from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 PAPER = "Qi et al. 2022, Parameter-Efficient Tuning on Layer Normalization for Pre-trained Language Models, https://arxiv.org/abs/2211.08682"
+FAMILY = "selective"
 SAVES = "delta"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},

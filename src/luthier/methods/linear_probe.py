@@ -14,6 +14,7 @@ from luthier.core.errors import UnsupportedError
 from luthier.models.load import LoadedModel
 
 PAPER = "Alain and Bengio 2017, Understanding Intermediate Layers Using Linear Classifier Probes, https://arxiv.org/abs/1610.01644"
+FAMILY = "selective"
 SAVES = "head"
 ARCHITECTURES = ("encoder",)
 SERVING: Mapping[str, Mapping[str, str]] = {"encoder": {"torch": "swap", "llamacpp": "no"}}

@@ -20,6 +20,7 @@ from luthier.models.adapters import inner_of, tie_trained
 from luthier.models.load import LoadedModel
 
 PAPER = "Cui, Yang and Yao 2023, Efficient and Effective Text Encoding for Chinese LLaMA and Alpaca, https://arxiv.org/abs/2304.08177"
+FAMILY = "reparametrised"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},

@@ -22,6 +22,7 @@ from luthier.models.load import LoadedModel
 PAPER = (
     "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, https://arxiv.org/abs/2306.07280"
 )
+FAMILY = "reparametrised"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},

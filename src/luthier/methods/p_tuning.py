@@ -17,6 +17,7 @@ from luthier.methods import _soft
 from luthier.models.load import LoadedModel
 
 PAPER = "Liu et al. 2021, GPT Understands, Too, https://arxiv.org/abs/2103.10385"
+FAMILY = "soft_prompt"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "no"},

@@ -17,6 +17,7 @@ from luthier.methods import _soft
 from luthier.models.load import LoadedModel
 
 PAPER = "Liu et al. 2022, P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning Universally Across Scales and Tasks, https://arxiv.org/abs/2110.07602"
+FAMILY = "soft_prompt"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {"encoder": {"torch": "swap", "llamacpp": "no"}}
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"encoder": {"learning_rate": 1e-2, "weight_decay": 0.0}}

@@ -22,6 +22,7 @@ from luthier.models.load import LoadedModel
 PAPER = (
     "He et al. 2022, Towards a Unified View of Parameter-Efficient Transfer Learning, https://arxiv.org/abs/2110.04366"
 )
+FAMILY = "additive"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "no"},

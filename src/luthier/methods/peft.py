@@ -21,6 +21,7 @@ from luthier.models.adapters import inner_of, quiet_peft
 from luthier.models.load import LoadedModel
 
 PAPER = "Mangrulkar et al. 2022, PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods, https://github.com/huggingface/peft"
+FAMILY = "other"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},

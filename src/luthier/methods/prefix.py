@@ -19,6 +19,7 @@ from luthier.models.load import LoadedModel
 PAPER = (
     "Li and Liang 2021, Prefix-Tuning: Optimizing Continuous Prompts for Generation, https://arxiv.org/abs/2101.00190"
 )
+FAMILY = "soft_prompt"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "no"},

@@ -18,6 +18,7 @@ from luthier.methods import _soft
 from luthier.models.load import LoadedModel
 
 PAPER = "Lester, Al-Rfou and Constant 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, https://arxiv.org/abs/2104.08691"
+FAMILY = "soft_prompt"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "no"},

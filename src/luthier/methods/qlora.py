@@ -22,6 +22,7 @@ from luthier.models.load import LoadedModel
 from luthier.models.quantize import Quantization, quantize
 
 PAPER = "Dettmers et al. 2023, QLoRA: Efficient Finetuning of Quantized LLMs, https://arxiv.org/abs/2305.14314"
+FAMILY = "reparametrised"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},

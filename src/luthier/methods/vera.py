@@ -19,6 +19,7 @@ from luthier.models.adapters import inner_of, quiet_peft
 from luthier.models.load import LoadedModel
 
 PAPER = "Kopiczko, Blankevoort and Asano 2024, VeRA: Vector-based Random Matrix Adaptation, https://arxiv.org/abs/2310.11454"
+FAMILY = "reparametrised"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},
