@@ -146,7 +146,7 @@ def test_labels_that_are_the_same_tokens_are_refused(decoder: LoadedModel, monke
 
 
 def test_an_option_that_an_encoder_cannot_use_is_refused(encoder: LoadedModel) -> None:
-    with pytest.raises(InputError, match="generative_weight is for decoders"):
+    with pytest.raises(InputError, match="generative_weight is for models that generate"):
         prepare(tickets(), encoder, PROMPT, Config(generative_weight=0.5), Limits(128))
 
 

@@ -124,10 +124,7 @@ class Renderer:
     @cached_property
     def digest(self) -> str:
         """sha256 of all that decides which ids a conversation becomes: template, special tokens, vocabulary, splitting."""
-        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-        special = {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}
-        probes = [self.tokenizer(text)["input_ids"] for text in _PROBE_TEXTS]
-        return digest_json([RENDERING, self.template, special, digest_json(vocabulary), probes])
+        return digest_json(self._decides())
 
     def prompt_ids(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
         """Token ids to continue from: a conversation with the template's opening of an assistant turn, or raw text as it is.
@@ -193,6 +190,12 @@ class Renderer:
             list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
         return text
+
+    def _decides(self) -> list[Any]:
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+        special = {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}
+        probes = [self.tokenizer(text)["input_ids"] for text in _PROBE_TEXTS]
+        return [RENDERING, self.template, special, digest_json(vocabulary), probes]
 
     # ---- template
 

@@ -48,6 +48,8 @@ def logits(module: Any, hidden: torch.Tensor) -> torch.Tensor:
     model = causal_model(module)
     out = model.get_output_embeddings()(hidden)
     config = model.config.get_text_config()
+    if (bias := getattr(model, "final_logits_bias", None)) is not None:  # BART
+        out = out + bias[0]
     if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
         out = out / scale
     if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere

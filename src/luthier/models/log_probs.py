@@ -51,4 +51,6 @@ def _is_plain(module: Any, head: Any) -> bool:
     """Whether a logit is nothing but the product of hidden state and weight."""
     config = causal_model(module).config.get_text_config()
     adjusted = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+    if getattr(causal_model(module), "final_logits_bias", None) is not None:
+        return False
     return type(head) is torch.nn.Linear and head.bias is None and not any(getattr(config, n, None) for n in adjusted)

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -33,6 +33,8 @@ _ENCODERS = (
     *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "mobilebert"),
     *("modernbert", "mpnet", "nomic_bert", "roberta", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl"),
 )
+_ENCODER_DECODERS = ("bart", "mt5", "t5", "umt5")
+"""Model types that map a text to a text: others read sounds or pictures, or need to be told a language."""
 _SPDX = {
     "apache-2.0": "Apache-2.0",
     "mit": "MIT",
@@ -230,10 +232,8 @@ def architecture_of(config: Mapping[str, Any], folder: Path) -> Architecture:
     """``decoder`` or ``encoder`` from a ``config.json``. Raises UnsupportedError for anything else."""
     classes = [str(each) for each in config.get("architectures") or ()]
     kind = str(config.get("model_type", ""))
-    if config.get("is_encoder_decoder"):
-        raise UnsupportedError(
-            f"{folder.name}: encoder-decoder models ({kind}) are not supported; decoders and encoders are"
-        )
+    if config.get("is_encoder_decoder") or kind in _ENCODER_DECODERS:
+        return _encoder_decoder(kind, classes, folder)
     if "auto_map" in config and not _known_to_transformers(kind):
         raise UnsupportedError(
             f"{folder.name}: model type {kind!r} needs code from its own repository, which is never run",
@@ -279,6 +279,22 @@ def _weights(folder: Path) -> dict[str, Any]:
                 sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + prod(tensor["shape"])
     names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     most = max(sizes, key=lambda kind: sizes[kind], default="")
+def _encoder_decoder(kind: str, classes: Sequence[str], folder: Path) -> Architecture:
+    """``encoder-decoder`` for text-to-text models with a language-model head."""
+    if kind not in _ENCODER_DECODERS:
+        raise UnsupportedError(
+            f"{folder.name}: encoder-decoder models must be of type {', '.join(_ENCODER_DECODERS)}; got {kind or 'none'!r}",
+            hint="luthier pull takes T5, mT5, umT5, FLAN-T5 and BART models, decoders and encoders",
+        )
+    if not any(each.endswith("ForConditionalGeneration") for each in classes):
+        raise UnsupportedError(
+            f"{folder.name}: an encoder-decoder needs its language-model head (a ...ForConditionalGeneration class); "
+            f"got {', '.join(classes) or 'no architectures'}",
+            hint="pull a checkpoint that generates text",
+        )
+    return "encoder-decoder"
+
+
     return {"parameters": sum(sizes.values()), "dtype": names.get(most, most.lower())}
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import UnsupportedError
 from luthier.core.model import ModelRecord
-from luthier.models.load import LoadedModel, load_renderer, load_tokenizer, quiet_transformers
-from luthier.models.quantize import unseen
+from luthier.models.load import AUTO_CLASSES, LoadedModel, load_renderer, load_tokenizer, quiet_transformers
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
@@ -44,7 +43,7 @@ def load_shapes(store: Store, record: ModelRecord, labels: Sequence[str] = ()) -
     return replace(
         sketch,
         tokenizer=tokenizer,
-        renderer=load_renderer(folder, tokenizer) if record.architecture == "decoder" else None,
+        renderer=load_renderer(folder, tokenizer) if record.architecture != "encoder" else None,
         folder=folder,
         base_folder=folder,
     )
@@ -59,10 +58,10 @@ def sketch_of(
 
     from luthier.models.encoder import EncoderClassifier
 
-    decoder, meta = record.architecture == "decoder", torch.device("meta")
+    encoder, meta = record.architecture == "encoder", torch.device("meta")
     with quiet_transformers(), meta:
-        module = (transformers.AutoModelForCausalLM if decoder else transformers.AutoModel).from_config(config)
-        if not decoder:
+        module = getattr(transformers, AUTO_CLASSES[record.architecture]).from_config(config)
+        if encoder:
             module.pooler = None
             module = EncoderClassifier(module, len(labels), pooling=pooling)
     return LoadedModel(
@@ -74,11 +73,13 @@ def sketch_of(
         device=meta,
         dtype=next(module.parameters()).dtype,
         architecture=record.architecture,
-        labels=tuple(labels) if not decoder else (),
+        labels=tuple(labels) if encoder else (),
     )
 
 
 def parameter_counts(model: LoadedModel) -> tuple[int, int]:
     """(trained, all); parameters that modules share count once."""
+    from luthier.models.quantize import unseen
+
     counts = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
     return sum(n for n, trained in counts if trained), sum(n for n, _ in counts) + unseen(model.module)

@@ -1,4 +1,4 @@
-"""Classification by a decoder: the labels' texts are scored as answers, and the scores compete.
+"""Classification by a decoder or an encoder-decoder: the labels' texts are scored as answers, and the scores compete.
 
 For input x and label texts y: s(y) = log p(y + end of turn | prompt of x), all labels in one packed forward. The loss is
 
@@ -21,9 +21,11 @@ from torch import Tensor
 from luthier.core.dataset import Dataset
 from luthier.core.errors import DataError
 from luthier.core.task import PromptTemplate
+from luthier.data.render_source import SourceRenderer
 from luthier.models.load import LoadedModel
 from luthier.models.score import Row as ScoredRow
 from luthier.models.score import packed_log_probs
+from luthier.models.seq2seq import pair_log_probs
 from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits
 
@@ -68,7 +70,7 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, limits
                 )
     place = {label: index for index, label in enumerate(model.labels)}
     prompts = model.renderer.prompt_ids_batch([prompt.messages(e.text) for e in dataset.examples])
-    longest = max(map(len, answers))
+    longest = max(map(len, answers)) if model.architecture == "decoder" else 0  # another stack reads the answers
     keep = limits.context_length - longest
     rows = []
     for example, ids in zip(dataset.examples, prompts, strict=True):
@@ -102,7 +104,7 @@ def collate(rows: Sequence[TextRow], model: LoadedModel) -> TextBatch:
 
 def loss(model: LoadedModel, batch: TextBatch, label_smoothing: float, generative_weight: float) -> Loss:
     """Mean over the examples; metrics: accuracy by scoring, and the two terms."""
-    scores = torch.stack(packed_log_probs(model.module, batch.rows, model.device))
+    scores = torch.stack(label_log_probs(model, batch.rows))
     ranking = F.cross_entropy(scores, batch.labels, label_smoothing=label_smoothing)
     generative = -scores.gather(1, batch.labels[:, None]).mean()
     accuracy = float((scores.detach().argmax(-1) == batch.labels).float().mean())
@@ -112,3 +114,11 @@ def loss(model: LoadedModel, batch: TextBatch, label_smoothing: float, generativ
         "generative_loss": float(generative.detach()),
     }
     return Loss(ranking + generative_weight * generative, len(batch.labels), metrics)
+
+
+def label_log_probs(model: LoadedModel, rows: Sequence[ScoredRow]) -> list[Tensor]:
+    """s of every label's text, differentiable: one fp32 vector (labels,) a row."""
+    renderer = model.renderer
+    if isinstance(renderer, SourceRenderer):
+        return pair_log_probs(model.module, rows, renderer.opening, renderer.pad_id, model.device)
+    return packed_log_probs(model.module, rows, model.device)

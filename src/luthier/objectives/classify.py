@@ -1,4 +1,4 @@
-"""Classification: a head on encoders; on decoders the labels' texts are scored against each other."""
+"""Classification: a head on encoders; on decoders and encoder-decoders the labels' texts are scored against each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits, require_kind, require_labels
 
 KINDS = ("labelled",)
-ARCHITECTURES = ("decoder", "encoder")
+ARCHITECTURES = ("decoder", "encoder", "encoder-decoder")
 DEFAULT_FOR = ("labelled",)
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {}
 LOSS_ONLY = (
@@ -28,7 +28,7 @@ LOSS_ONLY = (
 class Config(EntryConfig):
     """``label_smoothing``: share of the target that is spread over all labels (Szegedy et al. 2016, section 7).
 
-    ``generative_weight`` (decoders; encoders have nothing to generate): weight of the right label's own log-likelihood, so that free
+    ``generative_weight`` (not for encoders, which have nothing to generate): weight of the right label's own log-likelihood, so that free
     generation answers with exactly the label too.
     """
 
@@ -46,7 +46,7 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
     require_labels(dataset, model.labels)
     if model.architecture == "encoder" and "generative_weight" in config.model_fields_set:
         raise InputError(
-            "objective.generative_weight is for decoders; an encoder's head generates nothing. Leave it out"
+            "objective.generative_weight is for models that generate; an encoder's head does not. Leave it out"
         )
     if model.architecture == "encoder":
         return list(_head.prepare(dataset, model, limits))

@@ -1,7 +1,8 @@
 """Supervised fine-tuning: the cross-entropy of what the assistant says, and of nothing else.
 
 Which tokens those are is the renderer's answer (end-of-turn included; the turns of a conversation are separate responses). The
-body of the model runs over the whole row, the language-model head only where there is a label.
+body of the model runs over the whole row, the language-model head only where there is a label. For an encoder-decoder every
+response is a row of its own: what comes before it is the source, it is the target.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from luthier.core.errors import DataError, UnsupportedError
 from luthier.core.message import Conversation, Message
 from luthier.core.task import PromptTemplate
 from luthier.data.batch import pad
+from luthier.data.render_source import SourceRenderer
 from luthier.models.decode import causal_model, hidden_states, logits
 from luthier.models.load import LoadedModel
+from luthier.objectives import _seq2seq
 from luthier.objectives._loss import Loss, linear_cross_entropy
 from luthier.objectives._rows import Limits, require_kind, require_labels
 
 KINDS = ("chat", "question", "labelled")
-ARCHITECTURES = ("decoder",)
+ARCHITECTURES = ("decoder", "encoder-decoder")
 DEFAULT_FOR = ("chat", "question")
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {}
 
@@ -66,7 +69,7 @@ class Batch:
     targets: Tensor
 
 
-def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Row]:
+def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Any]:
     """Tokenise. Labelled and question rows become conversations through ``prompt``; chats are taken as they are.
 
     Raises UnsupportedError for other kinds or an encoder, DataError for rows over the context length.
@@ -75,14 +78,16 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
     renderer = model.renderer
     if renderer is None:
         raise UnsupportedError(
-            f"objective sft needs a decoder; {model.record.name} is an encoder", hint="use objective: classify"
+            f"objective sft needs a decoder or an encoder-decoder; {model.record.name} is an encoder",
+            hint="use objective: classify",
         )
     if dataset.kind == "labelled" and prompt.labels:
         require_labels(dataset, prompt.labels)
-    rendered = renderer.training_ids_batch(
-        [_conversation(e, dataset.kind, prompt) for e in dataset.examples],
-        [e.meta.get("tools") for e in dataset.examples],
-    )
+    conversations = [_conversation(e, dataset.kind, prompt) for e in dataset.examples]
+    if isinstance(renderer, SourceRenderer):
+        last_only = config.turns == "last"
+        return list(_seq2seq.prepare(dataset.examples, conversations, renderer, limits, last_only=last_only))
+    rendered = renderer.training_ids_batch(conversations, [e.meta.get("tools") for e in dataset.examples])
     rows = []
     for example, whole in zip(dataset.examples, rendered, strict=True):
         mask = whole.mask
@@ -118,8 +123,10 @@ def _shorten(row: Row, length: int) -> bool:
     return bool(row.places)
 
 
-def collate(rows: Sequence[Row], model: LoadedModel) -> Batch:
+def collate(rows: Sequence[Any], model: LoadedModel) -> Batch | _seq2seq.PairBatch:
     """Pad on the right. Causal attention never lets a real token see the padding after it, so no mask is needed."""
+    if model.architecture == "encoder-decoder":
+        return _seq2seq.collate(rows, model)
     assert model.renderer is not None  # decoders have one
     ids = pad([row.ids for row in rows], model.renderer.pad_id).ids
     width = ids.shape[1]
@@ -130,10 +137,13 @@ def collate(rows: Sequence[Row], model: LoadedModel) -> Batch:
     )
 
 
-def loss(model: LoadedModel, batch: Batch, config: Config) -> Loss:
+def loss(model: LoadedModel, batch: Batch | _seq2seq.PairBatch, config: Config) -> Loss:
     """Mean cross-entropy over the labelled tokens, in nats."""
-    hidden = hidden_states(model.module, batch.ids)
-    hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.places)
+    if isinstance(batch, Batch):
+        hidden = hidden_states(model.module, batch.ids)
+        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.places)
+    else:
+        hidden = _seq2seq.hidden_at_labels(model, batch)
     head = causal_model(model.module).get_output_embeddings()
     if type(head) is torch.nn.Linear and _is_plain(model):
         total = linear_cross_entropy(hidden, head.weight, head.bias, batch.targets)
@@ -144,7 +154,8 @@ def loss(model: LoadedModel, batch: Batch, config: Config) -> Loss:
 
 
 def _is_plain(model: LoadedModel) -> bool:
-    """Whether the logits are the head's output itself, without the scaling that some architectures put after it."""
-    config = causal_model(model.module).config.get_text_config()
+    """Whether the logits are the head's output itself, without what some architectures do after it."""
+    module = causal_model(model.module)
+    config = module.config.get_text_config()
     after = ("logits_scaling", "logit_scale", "final_logit_softcapping")
-    return all(getattr(config, name, None) is None for name in after)
+    return getattr(module, "final_logits_bias", None) is None and all(getattr(config, n, None) is None for n in after)
