@@ -9,7 +9,7 @@ wherever the adapter answers; merged, it is the dequantized weights plus B A in 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,9 @@ from luthier.methods._peft import check_rank, target_names, task_type, wrap
 from luthier.methods._targets import choose
 from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
-from luthier.models.quantize import Quantization, quantize
+
+if TYPE_CHECKING:
+    from luthier.models.quantize import Quantization
 
 PAPER = "Dettmers et al. 2023, QLoRA: Efficient Finetuning of Quantized LLMs, https://arxiv.org/abs/2305.14314"
 FAMILY = "reparametrised"
@@ -54,6 +56,8 @@ class Config(EntryConfig):
 
 def quantization(config: Config) -> Quantization:
     """How the base is to be held; loading it so takes less memory than changing it afterwards."""
+    from luthier.models.quantize import Quantization
+
     return Quantization(config.quantization, config.double_quantization, config.blocksize)
 
 
@@ -64,6 +68,8 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
     MismatchError for a base that is quantized in another way.
     """
     from peft import LoraConfig
+
+    from luthier.models.quantize import quantize
 
     inner = inner_of(model)
     chosen = choose(inner, config.targets, where="method.targets")

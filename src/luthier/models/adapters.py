@@ -7,6 +7,7 @@ around a copy of the module tree whose tensors are the base's own: it costs the 
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -20,15 +21,18 @@ from luthier.models.soft_prompt import KINDS, is_soft, set_sizes, task_of
 from luthier.models.weights import read_tensors, write_tensors
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+if TYPE_CHECKING:
+    from luthier.store.database import Store
+
+# PEFT imports bitsandbytes where it is installed, which then misses a package that nothing here needs
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
 
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
     """No warnings from PEFT and what it imports: of layers whose layout it corrects itself, of random matrices that are drawn again, of its own deprecations."""
-    from luthier.models.quantize import quiet_library
-
-    quiet_library()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)

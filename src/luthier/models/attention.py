@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from luthier.models.attention_prefix import attend_after, take
+
 NAME = "luthier_cpu"
 MOST_SCORES = 8 * 1024 * 1024
 """Above this many attention scores in one layer the fused kernel is used: from about here on it is the faster one (measured on two
@@ -46,6 +48,8 @@ def attend(
     query heads; mask broadcastable to (batch, 1, queries, keys), boolean (True is visible) or additive. Without a mask, and unless
     the module says ``is_causal = False``, query i of the last rows sees keys up to its own position. Returns (batch, queries, heads, width).
     """
+    if (beginning := take(module)) is not None:
+        return attend_after(beginning, attend, module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     batch, heads, queries, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     on_cpu = query.device.type == "cpu"

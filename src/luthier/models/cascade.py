@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from luthier.models.attention_prefix import Beginning, take
 from luthier.models.decode import attends_fully, cache_layers, causal_model, hidden_states
 from luthier.models.prefix import KeysValues
 
@@ -240,7 +241,29 @@ def attend(
         common_weight = common_weight.permute(2, 0, 1).reshape(tokens, heads)
         share = torch.sigmoid(common_weight - weight)[..., None]  # the part of the softmax that the beginning has
         out = torch.lerp(out, common, share)
+        weight = torch.logaddexp(weight, common_weight)
+    if (beginning := take(module)) is not None:
+        out = _with_prefix(beginning, query, out, weight, kv_heads, scale)
     return out[None].to(query.dtype), None
+
+
+def _with_prefix(
+    beginning: Beginning, query: torch.Tensor, out: torch.Tensor, weight: torch.Tensor, kv_heads: int, scale: float
+) -> torch.Tensor:
+    """``out`` (tokens, heads, width), whose log-sum-exp is ``weight`` (tokens, heads), with the learned keys and values of an adapter before
+    all else (He et al. 2022, equation 7)."""
+    heads, tokens, width = query.shape[1:]
+    gate = None if beginning.gate is None else beginning.gate[0].to(query.dtype)
+    asked = query[0] if gate is None else query[0] * gate[:, None]
+    keys, values = (each[0, :, None].to(query.dtype) for each in (beginning.keys, beginning.values))
+    own, own_weight = _softmax_values(
+        asked.reshape(kv_heads, heads // kv_heads, tokens, width), keys, values, None, False, scale
+    )
+    own = own.permute(2, 0, 1, 3).reshape(tokens, heads, -1)
+    if gate is not None:
+        own = own * gate[:, None, None]
+    share = torch.sigmoid(own_weight.permute(2, 0, 1).reshape(tokens, heads) - weight)[..., None]
+    return torch.lerp(out, own, share)
 
 
 def _own(

@@ -8,7 +8,6 @@ from typing import Any
 from luthier.core.errors import UnsupportedError
 from luthier.models.adapters import unwrapped
 from luthier.models.load import LoadedModel
-from luthier.models.quantize import dequantize, restore_transposed
 
 
 def merge(model: LoadedModel) -> LoadedModel:
@@ -37,6 +36,8 @@ def merge(model: LoadedModel) -> LoadedModel:
             hint="it can be served where it is swapped in: engine torch",
         )
     if model.quantization is not None:
+        from luthier.models.quantize import dequantize
+
         dequantize(inner)
     try:
         merged = inner.float().merge_and_unload(safe_merge=True)
@@ -47,6 +48,8 @@ def merge(model: LoadedModel) -> LoadedModel:
             hint="it can be served where it is swapped in: engine torch",
         ) from error
     if model.quantization is not None:
+        from luthier.models.quantize import restore_transposed
+
         restore_transposed(merged)
     return replace(_plain(model, merged.to(model.dtype).eval()), quantization=None)
 

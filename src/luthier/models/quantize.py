@@ -65,7 +65,9 @@ class Quantization:
 
 def library() -> Any:
     """``bitsandbytes.functional``. Raises MissingExtraError when it is not installed."""
-    quiet_library()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
+        logging.ERROR
+    )  # it misses a kernel that is not used here
     try:
         from bitsandbytes import functional
     except ImportError as error:
@@ -73,11 +75,6 @@ def library() -> Any:
             "4-bit base weights need bitsandbytes, which is not installed", hint="pip install 'luthier[qlora]'"
         ) from error
     return functional
-
-
-def quiet_library() -> None:
-    """No warning about a kernel of another package, which bitsandbytes looks for when it is imported and which nothing here uses."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class QuantizedLinear(nn.Linear):
