@@ -105,15 +105,22 @@ class SharedBase:
             self._forget()
 
     @contextmanager
-    def using(self, name: str | None) -> Iterator[LoadedModel]:
-        """The base with ``name`` selected, for as long as the block runs. Raises EngineError after the engine was closed."""
+    def using(self, *names: str | None) -> Iterator[LoadedModel]:
+        """The base, answering as the adapter that is named (None: as itself), for as long as the block runs.
+
+        With several names it is ready to answer each row as its own (``models.mixed.prepare``): they must be ones that go together.
+        Raises EngineError after an engine that answers as one of them was closed.
+        """
         from luthier.models.attach import select
+        from luthier.models.mixed import prepare
 
         with self._turns:
-            if self._loaded is None or not self._users.get(name):
+            if self._loaded is None or not all(map(self._users.get, names)):
                 raise EngineError("the engine was closed")
-            if name is not None or self._loaded.attached:
-                select(self._loaded, name)
+            if len(names) > 1:
+                prepare(self._loaded, names)
+            elif names[0] is not None or self._loaded.attached:
+                select(self._loaded, names[0])
             try:
                 yield self._loaded
             except RuntimeError as error:

@@ -6,10 +6,9 @@ side by side in one forward, and answers of one call are decoded together.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -35,13 +34,14 @@ from luthier.core.message import Prompt
 from luthier.core.model import ModelRecord
 from luthier.core.run import Progress, no_progress
 from luthier.data.batch import order_by_length, pad
+from luthier.engines._answer import Answer
 from luthier.engines._scoring import ask
 from luthier.engines._shared import SharedBase
-from luthier.engines._text import AnswerText
 from luthier.models.decode import attends_fully, hidden_states
 from luthier.models.fast_linear import speed_up_linear
 from luthier.models.generate import Answering
 from luthier.models.load import LoadedModel
+from luthier.models.mixed import beginning, row_names, shared_tokens, stacked
 from luthier.models.prefix import KeysValues, shared_prefix
 from luthier.models.score import Read, Row, score_batches
 
@@ -67,7 +67,7 @@ class Config(EntryConfig):
 
 
 def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the name of the catalogue's function
-    """A decoder or encoder from the store. Bases are shared among targets that carry the same ``shared`` mapping.
+    """A decoder, an encoder or an encoder-decoder from the store. Bases are shared among targets that carry the same ``shared`` mapping.
 
     Raises UnsupportedError for records without torch weights, and what loading raises (``models.load``, ``models.attach``).
     """
@@ -97,6 +97,10 @@ def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the nam
         from luthier.engines._encoder import EncoderEngine
 
         return EncoderEngine(base, key, info, most)
+    if record.architecture == "encoder-decoder":
+        from luthier.engines._seq2seq import EncoderDecoderEngine
+
+        return EncoderDecoderEngine(base, key, info, most)
     return DecoderEngine(base, key, info, most)
 
 
@@ -130,9 +134,10 @@ def _share(model: EngineTarget, record: ModelRecord, config: Config) -> tuple[Sh
 
 def _info(name: str, record: ModelRecord, loaded: LoadedModel, key: str | None) -> EngineInfo:
     labels = loaded.labels if record.architecture == "encoder" else ()
-    can = {GENERATE, STREAM, SCORE, EMBED} if record.architecture == "decoder" or labels else {EMBED}
+    can = {GENERATE, STREAM, SCORE, EMBED} if record.architecture != "encoder" or labels else {EMBED}
     others = [f".{a.peft_name}." for other, a in loaded.attached.items() if other != key and a.peft_name]
     held = sum(t.nbytes for n, t in loaded.module.named_parameters() if not any(other in f"{n}." for other in others))
+    held += loaded.light.nbytes(key) if loaded.light is not None else 0
     return EngineInfo(
         model=name,
         engine="torch",
@@ -167,6 +172,16 @@ class DecoderEngine:
         """What answers."""
         return self._info
 
+    @property
+    def shared_base(self) -> SharedBase:
+        """The base in memory; engines with the same one may be asked together (``engines._mixed``)."""
+        return self._base
+
+    @property
+    def key(self) -> str | None:
+        """The adapter that answers, by its name on the base; None: the base itself."""
+        return self._key
+
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
     ) -> list[Generation]:
@@ -174,14 +189,29 @@ class DecoderEngine:
 
         Raises InputError when a prompt fills the context. ``max_new_tokens`` is cut to what fits after the prompt.
         """
+        return self.generate_as([self._key] * len(prompts), prompts, sampling, progress)
+
+    def generate_as(
+        self,
+        keys: Sequence[str | None],
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        progress: Progress = no_progress,
+    ) -> list[Generation]:
+        """``generate``, row i answered by the adapter ``keys[i]`` of the same base (None: by the base itself).
+
+        Several of them must be ones that one forward can take (``models.mixed.groups``).
+        """
         ids = self._prompt_ids(prompts)
         if not ids:
             return []
-        shared, prefix = self._prefix(ids)
+        shared, prefixes = self._prefixes(ids, keys)
         answers = [self._answer(row, sampling, incremental=bool(sampling.stop)) for row in ids]
+        first = {key: place for place, key in reversed(list(enumerate(keys)))}
         told = 0
         for batch in self._batches([len(row) - shared for row in ids], [answer.limit for answer in answers]):
-            for _ in self._decode([answers[i] for i in batch], sampling, shared, prefix):
+            rows = sorted(batch, key=lambda row: first[keys[row]])  # an adapter's rows side by side
+            for _ in self._decode([answers[i] for i in rows], [keys[i] for i in rows], sampling, shared, prefixes):
                 done = sum(bool(answer.finish_reason) for answer in answers)
                 if done > told:
                     told = done
@@ -194,9 +224,9 @@ class DecoderEngine:
         answer = self._answer(ids[0], sampling, incremental=True)
         return self._pieces(answer, sampling)
 
-    def _pieces(self, answer: _Answer, sampling: Sampling) -> Iterator[Delta]:
-        shared, prefix = self._prefix([answer.prompt])
-        for piece in self._decode([answer], sampling, shared, prefix):
+    def _pieces(self, answer: Answer, sampling: Sampling) -> Iterator[Delta]:
+        shared, prefixes = self._prefixes([answer.prompt], [self._key])
+        for piece in self._decode([answer], [self._key], sampling, shared, prefixes):
             if piece:
                 yield Delta(piece)
         yield Delta("", answer.generation())
@@ -262,13 +292,28 @@ class DecoderEngine:
                 )
         return ids
 
-    def _prefix(self, ids: Sequence[Sequence[int]]) -> tuple[int, KeysValues | None]:
-        with self._base.using(self._key) as loaded:
-            return shared_prefix(loaded.module, ids, self._device, self._base.memory, self._key)
+    def _prefixes(
+        self, ids: Sequence[Sequence[int]], keys: Sequence[str | None]
+    ) -> tuple[int, dict[str | None, KeysValues]]:
+        """How many first tokens need no forward in their rows, and their keys and values by adapter."""
+        memory, distinct = self._base.memory, list(dict.fromkeys(keys))
+        if len(distinct) == 1:
+            (key,) = distinct
+            with self._base.using(key) as loaded:
+                shared, values = shared_prefix(loaded.module, ids, self._device, memory, key)
+            return shared, {key: values or []}
+        shared = shared_tokens(ids, keys) if self._full_attention else 0
+        out: dict[str | None, KeysValues] = {}
+        for key in distinct if shared else ():
+            own = ids[keys.index(key)][:shared]
+            with self._base.using(*distinct) as loaded:
+                (row,) = row_names(loaded, [key])
+                out[key] = beginning(loaded.module, own, self._device, memory, key, row)
+        return shared, out
 
-    def _answer(self, prompt: list[int], sampling: Sampling, *, incremental: bool) -> _Answer:
+    def _answer(self, prompt: list[int], sampling: Sampling, *, incremental: bool) -> Answer:
         limit = min(sampling.max_new_tokens, self._info.context_length - len(prompt))
-        return _Answer(prompt, limit, self._renderer, sampling.stop, incremental=incremental)
+        return Answer(prompt, limit, self._renderer, sampling.stop, incremental=incremental)
 
     def _batches(self, lengths: list[int], limits: list[int]) -> Iterator[list[int]]:
         """Rows to decode together. Models with windowed layers take rows of one length only."""
@@ -283,26 +328,36 @@ class DecoderEngine:
             yield from order_by_length(sizes, most, max_rows=_MOST_ROWS, names=rows)
 
     def _decode(
-        self, answers: Sequence[_Answer], sampling: Sampling, shared: int, prefix: KeysValues | None
+        self,
+        answers: Sequence[Answer],
+        keys: Sequence[str | None],
+        sampling: Sampling,
+        shared: int,
+        prefixes: Mapping[str | None, KeysValues],
     ) -> Iterator[str]:
         """Fill ``answers``; after each step yields the first one's new text, with the model free for others meanwhile."""
+        distinct = tuple(dict.fromkeys(keys))
+        with self._base.using(*distinct) as loaded:
+            names = row_names(loaded, keys) if len(distinct) > 1 else None
         batch = Answering(
             [answer.prompt for answer in answers],
             replace(sampling, max_new_tokens=max(answer.limit for answer in answers)),
             self._device,
-            prefix=prefix,
+            prefix=prefixes.get(keys[0]),
             shared=shared,
             full_attention=self._full_attention,
             read_tokens=self._max_batch_tokens,
+            names=names,
+            own_prefixes=None if names is None else lambda: stacked(prefixes, keys, shared),
         )
         for answer in answers:
             answer.begin()
         first = True
         while not batch.done:
-            with self._base.using(self._key) as loaded:
+            with self._base.using(*distinct) as loaded:
                 rows, tokens, log_probs = batch.step(loaded.module)
                 if first and len(answers) == 1 and self._full_attention:
-                    self._base.memory.put(self._key, answers[0].prompt, batch.prompt_cache())
+                    self._base.memory.put(keys[0], answers[0].prompt, batch.prompt_cache())
             first = False
             pieces = [answers[r].take(t, p) for r, t, p in zip(rows, tokens, log_probs, strict=True)]
             batch.finish(row for row in rows if answers[row].finish_reason)
@@ -318,57 +373,3 @@ def _mean_hidden(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Vectors:
     mask = batch.attention_mask.to(loaded.device)[:, :, None].float()
     vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
     return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
-
-
-class _Answer:
-    """One answer while it grows."""
-
-    def __init__(self, prompt: list[int], limit: int, renderer: Any, stop: Sequence[str], *, incremental: bool) -> None:
-        self.prompt, self.limit = prompt, limit
-        self.finish_reason = ""
-        self._renderer = renderer
-        self._text = AnswerText(renderer.decode, stop) if incremental else None
-        self._ids: list[int] = []
-        self._log_probs: list[float] = []
-        self._start = self._first_s = self._latency_s = 0.0
-
-    def begin(self) -> None:
-        """Time runs from now."""
-        self._start = time.perf_counter()
-
-    def take(self, token: int, log_prob: float) -> str:
-        """One more token; returns the text that can be shown, and sets ``finish_reason`` when it was the last."""
-        piece = ""
-        if token in self._renderer.stop_ids:
-            self.finish_reason = "stop"
-        else:
-            self._ids.append(token)
-            self._log_probs.append(log_prob)
-            if self._text is not None:
-                piece = self._text.push(token)
-                if self._text.stopped:
-                    self.finish_reason = "stop"
-            if not self.finish_reason and len(self._ids) >= self.limit:
-                self.finish_reason = "length"
-        self._latency_s = time.perf_counter() - self._start
-        self._first_s = self._first_s or self._latency_s
-        if self.finish_reason and self._text is not None:
-            piece += self._text.finish()
-            if self._text.stopped:
-                self.finish_reason = "stop"
-        return piece
-
-    def generation(self) -> Generation:
-        """The finished answer."""
-        ids = self._text.ids if self._text is not None else tuple(self._ids)
-        return Generation(
-            text=self._text.text if self._text is not None else self._renderer.decode(ids),
-            token_ids=ids,
-            prompt_token_ids=tuple(self.prompt),
-            finish_reason=self.finish_reason,
-            logprob=sum(self._log_probs[: len(ids)]),
-            first_token_s=self._first_s,
-            latency_s=self._latency_s,
-            prompt_tokens=len(self.prompt),
-            completion_tokens=len(ids),
-        )

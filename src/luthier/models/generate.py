@@ -6,7 +6,8 @@ answers, and an evaluation can stop rows one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from luthier.core.engine import Sampling
 from luthier.models.decode import cache_layers, causal_model, hidden_states, logits
 from luthier.models.prefix import KeysValues, expanded
+from luthier.models.rows import answering
 from luthier.models.sample import Sampler
 from luthier.models.soft_prompt import keys_values, new_cache, put_into, virtual_tokens
 
@@ -84,6 +86,8 @@ class Answering:
     ``prompts`` are token ids, all beginning with the ids whose keys and values ``prefix`` holds (``shared`` tokens; a row keeps at
     least one token of its own). Models that do not attend to everything (``full_attention`` False) take rows of one length, no prefix.
     The columns of a soft prompt come before all others, in the cache only: lengths, positions and masks are those of real tokens.
+    With ``names`` each row has an adapter of its own (``models.rows``); ``own_prefixes`` then gives the keys and values of the shared
+    tokens layer by layer, (rows, heads, shared, size), as each row's adapter has them.
     """
 
     def __init__(
@@ -96,11 +100,15 @@ class Answering:
         shared: int = 0,
         full_attention: bool = True,
         read_tokens: int = 1024,
+        names: Sequence[str | None] | None = None,
+        own_prefixes: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]] | None = None,
     ) -> None:
         self.rows = list(range(len(prompts)))
         self._prompts = [list(prompt) for prompt in prompts]
         self._sampler = Sampler(sampling, self._prompts, device)
         self._device, self._prefix, self._shared = device, prefix, shared
+        self._names = None if names is None else tuple(names)
+        self._own_prefixes = own_prefixes
         self._full_attention, self._read_tokens = full_attention, read_tokens
         self._lengths = torch.tensor([len(prompt) for prompt in self._prompts], device=device)
         self._width = int(self._lengths.max()) if prompts else 0
@@ -118,7 +126,9 @@ class Answering:
     def step(self, module: Any) -> tuple[list[int], list[int], list[float]]:
         """The next token of every live row: (row numbers, tokens, log-probabilities). The first step reads the prompts."""
         hidden = self._read(module) if self._cache is None else self._go_on(module)
-        tokens, log_probs = self._sampler.draw(logits(module, hidden))
+        with self._adapters(slice(None)):
+            scores = logits(module, hidden)
+        tokens, log_probs = self._sampler.draw(scores)
         self._last = tokens
         live = [place for place, row in enumerate(self.rows) if row not in self._finished]
         rows = [self.rows[place] for place in live]
@@ -136,6 +146,10 @@ class Answering:
     def prompt_cache(self) -> KeysValues:
         """Keys and values of the prompt of a batch of one row, for another prompt that begins with it."""
         return [layer.first_row(self._virtual + len(self._prompts[0])) for layer in self._cache.layers]
+
+    def _adapters(self, rows: slice) -> AbstractContextManager[None]:
+        """Within it, these rows of the batch are answered by their own adapters."""
+        return nullcontext() if self._names is None else answering(self._names[rows])
 
     def _read(self, module: Any) -> torch.Tensor:
         """Read the prompts; hidden state of each one's last token, (rows, width).
@@ -184,9 +198,10 @@ class Answering:
             causal = torch.full((own, own), torch.finfo(kind).min, dtype=kind, device=self._device).triu(1)
             causal = torch.cat([causal.new_zeros(own, self._width - own), causal], dim=1)[None, None]
             mask = causal if self._unseen is None else torch.minimum(causal, self._unseen[rows, ..., : self._width])
-        hidden = hidden_states(
-            module, ids.to(self._device), position_ids=positions.clamp(min=0), mask=mask, cache=self._cache
-        )
+        with self._adapters(rows):
+            hidden = hidden_states(
+                module, ids.to(self._device), position_ids=positions.clamp(min=0), mask=mask, cache=self._cache
+            )
         return hidden[:, -1]
 
     def _new_cache(self, module: Any) -> Any:
@@ -195,7 +210,10 @@ class Answering:
         if not self._full_attention:
             return new_cache(module, count) if virtual else DynamicCache(config=config)
         cache = Cache(layers=[_Slab(self._place, count, virtual + self._room) for _ in range(layers)])
-        if self._prefix and self._shared:
+        if self._own_prefixes and self._shared:
+            for number, (keys, values) in enumerate(self._own_prefixes()):
+                cache.update(keys, values, number)
+        elif self._prefix and self._shared:
             for number, (keys, values) in enumerate(expanded(self._prefix, virtual + self._shared, count)):
                 cache.update(keys, values, number)
         elif virtual:
@@ -209,15 +227,18 @@ class Answering:
             self._keep(torch.tensor(live, device=self._device))
         self._width += 1
         mask = None if self._unseen is None else self._unseen[..., : self._width]
-        hidden = hidden_states(
-            module, self._last[:, None], position_ids=self._lengths[:, None], mask=mask, cache=self._cache
-        )
+        with self._adapters(slice(None)):
+            hidden = hidden_states(
+                module, self._last[:, None], position_ids=self._lengths[:, None], mask=mask, cache=self._cache
+            )
         self._lengths = self._lengths + 1
         self._place.start = self._virtual + self._width
         return hidden[:, -1]
 
     def _keep(self, places: torch.Tensor) -> None:
-        self.rows = [self.rows[place] for place in places.tolist()]
+        kept = places.tolist()
+        self.rows = [self.rows[place] for place in kept]
+        self._names = None if self._names is None else tuple(self._names[place] for place in kept)
         self._cache.batch_select_indices(places)
         self._sampler.keep(places)
         self._lengths, self._last = self._lengths[places], self._last[places]

@@ -303,7 +303,9 @@ def suits(config: Any) -> bool:
         return False
     if kind == "IA3" and config.feedforward_modules is None:
         return False
-    return not any(getattr(config, f.name) for f in fields(config) if f.name not in _WHATEVER and not _is_default(config, f))
+    return not any(
+        getattr(config, f.name) for f in fields(config) if f.name not in _WHATEVER and not _is_default(config, f)
+    )
 
 
 def _is_default(config: Any, field: Any) -> bool:

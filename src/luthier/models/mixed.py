@@ -1,0 +1,90 @@
+"""Rows of one batch with adapters of their own: which of them one forward can take, and what they share of their prompts.
+
+Light adapters (``models.light``) of any ranks and the bare base go together, and so do the adapters of one PEFT model whose layers read
+``models.rows`` (``per_row``). Everything else is answered adapter by adapter: tensors of the base that are replaced, soft prompts, and
+PEFT's other kinds, whose layers know one adapter at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from luthier.core.errors import NotFoundError
+from luthier.models import rows
+from luthier.models.attach import select
+from luthier.models.load import Attached, LoadedModel
+from luthier.models.prefix import SHARE_AT_LEAST, KeysValues, PrefixMemory, common_prefix, compute
+
+Names = Sequence[str | None]
+
+
+def groups(base: LoadedModel, names: Names) -> list[list[int]]:
+    """The places of ``names`` (attached adapters, None for the bare base) that one forward can take together, in order of the first."""
+    found: dict[Any, list[int]] = {}
+    for place, name in enumerate(names):
+        held = _held(base, name)
+        key: Any = ("alone", name)
+        if held is None or held.light:
+            key = "light"
+        elif getattr(getattr(held.peft_model, "base_model", None), "per_row", False):
+            key = id(held.peft_model)
+        found.setdefault(key, []).append(place)
+    return list(found.values())
+
+
+def prepare(base: LoadedModel, names: Names) -> None:
+    """Make ``base`` ready for rows that ``names`` answer, all of one group; ``rows.answering`` then says which row is whose."""
+    select(base, next((name for name in names if name is not None and base.attached[name].peft_name), None))
+
+
+def row_names(base: LoadedModel, names: Names) -> tuple[str | None, ...]:
+    """What attached adapters are called in ``models.rows``."""
+    return tuple(
+        name if held is None or held.light else held.peft_name
+        for name, held in ((name, _held(base, name)) for name in names)
+    )
+
+
+def _held(base: LoadedModel, name: str | None) -> Attached | None:
+    if name is not None and name not in base.attached:
+        raise NotFoundError(f"adapter {name!r} is not attached; attached: {', '.join(base.attached) or 'none'}")
+    return base.attached[name] if name is not None else None
+
+
+def shared_tokens(prompts: Sequence[Sequence[int]], names: Names) -> int:
+    """How many first tokens the rows of each adapter have in common, the same number for all: these are read once an adapter.
+
+    0 when it is not worth a forward: too few, or no adapter has more than one row.
+    """
+    of: dict[str | None, list[Sequence[int]]] = {}
+    for prompt, name in zip(prompts, names, strict=True):
+        of.setdefault(name, []).append(prompt)
+    if len(of) == len(prompts):
+        return 0
+    most = min(common_prefix(own) for own in of.values())
+    return most if most >= SHARE_AT_LEAST else 0
+
+
+@torch.inference_mode()
+def beginning(
+    module: Any, ids: Sequence[int], device: torch.device, memory: PrefixMemory, owner: str | None, row: str | None
+) -> KeysValues:
+    """Keys and values of ``ids`` as the adapter ``owner`` has them (``row`` is its name in ``models.rows``): remembered, or computed."""
+    values = memory.exactly(owner, ids)
+    if values is None:
+        with rows.answering((row,)):
+            values = compute(module, ids, device)
+        memory.put(owner, ids, values)
+    return values
+
+
+def stacked(
+    prefixes: Mapping[str | None, KeysValues], names: Names, length: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Layer by layer the first ``length`` keys and values of each row's own beginning, (rows, heads, length, size)."""
+    own = [prefixes[name] for name in names]
+    for layer in zip(*own, strict=True):
+        yield torch.cat([keys[:, :, :length] for keys, _ in layer]), torch.cat([v[:, :, :length] for _, v in layer])
