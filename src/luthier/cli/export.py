@@ -1,4 +1,4 @@
-"""``luthier export MODEL [--type F16] [--merge]``: a stored decoder as a GGUF file."""
+"""``luthier export MODEL [--type F16] [--merge]``: a stored decoder as a GGUF file; an adapter also in PEFT's or AdapterHub's layout."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def export(
         model: Annotated[str, typer.Argument(metavar="MODEL", help="A base model or an adapter; see luthier models.")],
+        format_: Annotated[
+            str,
+            typer.Option(
+                "--format", metavar="FORMAT", help="gguf; of an adapter also peft or adapterhub, into the folder --out."
+            ),
+        ] = "gguf",
         type_: Annotated[
-            str, typer.Option("--type", metavar="TYPE", help="F32, F16, BF16, Q8_0, Q4_0 or Q4_1.")
-        ] = "F16",
+            str | None,
+            typer.Option("--type", metavar="TYPE", help="F32, F16, BF16, Q8_0, Q4_0 or Q4_1.", show_default="F16"),
+        ] = None,
         merge: Annotated[
             bool | None,
             typer.Option(
@@ -46,7 +53,7 @@ def register(app: typer.Typer) -> None:
         ] = 0.02,
         as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     ) -> None:
-        """Write a model as GGUF, for llama.cpp and what is built on it.
+        """Write a model as GGUF, for llama.cpp and what is built on it, or an adapter in the layout of PEFT or AdapterHub.
 
         With --certify the exit code is 1 unless the certificate says PASS.
         """
@@ -56,8 +63,14 @@ def register(app: typer.Typer) -> None:
         from luthier.store.database import open_store
 
         store = open_store()
+        if format_ != "gguf":
+            given = {"--type": type_, "--merge": merge, "--name": name, "--certify": certify}
+            _write_folder(model, format_, out, [key for key, value in given.items() if value is not None], as_json)
+            return
         with _print.progress() as progress:
-            made = write(model, type=type_.upper(), merge=merge, as_name=name, out=out, store=store, progress=progress)
+            made = write(
+                model, type=(type_ or "F16").upper(), merge=merge, as_name=name, out=out, store=store, progress=progress
+            )
         found = _certificate(made.name, certify, margin)
         if as_json:
             _show_json(made, gguf_file(store, made), found)
@@ -65,6 +78,33 @@ def register(app: typer.Typer) -> None:
             _show(made, gguf_file(store, made), out, found)
         if found is not None and found.verdict != "PASS":
             raise typer.Exit(1)
+
+
+def _write_folder(model: str, format_: str, out: Path | None, beside: list[str], as_json: bool) -> None:
+    from luthier.cli import _print
+    from luthier.core.errors import InputError
+    from luthier.models.export_adapter import FORMATS, export_adapter
+    from luthier.store.database import open_store
+
+    if format_ not in FORMATS:
+        raise InputError(f"--format must be gguf, {' or '.join(FORMATS)}; got {format_!r}")
+    if beside:
+        raise InputError(f"{', '.join(beside)} goes with --format gguf; got --format {format_}")
+    if out is None:
+        raise InputError(
+            f"--format {format_} writes a folder: say which",
+            hint=f"luthier export {model} --format {format_} --out FOLDER",
+        )
+    folder = export_adapter(open_store(), model, format_, out)
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    if as_json:
+        _print.show_json({"name": model, "format": format_, "folder": str(folder), "files": files})
+        return
+    _print.out().print(
+        f"{model} in the layout of {'PEFT' if format_ == 'peft' else 'AdapterHub'}: {folder}", markup=False
+    )
+    for name, size in files.items():
+        _print.out().print(f"  {name}  {_print.size(size)}", markup=False)
 
 
 def _show_json(made: ModelRecord, path: Path, found: Certificate | None) -> None:

@@ -19,10 +19,16 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         alias: Annotated[str | None, typer.Option("--name", help="Call the model this in the store.")] = None,
+        base: Annotated[
+            str | None,
+            typer.Option(
+                metavar="NAME", help="Of an adapter (PEFT, AdapterHub, LoRA GGUF): the stored model that it goes on."
+            ),
+        ] = None,
         force: Annotated[bool, typer.Option("--force", help="Fetch again and replace what is there.")] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
     ) -> None:
-        """Fetch a model into the store, checked, ready to be tuned and served. Without a name: what can be fetched by name."""
+        """Fetch a model or an adapter into the store, checked, ready to be tuned and served. Without a name: what can be fetched by name."""
         from dataclasses import asdict
 
         from luthier.cli import _print
@@ -32,11 +38,18 @@ def register(app: typer.Typer) -> None:
             _show_known()
             return
         with _print.progress() as progress:
-            record = fetch(name, alias=alias, force=force, progress=progress)
+            record = fetch(name, alias=alias, base=base, force=force, progress=progress)
         if as_json:
             _print.show_json(asdict(record))
             return
         meta = record.meta
+        if record.kind == "adapter":
+            count, served = int(meta.get("trainable_parameters", 0)), meta.get("serving") or {}
+            parts = [f"{meta.get('method')} on {record.base}", _parameters(count), _print.size(record.size_bytes)]
+            parts += ["served by " + ", ".join(f"{e} {way}" for e, way in served.items() if way != "no")]
+            _print.show(f"[bold green]{record.name}[/]  " + " · ".join(parts))
+            _print.say(f"[dim]next:[/] luthier adapters inspect {record.name}")
+            return
         parts = [record.architecture, _parameters(meta.get("parameters", 0)), str(meta.get("dtype", ""))]
         if meta.get("quantization"):
             parts.append(f"from {meta['quantization']}")

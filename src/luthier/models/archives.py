@@ -71,7 +71,9 @@ def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def _only_model(archive: Path, names: list[str]) -> str:
-    folders = {str(PurePosixPath(n).parent) for n in names if PurePosixPath(n).name == "config.json"}
+    folders = {
+        str(PurePosixPath(n).parent) for n in names if PurePosixPath(n).name in ("config.json", "adapter_config.json")
+    }
     with_weights = {str(PurePosixPath(n).parent) for n in names if n.endswith(".safetensors")}
     found = sorted(folders & with_weights) + sorted(n for n in names if n.endswith(".gguf"))
     if len(found) != 1:

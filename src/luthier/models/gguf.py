@@ -171,7 +171,7 @@ def export_lora(folder: Path, base_folder: Path, path: Path, *, name: str = "") 
                 raise DataError(f"{folder}: lora_A and lora_B of {module} do not belong together")
             target = f"{shape.name(f'{module}.weight')}"
             rank = pair["A"].shape[0]
-            folded = _lora_scale(config, module, rank) * rank / alpha if alpha else 0.0
+            folded = lora_scale(config, module, rank) * rank / alpha if alpha else 0.0
             rows = shape.reorder(target, pair["B"] * np.float32(folded))
             writer.add_tensor(f"{target}.lora_a", np.ascontiguousarray(pair["A"]))
             writer.add_tensor(f"{target}.lora_b", np.ascontiguousarray(rows))
@@ -209,7 +209,7 @@ def refuse_beyond_lora(folder: Path) -> None:
             raise UnsupportedError(f"a LoRA GGUF cannot hold an adapter with {key}={bad!r}", hint=_MERGE)
 
 
-def _lora_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+def lora_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     """What PEFT multiplies B A x with: alpha / rank, or alpha / sqrt(rank) with rsLoRA (Kalajdzievski 2023)."""
     alpha = config["lora_alpha"]
     for pattern, value in (config.get("alpha_pattern") or {}).items():

