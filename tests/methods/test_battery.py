@@ -2,7 +2,8 @@
 
 A method's own test file says what is particular to it: ``COUNTS`` (kind of tiny model -> how many parameters it trains, worked out from the
 sizes in ``tiny.py``), ``OPTIONS`` (what it needs, and no more), ``KEPT`` (kind -> how many of them its file holds, where it lets go of
-some) and ``CANNOT`` (kind -> what the refusal says, for a kind whose architecture it declares but that it cannot take).
+some), ``CANNOT`` (kind -> what the refusal says, for a kind whose architecture it declares but that it cannot take) and ``prepare``
+(store, base: puts into the store what ``OPTIONS`` names).
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def fresh(request: pytest.FixtureRequest, kind: str, dtype: str = "fp32") -> Loa
 
 
 def built(model: LoadedModel, method: str, seed: int = 0) -> LoadedModel:
+    if prepare := said(method, "prepare"):
+        prepare(open_store(), model.base)  # type: ignore[operator]
     torch.manual_seed(seed)
     entry = load("methods", method)
     return entry(model, entry.configure(said(method, "OPTIONS")))

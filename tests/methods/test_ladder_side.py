@@ -100,7 +100,7 @@ def test_outputs_and_gradients_are_the_papers(decoder: LoadedModel, every: int) 
     def affine(name: str, x: Tensor) -> Tensor:
         return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
 
-    state = affine("layers.0.ladder_side.default.start", embeddings)
+    state = affine("layers.0.ladder_side.default.bottom", embeddings)
     for number, below in enumerate((first, last)):
         if every == 2 and number == 0:
             continue
@@ -133,7 +133,7 @@ def test_an_encoder_is_read_block_by_block(tiny_encoder: str) -> None:
     small = BertConfig(
         hidden_size=8, intermediate_size=16, num_attention_heads=4, hidden_act="gelu", attn_implementation="eager"
     )
-    state = rungs[0].start(hidden[0])
+    state = rungs[0].bottom(hidden[0])
     for rung, below in zip(rungs, hidden[1:], strict=True):
         block = BertLayer(small, layer_idx=0).eval()
         block.load_state_dict(rung.block.state_dict())

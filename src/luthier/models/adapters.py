@@ -13,20 +13,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import DataError, MismatchError, UnsupportedError
+from luthier.core.errors import DataError, LuthierError, MismatchError, UnsupportedError
+from luthier.models import parts
 from luthier.models.load import LoadedModel
 from luthier.models.soft_prompt import KINDS, is_soft, set_sizes, task_of
 from luthier.models.weights import read_tensors, write_tensors
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 if TYPE_CHECKING:
     from luthier.store.database import Store
 
 # PEFT imports bitsandbytes where it is installed, which then misses a package that nothing here needs
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
 
 
@@ -123,8 +124,10 @@ def _from_the_start(model: Any, name: str, config: Any, tensors: dict[str, Any])
         config.alpha_pattern = {key: factor * alpha for key, alpha in config.alpha_pattern.items()}
 
 
-def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
+def load_adapter(base: LoadedModel, folder: Path, store: Store | None = None) -> tuple[Any, str]:
     """Add the folder's PEFT adapter to the base in its dtype; returns the PEFT model that holds it and PEFT's name for it.
+
+    What it is built on comes from ``store`` (``models.parts``).
 
     Raises DataError for a damaged file, MismatchError for tensors that do not fit; the base is then as it was.
     """
@@ -168,6 +171,11 @@ def load_adapter(base: LoadedModel, folder: Path) -> tuple[Any, str]:
         raise MismatchError(
             f"{folder / ADAPTER}: does not fit {base.base.name} and its own {ADAPTER_CONFIG}: {error}", hint=AGAIN
         ) from error
+    try:
+        parts.fill(base, model, name, store)
+    except LuthierError:
+        drop_adapter(base, model, name)
+        raise
     speed_up(model.eval())
     return model, name
 

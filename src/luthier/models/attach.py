@@ -139,7 +139,7 @@ def load_trained(store: Store, record: ModelRecord, *, dtype: str = "auto", devi
         device=device,
         quantization=quantization_of(manifest),
     )
-    attach(loaded, record, record.name, folder=folder)
+    attach(loaded, record, record.name, folder=folder, store=store)
     select(loaded, record.name)
     loaded.record, loaded.folder, loaded.labels = record, folder, labels
     return loaded
@@ -225,7 +225,7 @@ def attach(
     _take_out(base)
     try:
         if manifest["saves"] == "adapter":
-            held.peft_model, held.peft_name = load_adapter(base, folder)
+            held.peft_model, held.peft_name = load_adapter(base, folder, store)
         elif manifest["saves"] == "delta":
             held.changes = delta.read_changes(
                 folder / delta.FILE, inner_of(base), device=base.device, dtype=base.dtype, base=base.base.name
@@ -295,7 +295,7 @@ def _peft(model: LoadedModel) -> Any:
 
 
 def _save_weights(model: LoadedModel, folder: Path) -> None:
-    whole = model.module if model.architecture == "decoder" else model.module.body
+    whole = inner_of(model)
     with quiet_transformers():
         whole.save_pretrained(str(folder))
     for pattern in _TOKENIZER_FILES:

@@ -13,9 +13,10 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import func, select
 
@@ -180,11 +181,17 @@ def files(store: Store, digest: str) -> dict[str, int]:
     return {name: int(entry["bytes"]) for name, entry in listed.items()}
 
 
+def parts_in(meta: Mapping[str, Any] | None) -> list[str]:
+    """Digests of the adapters that a model is built on, as its row says."""
+    return [str(part["digest"]) for part in (meta or {}).get("parts") or ()]
+
+
 def discard_unused(store: Store, digest: str) -> bool:
-    """Remove an artifact unless a model uses it; returns whether it went. One rename first, so that nobody sees half of it."""
+    """Remove an artifact unless a model uses it, or is built on it; returns whether it went. One rename first, so that nobody sees half of it."""
     folder = store.home.artifacts / digest
     with store.read() as connection:
         used = connection.execute(select(func.count()).where(models.c.digest == digest)).scalar_one()
+        used = used or any(digest in parts_in(meta) for meta in connection.execute(select(models.c.meta)).scalars())
     if used or not digest or not folder.exists():
         return False
     old = store.home.staging / f"discarded-{secrets.token_hex(6)}"

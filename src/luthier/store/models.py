@@ -116,8 +116,13 @@ def rename(store: Store, name: str, new: str) -> ModelRecord:
         connection.execute(update(models).where(models.c.name == name).values(name=new))
         connection.execute(update(models).where(models.c.base == name).values(base=new))
         for row in connection.execute(select(models.c.name, models.c.meta)).all():
-            if (row.meta or {}).get("target") == name:
-                changed = {**row.meta, "target": new}
+            meta = row.meta or {}
+            changed = dict(meta)
+            if meta.get("target") == name:
+                changed["target"] = new
+            if meta.get("parts"):
+                changed["parts"] = [part | {"name": new} if part["name"] == name else part for part in meta["parts"]]
+            if changed != meta:
                 connection.execute(update(models).where(models.c.name == row.name).values(meta=changed))
         for end in ("source", "target"):
             kind, identity, label = (edges.c[f"{end}_{part}"] for part in ("kind", "id", "label"))
@@ -131,20 +136,28 @@ def rename(store: Store, name: str, new: str) -> ModelRecord:
 def remove(store: Store, name: str) -> None:
     """Forget a model, and its weights when no other model shares them.
 
-    Raises NotFoundError, or ConflictError while an adapter, export or endpoint needs it.
+    Raises NotFoundError, or ConflictError while an adapter, export or endpoint needs it, or an adapter that is built on it.
     """
     record = find(store, name)
     with store.write() as connection:
         rows = connection.execute(
-            select(models.c.name, models.c.base, models.c.meta).where(models.c.name != name)
+            select(models.c.name, models.c.base, models.c.digest, models.c.meta).where(models.c.name != name)
         ).all()
-        users = sorted(row.name for row in rows if row.base == name or (row.meta or {}).get("target") == name)
+        twins = record.digest in [row.digest for row in rows]
+        users = sorted(
+            row.name
+            for row in rows
+            if row.base == name
+            or (row.meta or {}).get("target") == name
+            or (not twins and record.digest in artifacts.parts_in(row.meta))
+        )
         if users:
             raise ConflictError(
                 f"{name!r} is needed by {', '.join(users)}", hint=f"first: luthier models --remove {users[0]}"
             )
         connection.execute(delete(models).where(models.c.name == name))
-    artifacts.discard_unused(store, record.digest)
+    for digest in (record.digest, *artifacts.parts_in(record.meta)):  # parts that were kept for this one alone
+        artifacts.discard_unused(store, digest)
 
 
 def _row(record: ModelRecord) -> dict[str, Any]:

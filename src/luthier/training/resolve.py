@@ -49,6 +49,8 @@ class Job:
     method: Part
     objective: Part
     key: str
+    parts: tuple[Mapping[str, Any], ...] = ()
+    """Adapters that the method builds on: name and digest of each."""
 
     @property
     def kind(self) -> str:
@@ -90,6 +92,12 @@ def resolve(
     if base.kind not in ("base", "adapter"):
         raise UnsupportedError(f"model.base must be a base model or an adapter; {base.name} is an {base.kind}")
     method = _method(run, base)
+    needs = method.entry.optional("needs")
+    parts = (
+        tuple({key: part[key] for key in ("name", "digest")} for part in needs(store, base, method.config))
+        if needs
+        else ()
+    )
     splits = _splits(run.data, document, given=splits)
     objective = _objective(run, base, splits.train)
     if objective.entry.module.KINDS == ("labelled",):
@@ -110,9 +118,10 @@ def resolve(
         splits.train.digest,
         splits.validation.digest,
         base.digest,
+        *([list(parts)] if parts else []),
     ]
     name = check_name(run.name or _derived_name(base, method, splits.train, digest_json(work)))
-    return Job(name, run, origins, base, splits, prompt, method, objective, digest_json([name, *work]))
+    return Job(name, run, origins, base, splits, prompt, method, objective, digest_json([name, *work]), parts)
 
 
 def _told(train: dict[str, Any]) -> dict[str, Any]:

@@ -305,6 +305,8 @@ def _record_inputs(store: Store, job: Job, run: Run) -> None:
     """Lineage: data and base went into the run."""
     made_by = Node("run", run.id, job.name)
     record_edge(store, Node("model", job.base.name), "base", made_by)
+    for part in job.parts:
+        record_edge(store, Node("model", part["name"]), "built on", made_by)
     record_edge(store, _dataset(job.splits.train), "train", made_by)
     runs.record_trained_on(store, run.id, (example.id for example in job.splits.train.examples))
     if len(job.splits.validation):
@@ -342,6 +344,7 @@ def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, 
             "saves": saves,
             "serving": dict(job.serving),
             "prompt": prompt,
+            **({"parts": [dict(part) for part in job.parts]} if job.parts else {}),
             "labels": list(model.labels),
             "template_digest": model.template_digest,
             "context_length": model.context_length,

@@ -63,6 +63,19 @@ class BottleneckConfig(PeftConfig):
         if bool(self.sources) != (self.placement in ("parallel", "residual")):
             raise ValueError(f"sources are for the placements parallel and residual; got {self.placement}")
 
+    def network(self, width: int) -> nn.Module:
+        """What goes to one place, for tokens of ``width``; called with v, what it is added to, and the shared matrices."""
+        return Bottleneck(
+            width,
+            self.size,
+            activation=self.activation,
+            dropout=self.dropout,
+            norm=self.norm,
+            scale=self.scale,
+            learn_scale=self.learn_scale,
+            hypercomplex=self.hypercomplex,
+        )
+
 
 def _entry(key: str, names: Iterable[str]) -> str | None:
     """Which of ``names`` is the module ``key``, by name or end of name."""
@@ -100,16 +113,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             self.bottleneck_norms[adapter] = copy.deepcopy(self.get_base_layer())
         elif not config.sources or _entry(key, config.sources):
             self.placements[adapter] = config.placement
-            self.bottleneck_adapters[adapter] = Bottleneck(
-                width_of(self.get_base_layer()),
-                config.size,
-                activation=config.activation,
-                dropout=config.dropout,
-                norm=config.norm,
-                scale=config.scale,
-                learn_scale=config.learn_scale,
-                hypercomplex=config.hypercomplex,
-            )
+            self.bottleneck_adapters[adapter] = config.network(width_of(self.get_base_layer()))
             if config.hypercomplex and owner:
                 self.bottleneck_rules[adapter] = nn.Parameter(new_rule(config.hypercomplex))
         self._move_adapter_to_device_of_base_layer(adapter)

@@ -95,7 +95,7 @@ class Rung(nn.Module):
         backbone = next(each.config for each in block.modules() if hasattr(each, "config"))
         small = side_config(backbone, config.reduction)
         width = place.width // config.reduction
-        self.start = nn.Linear(place.width, width) if place.number == 0 else None
+        self.bottom = nn.Linear(place.width, width) if place.number == 0 else None
         numbers = side_numbers(place.count, config.every)
         self.down = self.gate = self.block = None
         if place.number in numbers:
@@ -221,8 +221,8 @@ class LadderLayer(nn.Module, BaseTunerLayer):
         first = self.place.count
         for name in names:
             rung = self.ladder_side[name]
-            if rung.start is not None:
-                states[name] = rung.start(own)
+            if rung.bottom is not None:
+                states[name] = rung.bottom(own)
             if name in self._answering(names):
                 with_side = arguments if read is None else arguments | {"encoder_hidden_states": sides[name]}
                 states[name] = rung(states[name], hidden, dict(with_side), first)
