@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.core.catalog import EntryConfig
+from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 PAPER = "Howard and Ruder 2018, Universal Language Model Fine-tuning for Text Classification, https://arxiv.org/abs/1801.06146"
@@ -31,6 +32,6 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
     """Let every parameter require a gradient."""
     model.module.requires_grad_(True)
     if not config.embeddings:
-        inner = model.module if model.architecture == "decoder" else model.module.body
+        inner = inner_of(model)
         inner.get_input_embeddings().requires_grad_(False)
     return model

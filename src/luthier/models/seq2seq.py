@@ -3,7 +3,7 @@ logits only where somebody reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from luthier.core.engine import Sampling
 from luthier.data.batch import order_by_length, pad
 from luthier.models.decode import causal_model, logits
 from luthier.models.log_probs import token_log_probs
 from luthier.models.packed import Read, Row
+from luthier.models.sample import Sampler
 
 
 def encode(module: Any, ids: Tensor, mask: Tensor) -> Tensor:
@@ -136,3 +138,86 @@ def score_pairs(
             missed = torch.zeros(placed.count, device=device).index_add(0, placed.owner, (~best).float()).tolist()
         found = iter([Read(total, not wrong) for total, wrong in zip(sums, missed, strict=True)])
         yield [(i, [next(found) for _ in rows[i].continuations]) for i in indices]
+
+
+class Replies:
+    """Rows of one batch while they are answered, token by token. The encoder runs once, in the first step.
+
+    ``prompts`` are sources' token ids; the encoder reads at most ``read_tokens`` of them at once. All rows begin with ``opening``.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        opening: Sequence[int],
+        pad_id: int,
+        device: torch.device,
+        *,
+        read_tokens: int = 1024,
+    ) -> None:
+        self.rows = list(range(len(prompts)))
+        self._prompts, self._pad_id, self._read_tokens = prompts, pad_id, read_tokens
+        self._count, self._device = len(prompts), device
+        # what a penalty on repetition counts is what the decoder has said, the opening among it
+        self._sampler = Sampler(sampling, [opening] * len(prompts), device)
+        self._last = torch.tensor([list(opening)] * len(prompts), device=device)
+        self._finished: set[int] = set()
+        self._cache: Any = None
+        self._encoded = self._mask = torch.empty(0)
+
+    @torch.inference_mode()
+    def step(self, module: Any) -> tuple[list[int], list[int], list[float]]:
+        """The next token of every live row: (row numbers, tokens, log-probabilities)."""
+        if self._cache is None:
+            self._cache = new_cache()
+            self._encode(module)
+        else:
+            self._drop_finished()
+        hidden = decode(module, self._last, self._encoded, self._mask, self._cache)[:, -1]
+        tokens, log_probs = self._sampler.draw(logits(module, hidden))
+        self._last = tokens[:, None]
+        live = self._live()
+        return [self.rows[place] for place in live], tokens[live].tolist(), log_probs[live].tolist()
+
+    def finish(self, rows: Iterable[int]) -> None:
+        """These rows need no more tokens. Their place in the batch is given up when enough of them are done."""
+        self._finished.update(rows)
+
+    @property
+    def done(self) -> bool:
+        """True when every row is finished."""
+        return len(self._finished) == self._count
+
+    def _live(self) -> list[int]:
+        return [place for place, row in enumerate(self.rows) if row not in self._finished]
+
+    def _encode(self, module: Any) -> None:
+        """Rows in groups of like lengths; the encoder's states of all of them side by side."""
+        lengths = [len(prompt) for prompt in self._prompts]
+        self._mask = torch.zeros(self._count, max(lengths), dtype=torch.long, device=self._device)
+        states: list[tuple[list[int], Tensor]] = []
+        for group in order_by_length(lengths, self._read_tokens):
+            ids, mask = sources([self._prompts[row] for row in group], self._pad_id, self._device)
+            self._mask[group, : mask.shape[1]] = mask
+            states.append((group, encode(module, ids, mask)))
+        self._encoded = states[0][1].new_zeros(*self._mask.shape, states[0][1].shape[-1])
+        for group, encoded in states:
+            self._encoded[group, : encoded.shape[1]] = encoded
+
+    def _drop_finished(self) -> None:
+        live = self._live()
+        if len(live) > 0.75 * len(self.rows):  # copying the cache for every single row would cost more than it saves
+            return
+        places = torch.tensor(live, device=self._device)
+        self.rows = [self.rows[place] for place in live]
+        self._cache.batch_select_indices(places)
+        self._sampler.keep(places)
+        self._last, self._mask, self._encoded = self._last[places], self._mask[places], self._encoded[places]
+
+
+@torch.inference_mode()
+def mean_encoded(module: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Unit-length means of the encoder's last hidden states over real tokens, (rows, width), fp32."""
+    hidden, real = encode(module, ids, mask).float(), mask[:, :, None].float()
+    return torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1), dim=-1)
