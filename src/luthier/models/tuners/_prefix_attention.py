@@ -1,0 +1,69 @@
+"""A learned prefix of one attention, held by the layer that makes its queries.
+
+The parameters are P_k and P_v themselves (He et al. 2022, equation 6), as in later work, and not the network that made them in Li and Liang 2021.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.models.attention_prefix import Beginning
+
+
+class Prefix(nn.Module):
+    """``length`` keys and values for an attention of ``kv_heads`` heads of ``width``: two (length, kv_heads * width)."""
+
+    def __init__(self, length: int, kv_heads: int, width: int) -> None:
+        super().__init__()
+        self.kv_heads, self.width = kv_heads, width
+        self.keys = nn.Parameter(torch.randn(length, kv_heads * width) * 0.02)
+        self.values = nn.Parameter(torch.randn(length, kv_heads * width) * 0.02)
+
+    def beginning(self, gate: Tensor | None = None, *, each_query: bool = False) -> Beginning:
+        """What the attention takes; ``gate`` (batch, queries) with ``each_query``, else (batch, 1), multiplies keys and values."""
+        keys, values = (
+            each.view(1, -1, self.kv_heads, self.width).transpose(1, 2) for each in (self.keys, self.values)
+        )
+        if gate is None or each_query:
+            return Beginning(keys, values, gate)
+        whole = gate[:, :, None, None].to(keys.dtype)
+        return Beginning(keys * whole, values * whole)
+
+
+def heads_of(attention: Any) -> tuple[int, int]:
+    """(heads of keys and values, width of each) of an attention module. Raises TypeError when it does not say so."""
+    config = getattr(attention, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    heads = getattr(text, "num_attention_heads", None)
+    if heads is None:
+        raise TypeError(
+            f"a prefix goes before the keys of an attention; {type(attention).__name__} does not say how many heads it has"
+        )
+    width = next(
+        (
+            int(value)
+            for key in ("head_dim", "attention_head_size", "key_value_proj_dim")
+            if isinstance(value := getattr(attention, key, None), int)
+        ),
+        int(text.hidden_size) // int(heads),
+    )
+    return int(getattr(text, "num_key_value_heads", None) or heads), width
+
+
+def use_interface(model: Any) -> None:
+    """Make the attentions of ``model`` go through ``luthier.models.attention``, which takes prefixes, on every device.
+
+    Raises ValueError for a model whose attention is its own.
+    """
+    from luthier.models.attention import NAME, register
+
+    config = model.config.get_text_config() if hasattr(model, "config") else None
+    if config is None or config._attn_implementation == NAME:
+        return
+    register()
+    model.set_attn_implementation(NAME)
+    if config._attn_implementation != NAME:
+        raise ValueError(f"{type(model).__name__} computes attention in its own way, which takes no prefix")
