@@ -217,3 +217,39 @@ def test_encoders(method: str, tiny_encoder: str) -> None:
             expected = head(mean).log_softmax(-1)
         np.testing.assert_allclose(vector, (mean / mean.norm()).numpy(), atol=1e-5)
         assert [each.logprob for each in row] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["prompt", "p_tuning"])
+def test_encoder_decoders(method: str, tiny_t5: str) -> None:
+    make(tiny_t5, method, "soft", tokens=6)
+    store, theirs = open_store(), of_peft(tiny_t5, "soft")
+    engine = open_engine(store, "soft", "torch", FP32 | {"max_batch_tokens": 64})
+    bare = open_engine(store, tiny_t5, "torch", FP32)
+    assert engine.info.context_length == bare.info.context_length - 6
+    sampling, prompts = Sampling(max_new_tokens=8), PROMPTS[:3]
+    answers = engine.generate(prompts, sampling)
+    plain = bare.generate(prompts, sampling)
+    assert all(abs(a.logprob - b.logprob) > 1e-4 for a, b in zip(answers, plain, strict=True))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        source = torch.tensor([answer.prompt_token_ids])
+        ids, log_probs = [0], []
+        while len(ids) <= 8 and 1 not in ids:
+            with torch.no_grad():
+                out = theirs(
+                    input_ids=source, attention_mask=torch.ones_like(source), decoder_input_ids=torch.tensor([ids])
+                )
+            log_prob, token = out.logits[0, -1].log_softmax(-1).max(0)
+            log_probs.append(float(log_prob))
+            ids.append(int(token))
+        assert [*answer.token_ids] == [token for token in ids[1:] if token != 1]
+        assert answer.logprob == pytest.approx(sum(log_probs[: len(answer.token_ids)]), abs=1e-3)
+        same(engine.generate([prompt], sampling)[0], answer)
+        same([*engine.stream(prompt, sampling)][-1].generation, answer)  # type: ignore[arg-type]
+    texts = ["a refund", LONG, "ok"]
+    for text, vector in zip(texts, engine.embed(texts), strict=True):
+        np.testing.assert_allclose(engine.embed([text])[0], vector, atol=1e-5)
+    labels = ("billing", "delivery")
+    together = engine.score([ScoreRequest(prompt, labels) for prompt in prompts])
+    for prompt, row in zip(prompts, together, strict=True):
+        alone = engine.score([ScoreRequest(prompt, labels)])[0]
+        assert [a.logprob for a in alone] == pytest.approx([b.logprob for b in row], abs=1e-4)

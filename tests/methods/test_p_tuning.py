@@ -15,7 +15,7 @@ from luthier.models.soft_prompt import keys_values
 from luthier.models.weights import read_tensors
 from luthier.store.database import open_store
 
-KINDS = ("llama", "gpt2", "bert")
+KINDS = ("llama", "gpt2", "bert", "t5")
 COUNTS = {kind: 20 * D + 3 * (D + 1) * D + HEAD[kind] for kind in KINDS}
 KEPT = {kind: 20 * D + HEAD[kind] for kind in KINDS}
 

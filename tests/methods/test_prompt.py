@@ -13,7 +13,7 @@ from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
 
-COUNTS = {kind: 20 * D + HEAD[kind] for kind in ("llama", "gpt2", "bert")}
+COUNTS = {kind: 20 * D + HEAD[kind] for kind in ("llama", "gpt2", "bert", "t5")}
 
 
 @pytest.fixture

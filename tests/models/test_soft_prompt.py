@@ -11,7 +11,18 @@ import pytest
 import torch
 from peft import PeftModel, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from luthier.core.catalog import load
 from luthier.core.errors import MismatchError, UnsupportedError
@@ -24,6 +35,7 @@ from luthier.models.load import LoadedModel, load_model
 from luthier.models.merge import merge
 from luthier.models.prefix import PrefixMemory
 from luthier.models.score import Row, packed_log_probs, score_batches, score_rows
+from luthier.models.seq2seq import pair_log_probs, score_pairs
 from luthier.store.database import open_store
 
 CPU = torch.device("cpu")
@@ -108,6 +120,47 @@ def test_packed_scores_and_their_gradients_are_those_of_peft(base: str, kind: st
     one, other = gradients(model, torch.cat(ours).sum()), gradients(model, torch.cat(theirs).sum())
     for got, want in zip(one, other, strict=True):
         assert (got - want).norm() <= 1e-4 * want.norm()
+
+
+@pytest.mark.parametrize("kind", ["prompt", "p_tuning", "p_tuning lstm"])
+@pytest.mark.parametrize("base", ["t5", "bart"])
+def test_encoders_of_encoder_decoders_read_them_first(base: str, kind: str) -> None:
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    torch.manual_seed(3)
+    sizes: dict[str, Any] = {"vocab_size": WORDS, "d_model": 32, "decoder_start_token_id": 0}
+    if base == "t5":
+        module: Any = T5ForConditionalGeneration(T5Config(**sizes, d_kv=8, d_ff=64, num_layers=2, num_heads=4)).eval()
+    else:
+        layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+        heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+        module = BartForConditionalGeneration(BartConfig(**sizes, **layers, **heads, max_position_embeddings=64)).eval()
+    type_, options = SOFT[kind]
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[type_](
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=N, num_transformer_submodules=1, **options
+    )
+    model, rows = get_peft_model(module, config).eval(), random_rows(1)
+    ours = pair_log_probs(model, rows, [0], 0, CPU)
+
+    def theirs(source: list[int], target: list[int]) -> Tensor:
+        out = model(
+            input_ids=torch.tensor([source]),
+            attention_mask=torch.ones(1, len(source)),
+            decoder_input_ids=torch.tensor([[0, *target[:-1]]]),
+        ).logits[0]
+        return out.log_softmax(-1)[torch.arange(len(target)), torch.tensor(target)].sum()
+
+    expected = [torch.stack([theirs(list(r.prompt), list(c)) for c in r.continuations]) for r in rows]
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
+    one, other = gradients(model, torch.cat(ours).sum()), gradients(model, torch.cat(expected).sum())
+    for got, want in zip(one, other, strict=True):
+        assert (got - want).norm() <= 1e-4 * want.norm()
+    for most in (1, 4096):
+        found: dict[int, list[float]] = {}
+        for batch in score_pairs(model, rows, [0], 0, CPU, max_batch_tokens=most):
+            found |= {index: [each.logprob for each in read] for index, read in batch}
+        for index, want in enumerate(expected):
+            assert found[index] == pytest.approx(want.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("way", ["cascade", "masked"])

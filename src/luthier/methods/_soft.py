@@ -68,6 +68,7 @@ def _try(model: LoadedModel, method: str) -> None:
     import torch
 
     from luthier.models.decode import hidden_states
+    from luthier.models.seq2seq import encode
 
     inner = inner_of(model).eval()
     ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
@@ -75,6 +76,8 @@ def _try(model: LoadedModel, method: str) -> None:
         with torch.enable_grad():
             if model.architecture == "decoder":
                 out = hidden_states(inner, ids)
+            elif model.architecture == "encoder-decoder":
+                out = encode(inner, ids, torch.ones_like(ids))
             else:
                 out = inner(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         reason = "" if out.requires_grad else "it leaves out what is put before its text"

@@ -17,20 +17,25 @@ from luthier.models.decode import causal_model, logits
 from luthier.models.log_probs import token_log_probs
 from luthier.models.packed import Read, Row
 from luthier.models.sample import Sampler
+from luthier.models.soft_prompt import seen, source
 
 
 def encode(module: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Last hidden states of the encoder (rows, length, width); ``mask`` (rows, length) is 1 on real tokens."""
-    out: Tensor = causal_model(module).get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    """Last hidden states of the encoder (rows, length, width); ``mask`` (rows, length) is 1 on real tokens.
+
+    The virtual tokens of a soft prompt come before them: then there are as many more.
+    """
+    out: Tensor = causal_model(module).get_encoder()(**source(module, ids, mask)).last_hidden_state
     return out
 
 
 def decode(module: Any, ids: Tensor, encoded: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
     """What the head makes logits of (rows, length, width), for decoder tokens ``ids`` (rows, length) that follow those in ``cache``.
 
-    ``encoded`` and ``mask`` are the sources'. Padding of ``ids`` on the right is seen by no real token.
+    ``encoded`` and ``mask`` are the sources', the mask that of their real tokens. Padding of ``ids`` on the right is seen by no real token.
     """
     model = causal_model(module)
+    mask = seen(mask, encoded.shape[1] - mask.shape[1])
     out = model.get_decoder()(
         input_ids=ids,
         encoder_hidden_states=encoded,
@@ -201,7 +206,8 @@ class Replies:
             ids, mask = sources([self._prompts[row] for row in group], self._pad_id, self._device)
             self._mask[group, : mask.shape[1]] = mask
             states.append((group, encode(module, ids, mask)))
-        self._encoded = states[0][1].new_zeros(*self._mask.shape, states[0][1].shape[-1])
+        widest = max(encoded.shape[1] for _, encoded in states)
+        self._encoded = states[0][1].new_zeros(self._count, widest, states[0][1].shape[-1])
         for group, encoded in states:
             self._encoded[group, : encoded.shape[1]] = encoded
 
@@ -219,5 +225,5 @@ class Replies:
 @torch.inference_mode()
 def mean_encoded(module: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """Unit-length means of the encoder's last hidden states over real tokens, (rows, width), fp32."""
-    hidden, real = encode(module, ids, mask).float(), mask[:, :, None].float()
+    hidden, real = encode(module, ids, mask)[:, -ids.shape[1] :].float(), mask[:, :, None].float()
     return torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1), dim=-1)

@@ -77,6 +77,21 @@ def new_cache(module: Any, rows: int) -> Any:
     return put_into(DynamicCache(config=module.base_model.config.get_text_config()), keys_values(module), rows)
 
 
+def source(module: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the encoder of an encoder-decoder is given for ``ids`` and ``mask`` (rows, length): the soft prompt's embeddings come first."""
+    tokens = virtual_tokens(module)
+    if not tokens:
+        return {"input_ids": ids, "attention_mask": mask}
+    words = module.get_input_embeddings()(ids)
+    prompt = module.get_prompt(1).to(words.dtype).expand(len(ids), -1, -1)
+    return {"inputs_embeds": torch.cat([prompt, words], dim=1), "attention_mask": seen(mask, tokens)}
+
+
+def seen(mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """A mask (rows, length) with ``tokens`` ones before it."""
+    return torch.nn.functional.pad(mask, (tokens, 0), value=1) if tokens else mask
+
+
 def put_into(cache: Any, values: KeysValues, rows: int) -> Any:
     """``cache``, now with ``values`` of one row as what it holds next of each of ``rows`` rows."""
     for number, pair in enumerate(values):
