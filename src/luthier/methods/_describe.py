@@ -1,4 +1,7 @@
-"""What a method of the catalogue is, for people: what it trains, of which models, where the result can be served, and its options."""
+"""What a method of the catalogue is, for people: what it trains, of which models, where the result can be served, and its options.
+
+What each costs in the models that come with Luthier is in ``figures.yaml``, which ``benchmarks/figures.py`` writes.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,48 @@ import inspect
 import re
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from luthier.core import catalog
 from luthier.core.errors import LuthierError, NotFoundError, did_you_mean
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from luthier.core.model import ModelRecord
     from luthier.models.load import LoadedModel
     from luthier.store.database import Store
 
 _OPENING = re.compile(r"(?:^|(?<=[.;:] )|(?<=\n))(?P<keys>``\w+``(?:(?:, | and |, and )``\w+``)*)")
+
+
+Memory = Callable[["LoadedModel"], float]
+"""What a method that is in a model needs to be trained, in MB (``training.preflight.training_mb``)."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What methods have in common: ``title``, and in a sentence what they do (``about``)."""
+
+    title: str
+    about: str
+
+
+FAMILIES: Mapping[str, Family] = {
+    "selective": Family("Selective", "some of the model's own weights are trained, the others stay"),
+    "additive": Family("Additive", "small new parts between the old ones, which stay as they are"),
+    "soft_prompt": Family("Soft prompts", "trained vectors that the model reads like tokens; no weight changes"),
+    "reparametrised": Family(
+        "Reparametrised", "the change of a weight matrix in few numbers, to be added into it or kept apart"
+    ),
+    "hybrid": Family("Hybrid", "several of these in one adapter"),
+    "other": Family("Others", "what has no name of its own here"),
+}
+"""By the ``FAMILY`` of the methods, in the order of showing."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +69,7 @@ class Description:
     """A method. ``saves`` is what its result is on disk; ``serving``: architecture -> engine -> swap, merge or no."""
 
     name: str
+    family: str
     summary: str
     about: str
     architectures: tuple[str, ...]
@@ -50,11 +83,16 @@ class Description:
 
 @dataclass(frozen=True)
 class Count:
-    """Parameters that a method trains with its default options, and all of the model then; ``why_not`` when it cannot go in."""
+    """Parameters that a method trains with its default options, and all of the model then; ``why_not`` when it cannot go in.
+
+    ``memory_mb``: what training needs besides the process, ``speed``: tokens a second over those of lora; None where nobody knows.
+    """
 
     trained: int = 0
     total: int = 0
     why_not: str = ""
+    memory_mb: float | None = None
+    speed: float | None = None
 
     @property
     def share(self) -> float:
@@ -74,6 +112,7 @@ def describe(name: str) -> Description:
     told = meanings(text, config.model_fields)
     return Description(
         name=name,
+        family=family_of(entry),
         summary=about.split("\n", 1)[0],
         about=about,
         architectures=tuple(module.DEFAULTS),
@@ -84,7 +123,7 @@ def describe(name: str) -> Description:
         options=tuple(
             Option(
                 key,
-                kind(field.annotation),
+                ", ".join([kind(field.annotation), *bounds(field)]),
                 field.get_default(call_default_factory=True) if not field.is_required() else "required",
                 told.get(key, ""),
             )
@@ -92,6 +131,28 @@ def describe(name: str) -> Description:
         ),
         options_about=text,
     )
+
+
+def family_of(entry: catalog.Entry) -> str:
+    """The family of a method; other for one that says none that is known."""
+    found = str(entry.optional("FAMILY"))
+    return found if found in FAMILIES else "other"
+
+
+@cache
+def figures() -> Mapping[str, Mapping[str, Count]]:
+    """Method -> model -> what it costs there with its default options: counted from shapes, its speed measured."""
+    import yaml
+
+    told = yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8"))
+    return {method: {model: Count(**row) for model, row in rows.items()} for method, rows in told["methods"].items()}
+
+
+def measured_on() -> str:
+    """On what machine the speeds of ``figures`` were measured."""
+    import yaml
+
+    return str(yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8"))["speed"])
 
 
 def meanings(text: str, keys: Any) -> dict[str, str]:
@@ -126,17 +187,32 @@ def kind(annotation: Any) -> str:
     return words.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-def count(store: Store, record: ModelRecord, names: tuple[str, ...] | None = None) -> dict[str, Count]:
+def bounds(field: FieldInfo) -> list[str]:
+    """What a number may be: ``≥ 1``, ``< 1``."""
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    return [
+        f"{sign} {getattr(limit, key):g}"
+        for limit in field.metadata
+        for key, sign in signs.items()
+        if hasattr(limit, key)
+    ]
+
+
+def count(
+    store: Store, record: ModelRecord, names: tuple[str, ...] | None = None, memory: Memory | None = None
+) -> dict[str, Count]:
     """What each method (of all, or of ``names``) would train in a stored model, counted from shapes: no weights are read.
 
     An encoder is given a head of two labels. Raises UnsupportedError for models that methods do not change.
     """
     from luthier.models.shapes import load_shapes
 
-    return count_in(load_shapes(store, record, labels=("a", "b")), names)
+    return count_in(load_shapes(store, record, labels=("a", "b")), names, memory)
 
 
-def count_in(sketch: LoadedModel, names: tuple[str, ...] | None = None) -> dict[str, Count]:
+def count_in(
+    sketch: LoadedModel, names: tuple[str, ...] | None = None, memory: Memory | None = None
+) -> dict[str, Count]:
     """The same for a model on the meta device (``models.shapes``)."""
     from luthier.models.shapes import parameter_counts
 
@@ -150,7 +226,8 @@ def count_in(sketch: LoadedModel, names: tuple[str, ...] | None = None) -> dict[
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of saving and loading, which nobody does here
-                found[name] = Count(*parameter_counts(entry(model, entry.configure())))
+                built = entry(model, entry.configure())
+            found[name] = Count(*parameter_counts(built), memory_mb=None if memory is None else memory(built))
         except LuthierError as error:
             found[name] = Count(why_not=error.message)
     return found

@@ -239,6 +239,16 @@ def sketch(store: Store, job: Job, shared: Shared | None = None) -> tuple[Loaded
     return model, lengths[0], lengths[1]
 
 
+def training_mb(model: LoadedModel, config: TrainConfig | None = None) -> float:
+    """MB that training needs besides the process, for what a method put into ``model`` (a sketch will do): weights, optimizer, and the
+    activations and logits of one micro-batch of ``max_tokens_per_batch`` tokens."""
+    from luthier.training.config import TrainConfig
+
+    shape = shape_of(model)
+    amount = Amount(1, 0, 0, (config or TrainConfig()).max_tokens_per_batch)
+    return shape.weights_mb + sum(_memory(shape, amount).values())
+
+
 def look_ahead(store: Store, job: Job, shared: Shared | None = None) -> Prediction:
     """The prediction for a job whose weights are not loaded. Costs a second or two: imports, and tokenising the rows, which
     ``shared`` keeps for the training itself."""
