@@ -171,7 +171,9 @@ def test_what_it_is_built_on_is_checked_before_any_work(tiny_encoder: str, tiny_
     ):
         refused("first", "low-rank")
     adapter(store, model.base, "half", blocks=[1])
-    with pytest.raises(MismatchError, match=r"in the same places; target_modules of first"):
+    with pytest.raises(
+        MismatchError, match=r"half is not in the same places as first: places \(1 layers\) against \(2, of which"
+    ):
         refused("first", "half")
     adapter(store, model.base, "houlsby", "adapter")
     with pytest.raises(UnsupportedError, match=r"houlsby trained the norms of its base") as error:

@@ -36,6 +36,27 @@ def parts(module: Any, kinds: Collection[str], blocks: Sequence[int] | None, *, 
     return [part for part in every if part.kind in kinds and (blocks is None or part.block in blocks)]
 
 
+def feed_forwards(module: Any, blocks: Sequence[int] | None, *, method: str) -> tuple[list[Sublayer], int]:
+    """The feed-forwards of these blocks and their width. Raises UnsupportedError where a block's norms are not one for each part."""
+    found = parts(module, [FEED_FORWARD], blocks, method=method)
+    unclear = [part.output for part in found if part.norm is None]
+    if unclear:
+        raise UnsupportedError(
+            f"method {method} needs one norm for each sub-layer; those around {unclear[0]} are others",
+            hint=f"beside the feed-forward instead: method=adapter method.targets=[{unclear[0].rpartition('.')[2]}]",
+        )
+    layers = linear_layers(module)
+    return found, one_width([layers[part.output][1] for part in found], method=method)
+
+
+def after_feed_forward(found: Sequence[Sublayer]) -> dict[str, Any]:
+    """The tuner's options for adapters after these feed-forwards and their residual sums (Pfeiffer et al. 2021, appendix A)."""
+    norm_of = {part.output: str(part.norm) for part in found}
+    if found[0].norm_first:
+        return {"targets": list(norm_of), "placement": "residual", "sources": norm_of}
+    return {"targets": list(norm_of.values()), "placement": "norm"}
+
+
 def outputs(
     module: Any,
     targets: str | Sequence[str],

@@ -10,17 +10,19 @@ f(W_down v + b) + b as in Houlsby et al. 2019, with W_up zero at the start. Norm
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from luthier.core.catalog import EntryConfig
-from luthier.core.errors import UnsupportedError
-from luthier.methods import _bottleneck
+from luthier.core.model import ModelRecord
+from luthier.methods import _bottleneck, _stack
 from luthier.methods._parts import Sublayer
-from luthier.methods._targets import linear_layers
 from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
+
+if TYPE_CHECKING:
+    from luthier.store.database import Store
 
 PAPER = "Pfeiffer et al. 2021, AdapterFusion: Non-Destructive Task Composition for Transfer Learning, https://arxiv.org/abs/2005.00247"
 FAMILY = "additive"
@@ -41,7 +43,9 @@ class Config(EntryConfig):
     """``bottleneck``: units of each adapter. ``reduction``: the model's width over it, when ``bottleneck`` is left out (rounded down).
 
     ``activation`` f; ``dropout`` on the units. ``norm``: none, or a layer norm of the adapter's own before its first or after its second
-    matrix. ``blocks``: numbers of the blocks that get an adapter, from 0; left out, all.
+    matrix. ``blocks``: numbers of the blocks that get an adapter, from 0; left out, all. ``on``: name of a tuned model made by
+    language_adapter (or pfeiffer_adapter) on the same base, whose adapters stay frozen below the new ones: MAD-X (Pfeiffer et al.
+    2020), section 2.2.2. ``luthier adapters swap-language`` puts what was trained on those of another language.
     """
 
     bottleneck: int | None = Field(None, ge=1)
@@ -50,6 +54,7 @@ class Config(EntryConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     norm: Literal["none", "before", "after"] = "none"
     blocks: list[int] | None = None
+    on: str | None = None
 
     @model_validator(mode="after")
     def _together(self) -> Config:
@@ -57,17 +62,19 @@ class Config(EntryConfig):
         return self
 
 
+def needs(store: Store, base: ModelRecord, config: Config) -> list[dict[str, Any]]:
+    """The adapter that this one goes on, looked up and checked. Raises NotFoundError, MismatchError, UnsupportedError."""
+    return [] if config.on is None else [_stack.below(store, base, config.on)]
+
+
 def build(model: LoadedModel, config: Config) -> LoadedModel:
     """Put the adapters in. Raises InputError for too wide a bottleneck, UnsupportedError where a block's norms are not one for each part."""
     found, width = _places(inner_of(model), config)
-    norm_of = {part.output: str(part.norm) for part in found}
-    first = found[0].norm_first
-    return _bottleneck.insert(
+    return _stack.insert(
         model,
         "pfeiffer_adapter",
-        norm_of if first else norm_of.values(),
-        placement="residual" if first else "norm",
-        sources=norm_of if first else {},
+        on=config.on,
+        **_bottleneck.after_feed_forward(found),
         size=_bottleneck.size_of(width, config.bottleneck, config.reduction),
         activation=config.activation,
         dropout=config.dropout,
@@ -76,15 +83,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
 
 
 def _places(module: Any, config: Config) -> tuple[list[Sublayer], int]:
-    found = _bottleneck.parts(module, [_bottleneck.FEED_FORWARD], config.blocks, method="pfeiffer_adapter")
-    unclear = [part.output for part in found if part.norm is None]
-    if unclear:
-        raise UnsupportedError(
-            f"method pfeiffer_adapter needs one norm for each sub-layer; those around {unclear[0]} are others",
-            hint=f"beside the feed-forward instead: method=adapter method.targets=[{unclear[0].rpartition('.')[2]}]",
-        )
-    layers = linear_layers(module)
-    return found, _bottleneck.one_width([layers[part.output][1] for part in found], method="pfeiffer_adapter")
+    return _bottleneck.feed_forwards(module, config.blocks, method="pfeiffer_adapter")
 
 
 def trained_parameters(module: Any, config: Config) -> int:

@@ -1,0 +1,144 @@
+"""Language adapters and what is trained on top of them (MAD-X): bottlenecks in the blocks and an invertible adapter at the embeddings.
+
+Pfeiffer et al. 2020, "MAD-X: An Adapter-Based Framework for Multi-Task Cross-Lingual Transfer", sections 2.2.1 to 2.2.3. Without ``parts``
+an adapter's own networks are trained; with one, that adapter is frozen below them (``_composed.Stacked``). The invertible adapter A maps
+what ``embeddings`` gives; where the language model's head is the same matrix, A's inverse maps what goes into it: the output of
+``inverse``, the norm after the last block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.peft_types import PeftType
+from torch import Tensor, nn
+
+from luthier.models import rows
+from luthier.models.tuners._composed import Coupling, Stacked, freeze
+from luthier.models.tuners.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel
+
+NAME = "adapter_stack"
+
+
+@dataclass
+class StackConfig(BottleneckConfig):
+    """``parts``: the adapter below (none or one). ``invertible``: reduction in the coupling of the invertible adapter, 0 for none."""
+
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    invertible: float = 0.0
+    embeddings: str = ""
+    inverse: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType["ADAPTER_STACK"]
+
+    def network(self, width: int) -> nn.Module:
+        """The adapter of one place, on the frozen one below it if there is one."""
+        own: Any = super().network(width)
+        return Stacked(own, self.parts[0], self.placement) if self.parts else own
+
+
+class InvertibleLayer(nn.Module, BaseTunerLayer):
+    """The embeddings, or the norm after the last block, with the adapters' couplings; ``back``: adapter -> the layer whose it inverts."""
+
+    adapter_layer_names = ("bottleneck_couplings",)
+    other_param_names = ("back",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.bottleneck_couplings = nn.ModuleDict()
+        self.back: dict[str, InvertibleLayer] = {}
+        self.merged_adapters: list[str] = []
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output, mapped for the selected adapter or for each row's own."""
+        out: Tensor = self.base_layer(*args, **kwargs)
+        names = rows.current()
+        if names is None:
+            for name in [] if self.disable_adapters else self.active_adapters:
+                out = self._mapped(name, out)
+            return out
+        for name in dict.fromkeys(names):
+            if name is not None and (name in self.bottleneck_couplings or name in self.back):
+                places = torch.tensor(rows.places(name), device=out.device)
+                out = out.index_copy(0, places, self._mapped(name, out.index_select(0, places)))
+        return out
+
+    def _mapped(self, name: str, x: Tensor) -> Tensor:
+        if name in self.bottleneck_couplings:
+            return self.bottleneck_couplings[name](x)  # type: ignore[no-any-return]
+        if name in self.back:
+            coupling: Any = self.back[name].bottleneck_couplings[name]
+            return coupling.inverse(x)  # type: ignore[no-any-return]
+        return x
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Not possible. Raises NotImplementedError."""
+        raise NotImplementedError("its layers are nonlinear and stand beside the weights, so no weight could hold them")
+
+    def unmerge(self) -> None:
+        """Nothing was merged."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What models read from their embeddings is the embeddings'."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+
+class StackModel(BottleneckModel):
+    """A model with language adapters, or adapters on them, in it."""
+
+    tuner_layer_cls = (BottleneckLayer, InvertibleLayer)  # type: ignore[assignment]
+
+    def _create_and_replace(
+        self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module, **kwargs: Any
+    ) -> None:
+        key = kwargs["current_key"]
+        if key not in (peft_config.embeddings, peft_config.inverse):
+            super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, **kwargs)
+            return
+        layer = target
+        if not isinstance(layer, InvertibleLayer):
+            layer = InvertibleLayer(target)
+            self._replace_module(parent, target_name, layer, target)
+        if key == peft_config.embeddings:
+            width = int(getattr(layer.base_layer, "embedding_dim", 0) or self.model.config.hidden_size)
+            coupling: Any = Coupling(width, peft_config.invertible)
+            layer.bottleneck_couplings[adapter_name] = freeze(coupling) if peft_config.parts else coupling
+            if not any(each.is_meta for each in coupling.parameters()):
+                coupling.to(next(layer.base_layer.parameters()).device)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As of bottleneck adapters; then the layer before the head learns what it inverts."""
+        config: StackConfig = self.peft_config[adapter_name]
+        wanted = config.target_modules
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config.target_modules = wanted  # whole names: an end like embed_tokens would have PEFT save the embeddings
+        if config.inverse:
+            model.get_submodule(config.inverse).back[adapter_name] = model.get_submodule(config.embeddings)  # type: ignore[operator,union-attr]
+
+    def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
+        """An embedding with norms has no weight of its own to hand on, which PEFT's way expects."""
+        if isinstance(child, InvertibleLayer) or isinstance(new_module, InvertibleLayer):
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        inside = f".bottleneck_couplings.{adapter_name}."
+        if inside in key:
+            return key.replace(inside, ".bottleneck_couplings.")
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+CONFIG, MODEL = StackConfig, StackModel
