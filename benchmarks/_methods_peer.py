@@ -64,7 +64,7 @@ def peer(cell: Cell, place: Place) -> dict[str, Any]:
     model = apply(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     reset_peak(torch.device("cpu"))
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     rows = [_row(ids, told, decoder) for ids, told in tokenised(train, prompt, tokenizer, renderer, labels)]
     counted = _Counting(tokenizer, decoder)
     watch = _watch(place.limit_s)
@@ -91,16 +91,14 @@ def peer(cell: Cell, place: Place) -> dict[str, Any]:
         if cell.method == "adalora":
             _plan_ranks(model, trainer, rows, own)
         trainer.train()
-    seconds = time.perf_counter() - began
+    spent = time.perf_counter() - began, time.process_time() - cpu
     peak = peak_mb(torch.device("cpu"))
     if watch.cut:
-        return _figures(
-            trainable, counted.tokens * watch.steps / max(1, counted.batches), seconds, peak, before_mb, None
-        )
+        return _figures(trainable, counted.tokens * watch.steps / max(1, counted.batches), spent, peak, before_mb, None)
     tokens = sum(len(row["input_ids"]) for row in rows) * own["epochs"]
     answers = _answers(model, test, prompt, tokenizer, renderer, labels)
     return _figures(
-        trainable, tokens, seconds, peak, before_mb, macro_f1(answers, [str(e.target) for e in test.examples])
+        trainable, tokens, spent, peak, before_mb, macro_f1(answers, [str(e.target) for e in test.examples])
     )
 
 

@@ -24,8 +24,11 @@ GROUPS = {
 }
 
 
-def summary(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a model and method: of each side the medians, the ratio of speeds, the mean and spread of the quality over seeds."""
+def summary(lines: list[dict[str, Any]], speed: str = "tokens_per_s") -> list[dict[str, Any]]:
+    """A row a model and method: of each side the medians, the ratio of speeds, the mean and spread of the quality over seeds.
+
+    ``speed``: which of the speeds the ratio is of.
+    """
     grouped: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         if "tokens_per_s" in line:
@@ -43,17 +46,17 @@ def summary(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     k: round(statistics.median(line[k] for line in listed), 1)
                     for k in ("tokens_per_s", "peak_mb", "over_base_mb")
                 },
-                "ratio": _ratio(sides["luthier"], listed) if side != "luthier" else None,
+                "ratio": _ratio(sides["luthier"], listed, speed) if side != "luthier" else None,
                 "quality": _quality(listed),
             }
         out.append(row)
     return out
 
 
-def _ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float | None:
+def _ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], name: str) -> float | None:
     """The median over the trainings that both made (same set and seed)."""
-    speed = {(line["dataset"], line["seed"]): line["tokens_per_s"] for line in theirs}
-    pairs = [line["tokens_per_s"] / speed[at] for line in ours if (at := (line["dataset"], line["seed"])) in speed]
+    speed = {(line["dataset"], line["seed"]): line[name] for line in theirs}
+    pairs = [line[name] / speed[at] for line in ours if (at := (line["dataset"], line["seed"])) in speed]
     return statistics.median(pairs) if pairs else None
 
 

@@ -168,6 +168,9 @@ def main() -> None:
         default=180,
         help="a training is cut short after this; its speed counts, its quality not",
     )
+    parser.add_argument(
+        "--processor-time", action="store_true", help="ratios of processor time, for a machine that is not idle"
+    )
     parser.add_argument("--hours", type=float, help="begin no training after this")
     parser.add_argument("--out", type=Path, default=Path("methods-results"))
     parser.add_argument("--picture", type=Path, help="default: OUT/methods.png")
@@ -188,7 +191,7 @@ def main() -> None:
         os.environ[name] = str(given.cores)
     pull(given)
     lines = measure(list(cells(given)), given)
-    found = summary(lines)
+    found = summary(lines, "tokens_per_cpu_s" if given.processor_time else "tokens_per_s")
     draw(found, given.picture or given.out / "methods.png")
     for model in given.models:
         print(f"\n{model}\n\n{table(found, model)}")
