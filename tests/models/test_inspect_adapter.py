@@ -65,7 +65,7 @@ def test_whole_weights_and_a_head(tiny_decoder: str, tiny_encoder: str) -> None:
     changed(tiny_encoder, "probe", "linear_probe", ("a", "b"))
     probe = inspect_adapter(store, "probe")
     assert (probe.parts, probe.parameters, probe.head) == ((), 66, 66)
-    with pytest.raises(UnsupportedError, match="no merged weights"):
+    with pytest.raises(UnsupportedError, match="trained a head alone"):
         draw(probe, Path("never.png"))
 
 
@@ -111,3 +111,68 @@ def test_parts_without_a_merged_weight_stay_out_of_the_grid() -> None:
     )
     assert found.grid() == ([1], ["x"], {(1, "x"): 0.25})
     assert found.as_dict()["parts"][1]["relative"] == 0.25 and found.as_dict()["parameters"] == 7
+
+
+def tuned(
+    base: str, name: str, method: str, labels: tuple[str, ...] = (), **options: object
+) -> dict[str, torch.Tensor]:
+    """A stored adapter of a method with random parameters; returns the tensors of its file."""
+    from luthier.models.weights import read_tensors
+    from luthier.store.artifacts import path_of
+    from luthier.store.models import find
+
+    model = load_model(open_store(), base, dtype="fp32", device="cpu", labels=labels)
+    entry = load("methods", method)
+    model = entry(model, entry.configure(options))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    keep(model, name, "adapter", method)
+    return read_tensors(path_of(open_store(), find(open_store(), name).digest) / "adapter_model.safetensors")
+
+
+def test_adapters_between_layers_have_the_norm_of_their_own_parameters(tiny_decoder: str, tmp_path: Path) -> None:
+    tensors = tuned(tiny_decoder, "a", "pfeiffer_adapter", reduction=8)
+    found = inspect_adapter(open_store(), "a")
+    blocks, kinds, values = found.grid()
+    assert (found.measure, found.along, blocks, kinds) == ("norm", "block", [0, 1], ["mlp.down_proj"])
+    assert found.parameters == sum(tensor.numel() for tensor in tensors.values())
+    for block in blocks:
+        own = [t.square().sum() for key, t in tensors.items() if f"layers.{block}." in key]
+        assert values[block, "mlp.down_proj"] == pytest.approx(float(sum(own)) ** 0.5, rel=1e-5)  # type: ignore[arg-type]
+    draw(found, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_prefix_has_keys_and_values_in_every_layer(tiny_decoder: str) -> None:
+    table = tuned(tiny_decoder, "p", "prefix")["prompt_embeddings"]
+    found = inspect_adapter(open_store(), "p")
+    blocks, kinds, values = found.grid()
+    assert (blocks, kinds) == ([0, 1], ["keys", "values"])
+    width = table.shape[1] // 4
+    for block in blocks:
+        for place, kind in enumerate(kinds):
+            own = table[:, (2 * block + place) * width :][:, :width]
+            assert values[block, kind] == pytest.approx(float(own.norm()), rel=1e-5)
+    assert found.parameters == table.numel()
+
+
+def test_a_prompt_has_virtual_tokens(tiny_decoder: str, tmp_path: Path) -> None:
+    table = tuned(tiny_decoder, "p", "prompt")["prompt_embeddings"]
+    found = inspect_adapter(open_store(), "p")
+    blocks, kinds, values = found.grid()
+    assert (found.along, blocks, kinds) == ("virtual token", list(range(len(table))), ["embedding"])
+    assert values[3, "embedding"] == pytest.approx(float(table[3].norm()), rel=1e-5)
+    draw(found, tmp_path / "picture.png")
+
+
+def test_two_stacks_of_blocks_are_kept_apart() -> None:
+    parts = (Part("encoder.block.0.layer.0.q", 5, 1.0, 2.0), Part("decoder.block.0.layer.0.q", 5, 1.0, 4.0))
+    found = Inspection("n", "b", "encoder-decoder", "m", "adapter", 1, 0, parts)
+    assert found.grid() == (
+        [0],
+        ["encoder.layer.0.q", "decoder.layer.0.q"],
+        {(0, "encoder.layer.0.q"): 0.5, (0, "decoder.layer.0.q"): 0.25},
+    )

@@ -190,33 +190,38 @@ def _show(found: Inspection) -> None:
         _print.show(f"[bold]{key:<10}[/]  {escape(value)}")
     if found.grid()[0]:
         _show_grid(found)
-    rest = [part for part in found.parts if part.block is None or part.relative is None]
+    rest = [part for part in found.parts if part.block is None or found.of(part) is None]
     if rest:
-        columns = ["module", "parameters", "rank", "update", "of the weight"]
+        columns = ["module", "parameters", "rank", "norm", "of the weight"]
         _print.show(_print.table(columns, [_row(part) for part in rest], right=columns[1:]))
 
 
 def _row(part: Part) -> tuple[str, ...]:
     from rich.markup import escape
 
-    told = ("", "") if part.update is None else (f"{part.update:.4g}", f"{part.relative or 0.0:.3%}")
+    told = ("", "") if part.norm is None else (f"{part.norm:.4g}", "")
+    if part.update is not None:
+        told = (f"{part.update:.4g}", f"{part.relative or 0.0:.3%}")
     return (escape(part.name), f"{part.parameters:,}", str(part.rank or ""), *told)
 
 
 def _show_grid(found: Inspection) -> None:
-    """Blocks down, kinds of modules across; a cell is the update in percent of the weight, shaded by its share of the largest."""
+    """Blocks down, kinds of modules across; a cell is the update in percent of the weight (or the norm of what was trained), shaded by
+    its share of the largest."""
     from luthier.cli import _print
     from luthier.models.inspect_adapter import short_kinds
 
     blocks, kinds, values = found.grid()
-    most = max(values.values()) or 1.0
+    most, moved = max(values.values()) or 1.0, found.measure == "update"
     rows = []
     for block in blocks:
         row = [str(block)]
         for kind in kinds:
             value = values.get((block, kind))
             shade = _SHADES[min(round(4 * (value or 0.0) / most), 4)]
-            row.append("" if value is None else f"{100 * value:.2f} {shade * 2}")
+            told = f"{100 * (value or 0.0):.2f}" if moved else f"{value or 0.0:.4g}"
+            row.append("" if value is None else f"{told} {shade * 2}")
         rows.append(row)
-    _print.show("\nhow far each weight moved, % of its norm:")
-    _print.show(_print.table(["block", *short_kinds(kinds)], rows, right=["block", *short_kinds(kinds)]))
+    _print.show("\nhow far each weight moved, % of its norm:" if moved else "\nnorm of what was trained:")
+    columns = [found.along, *short_kinds(kinds)]
+    _print.show(_print.table(columns, rows, right=columns))

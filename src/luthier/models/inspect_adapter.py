@@ -1,7 +1,8 @@
 """What tuning changed: which modules, with how many parameters, and how far each weight moved.
 
 The size of an update is the Frobenius norm of (merged weight - base weight), whatever the method; beside it the same over the norm of the
-base's weight. Methods that have no merged weight (adapters between layers, soft prompts) are listed with their parameters only.
+base's weight. Where a method has no merged weight (adapters between layers, prefixes, soft prompts, fusion) the norm is that of what was
+trained there: of a module's own parameters, of the keys and the values of a layer, of a virtual token.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import NotFoundError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.models.load import LoadedModel
-from luthier.models.weights import check_file
+from luthier.models.weights import check_file, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -24,17 +25,20 @@ if TYPE_CHECKING:
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.(.+)$")
 _FLOOR = 1e-12
+_TOKEN = "virtual_token."
 
 
 @dataclass(frozen=True)
 class Part:
-    """One module: trained ``parameters`` in the file, and where there is a merged weight the norms of update and base weight."""
+    """One module: trained ``parameters`` in the file; where there is a merged weight the norms of update and base weight, elsewhere ``norm``,
+    that of the parameters themselves."""
 
     name: str
     parameters: int
     update: float | None = None
     weight: float | None = None
     rank: int | None = None
+    norm: float | None = None
 
     @property
     def relative(self) -> float | None:
@@ -46,6 +50,11 @@ class Part:
         """The number of the block that it is in, None outside of them."""
         found = _BLOCK.search(self.name)
         return int(found[1]) if found else None
+
+    @property
+    def stack(self) -> str:
+        """The first part of its name: what holds the blocks, in models that have several such stacks."""
+        return self.name.partition(".")[0]
 
     @property
     def kind(self) -> str:
@@ -77,12 +86,32 @@ class Inspection:
         parts = [asdict(part) | {"relative": part.relative} for part in self.parts]
         return {**asdict(self), "parameters": self.parameters, "parts": parts}
 
+    @property
+    def measure(self) -> str:
+        """What ``grid`` holds: ``update``, changes relative to the base's weights, or ``norm``, of what was trained beside them."""
+        return "update" if any(part.relative is not None for part in self.parts) else "norm"
+
+    @property
+    def along(self) -> str:
+        """What the first axis of ``grid`` counts: ``block``, or ``virtual token``."""
+        return "virtual token" if any(part.name.startswith(_TOKEN) for part in self.parts) else "block"
+
     def grid(self) -> tuple[list[int], list[str], dict[tuple[int, str], float]]:
-        """Blocks, kinds of modules in them, and the relative update at (block, kind)."""
-        placed = [part for part in self.parts if part.block is not None and part.relative is not None]
-        kinds = list(dict.fromkeys(part.kind for part in placed))
-        values = {(part.block or 0, part.kind): part.relative or 0.0 for part in placed}
-        return sorted({block for block, _ in values}), kinds, values
+        """Blocks (or virtual tokens), kinds of modules in them, and the measure at (block, kind)."""
+        told = [(part, self.of(part)) for part in self.parts if part.block is not None]
+        several = (
+            len({part.stack for part, value in told if value is not None}) > 1
+        )  # an encoder-decoder counts its blocks twice
+        values = {
+            (part.block or 0, f"{part.stack}.{part.kind}" if several else part.kind): value
+            for part, value in told
+            if value is not None
+        }
+        return sorted({block for block, _ in values}), list(dict.fromkeys(kind for _, kind in values)), values
+
+    def of(self, part: Part) -> float | None:
+        """The measure of one part."""
+        return part.relative if self.measure == "update" else part.norm
 
 
 def tuned_record(store: Store, name: str) -> ModelRecord:
@@ -153,7 +182,7 @@ def _parts(store: Store, loaded: LoadedModel, folder: Path, saves: str) -> Itera
 
     held = loaded.attached.get(loaded.selected or "")
     if saves == "adapter" and held is not None:
-        yield from _of_adapter(held.peft_model, held.peft_name, _sizes(folder / ADAPTER))
+        yield from _of_adapter(held.peft_model, held.peft_name, read_tensors(folder / ADAPTER))
     elif saves == "delta" and held is not None:
         from luthier.models.delta import FILE
 
@@ -179,26 +208,48 @@ def _by_module(found: dict[str, tuple[int, torch.Tensor, torch.Tensor]]) -> Iter
         yield Part(name, sum(sizes), sum(updates) ** 0.5, sum(weights) ** 0.5)
 
 
-def _of_adapter(model: Any, adapter: str, sizes: dict[str, int]) -> Iterator[Part]:
+def _of_adapter(model: Any, adapter: str, tensors: dict[str, torch.Tensor]) -> Iterator[Part]:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 
     from luthier.models.delta import plain_name
 
-    left = {plain_name(key): size for key, size in sizes.items()}
+    left = {plain_name(key): tensor for key, tensor in tensors.items()}
     for name, layer in model.named_modules():
         plain = plain_name(name)
         mine = [key for key in left if plain and (key == plain or key.startswith(f"{plain}."))]
         if not mine or not isinstance(layer, BaseTunerLayer | ModulesToSaveWrapper):
             continue
-        count = sum(left.pop(key) for key in mine)
+        own = [left.pop(key) for key in mine]
         copied = isinstance(layer, ModulesToSaveWrapper)
         update, weight = _of_copy(layer, adapter) if copied else _of_layer(layer, adapter)
         ranks = getattr(layer, "r", None)
         rank = ranks.get(adapter) if isinstance(ranks, dict) else None
-        yield Part(plain, count, update, weight, rank)
-    for key, size in left.items():  # what belongs to no layer: shared matrices, soft prompts
-        yield Part(key, size)
+        norm = None if update is not None else _norm(*own)
+        yield Part(plain, sum(tensor.numel() for tensor in own), update, weight, rank, norm)
+    if "prompt_embeddings" in left:
+        yield from _of_prompt(left.pop("prompt_embeddings"), model.peft_config[adapter])
+    for key, tensor in left.items():  # what belongs to no layer: matrices that layers share
+        yield Part(key, tensor.numel(), norm=_norm(tensor))
+
+
+def _norm(*tensors: torch.Tensor) -> float:
+    """Of all their entries together."""
+    return float(sum(float(tensor.float().square().sum()) for tensor in tensors) ** 0.5)
+
+
+def _of_prompt(table: torch.Tensor, config: Any) -> Iterator[Part]:
+    """A part for each virtual token; of a prefix, (tokens, layers x 2 x width), one for the keys and one for the values of each layer."""
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind != "PREFIX_TUNING":
+        for number, row in enumerate(table):
+            yield Part(f"{_TOKEN}{number}.embedding", row.numel(), norm=_norm(row))
+        return
+    pairs = table.reshape(len(table), config.num_layers, 2, -1)
+    for layer in range(config.num_layers):
+        for place, what in enumerate(("keys", "values")):
+            own = pairs[:, layer, place]
+            yield Part(f"layers.{layer}.{what}", own.numel(), norm=_norm(own))
 
 
 def _of_layer(layer: Any, adapter: str) -> tuple[float, float] | tuple[None, None]:
@@ -235,9 +286,9 @@ def short_kinds(kinds: list[str]) -> list[str]:
 
 
 def draw(found: Inspection, path: Path) -> None:
-    """Write the relative updates as a PNG: blocks across, kinds of modules down; what is in no block as bars.
+    """Write the updates (or norms) as a PNG: blocks (or virtual tokens) across, kinds of modules down; what is in no block as bars.
 
-    Raises UnsupportedError when no module has an update that could be drawn, StoreError when the disk refuses.
+    Raises UnsupportedError when there is nothing that could be drawn, StoreError when the disk refuses.
     """
     from io import BytesIO
 
@@ -248,31 +299,36 @@ def draw(found: Inspection, path: Path) -> None:
     from luthier.store.home import write_atomic
 
     blocks, kinds, values = found.grid()
-    others = [part for part in found.parts if part.block is None and part.relative is not None]
+    others = [part for part in found.parts if part.block is None and found.of(part) is not None]
     if not blocks and not others:
         raise UnsupportedError(
-            f"{found.name}: the method {found.method} has no merged weights whose change could be drawn"
+            f"{found.name}: the method {found.method} trained a head alone; there is nothing to draw"
         )
+    moved = found.measure == "update"
+    times, label = (100.0, "update / weight, %") if moved else (1.0, "norm of what was trained")
     heights = [0.45 * len(kinds) + 1.2] * bool(blocks) + [0.35 * len(others) + 1.0] * bool(others)
     figure = Figure(figsize=(9, max(sum(heights), 2.4)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(np.ravel(figure.subplots(len(heights), 1, height_ratios=heights)))
-    figure.suptitle(f"{found.name}: how far {found.method} moved {found.base}", x=0.01, ha="left", fontweight="bold")
+    what = f"how far {found.method} moved {found.base}" if moved else f"what {found.method} put beside {found.base}"
+    figure.suptitle(f"{found.name}: {what}", x=0.01, ha="left", fontweight="bold")
     if blocks:
         picture = np.full((len(kinds), len(blocks)), np.nan)
         for (block, kind), value in values.items():
-            picture[kinds.index(kind), blocks.index(block)] = 100 * value
+            picture[kinds.index(kind), blocks.index(block)] = times * value
         top = axes.pop(0)
         image = top.imshow(picture, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
         top.set_yticks(range(len(kinds)), short_kinds(kinds))
         step = -(-len(blocks) // 16)
         top.set_xticks(range(0, len(blocks), step), [str(block) for block in blocks[::step]])
-        top.set_xlabel("block")
-        figure.colorbar(image, ax=top, label="update / weight, %", pad=0.01)
+        top.set_xlabel(found.along)
+        figure.colorbar(image, ax=top, label=label, pad=0.01)
     if others:
-        axes[0].barh([part.name for part in others], [100 * (part.relative or 0.0) for part in others], color="#2f6f8f")
+        axes[0].barh(
+            [part.name for part in others], [times * (found.of(part) or 0.0) for part in others], color="#2f6f8f"
+        )
         axes[0].invert_yaxis()
-        axes[0].set_xlabel("update / weight, %")
+        axes[0].set_xlabel(label)
         axes[0].spines[["top", "right"]].set_visible(False)
     content = BytesIO()
     figure.savefig(content, format="png")
