@@ -31,12 +31,13 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 1e-3},
     "encoder": {"learning_rate": 1e-3},
 }
-_SOFT = "its soft prompts are not weights of a layer, which is where Luthier's engines look"
+_SOFT = "it puts something before the model that is no plain soft prompt; methods prompt, p_tuning, prefix and p_tuning_v2 are"
 _OWN = "its ranks change from step to step; method adalora has that"
 REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"), _SOFT
-    ),
+    "PROMPT_TUNING": "method prompt has that",
+    "P_TUNING": "method p_tuning has that",
+    "PREFIX_TUNING": "methods prefix and p_tuning_v2 have that",
+    **dict.fromkeys(("MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE"), _SOFT),
     "ADAPTION_PROMPT": _SOFT,
     "BOFT": "PEFT compiles a CUDA extension for it when it is first used; method oft is its relative without",
     "ADALORA": _OWN,
