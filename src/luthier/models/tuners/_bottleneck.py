@@ -38,16 +38,14 @@ class Hypercomplex(nn.Module):
         for factor in (self.left, self.right):  # Glorot: each row is a matrix with one row or column
             nn.init.normal_(factor, std=math.sqrt(2 / (1 + factor.shape[1])))
 
-    def weight(self, rule: Tensor) -> Tensor:
-        """W^T, (outputs, inputs), as ``torch.nn.functional.linear`` takes it."""
-        n = rule.shape[0]
-        # rows (q, b), columns (p, a): sum_i t[i, b] s[i, a] A[i, p, q]
-        one_sided = torch.einsum("ipq,ib->qbpi", rule, self.right)
-        return torch.matmul(one_sided, self.left).reshape(self.bias.shape[0], n * self.left.shape[1])
-
     def forward(self, x: Tensor, rule: Tensor) -> Tensor:
-        """x W + b."""
-        return functional.linear(x, self.weight(rule), self.bias)
+        """x W + b, with W never written out: factor by factor it takes n (inputs + outputs) products a token, not inputs x outputs."""
+        n = rule.shape[0]
+        blocks = x.reshape(-1, n, self.left.shape[1])
+        within = blocks @ self.left.t()  # (tokens, block of inputs p, i)
+        across = torch.einsum("tpi,ipq->tqi", within, rule)
+        out: Tensor = (across @ self.right).reshape(*x.shape[:-1], self.bias.shape[0])
+        return out + self.bias
 
 
 def new_rule(n: int) -> Tensor:
