@@ -100,3 +100,20 @@ def test_what_it_refuses(tiny_decoder: str, capsys: pytest.CaptureFixture[str]) 
     ):
         assert run("adapters", *arguments) == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_task_goes_to_another_language(tiny_encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.methods import made
+
+    store = open_store()
+    base = find(store, tiny_encoder)
+    for language in ("english", "german"):
+        made.adapter(store, base, language, "language_adapter")
+    made.adapter(store, base, "task", on="english")
+    assert run("adapters", "swap-language", "task", "german", "--as", "task-de") == 0
+    assert "task-de = task on german" in capsys.readouterr().err
+    assert [part["name"] for part in find(store, "task-de").meta["parts"]] == ["german"]
+    assert run("adapters", "swap-language", "task", "germann", "--as", "other") == 2
+    assert "Did you mean 'german'" in capsys.readouterr().err
+    assert run("adapters", "swap-language", "english", "german", "--as", "other") == 2
+    assert "english was not trained on top of another adapter" in capsys.readouterr().err

@@ -222,3 +222,45 @@ def test_a_missing_part_is_named(tiny_encoder: str) -> None:
 def test_it_cannot_be_merged(tiny_encoder: str) -> None:
     with pytest.raises(UnsupportedError, match="cannot be merged"):
         merge(adapter_fusion.build(loaded(tiny_encoder), Config(**OPTIONS)))
+
+
+def test_tuned_on_record_and_done_again_when_a_part_changes(tiny_encoder: str, tmp_path: Any) -> None:
+    """Through the verb: parts in lineage and row; the same work is found again, on other parts it is other work."""
+    import json
+
+    from luthier.store.lineage import lineage
+    from luthier.training.tune import tune
+
+    file = tmp_path / "tickets.jsonl"
+    said = {"billing": "refund deposit pay", "delivery": "parcel courier late"}
+    lines = [
+        {"text": f"{word} {i}", "label": label} for i in range(4) for label, t in said.items() for word in t.split()
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def tuned(called: str, seed: int = 0, **method: Any) -> Any:
+        config = {
+            "name": called,
+            "model": {"base": tiny_encoder},
+            "data": {"path": str(file), "split": {"train": 0.8, "validation": 0.0, "test": 0.2}},
+            "method": method,
+            "train": {"epochs": 1, "seed": seed, "dtype": "fp32", "device": "cpu"},
+        }
+        return tune(config, replace=seed > 0)
+
+    store = open_store()
+    for name in OPTIONS["adapters"]:
+        tuned(name, name="pfeiffer_adapter")
+    done = tuned("fused", name="adapter_fusion", **OPTIONS)
+    assert done.model.meta["parts"] == [{"name": n, "digest": find(store, n).digest} for n in OPTIONS["adapters"]]
+    edges = {(edge.source.id, edge.relation) for edge in lineage("fused", store).edges}
+    assert {("first", "built on"), ("second", "built on")} <= edges
+    assert tuned("fused", name="adapter_fusion", **OPTIONS).reused
+    with pytest.raises(NotFoundError, match="'thrid'"):
+        tuned("other", name="adapter_fusion", adapters=["first", "thrid"])
+    expected = load_model(store, "fused", dtype="fp32", device="cpu").module.body(IDS).last_hidden_state
+    tuned("second", seed=1, name="pfeiffer_adapter")
+    again = load_model(store, "fused", dtype="fp32", device="cpu").module.body(IDS).last_hidden_state
+    assert torch.equal(expected, again)
+    with pytest.raises(ConflictError, match="the name 'fused' is taken"):
+        tuned("fused", name="adapter_fusion", **OPTIONS)

@@ -236,6 +236,30 @@ def test_rows_of_a_mixed_batch_are_answered_as_alone(kind: str, request: pytest.
     torch.testing.assert_close(mixed[1], alone["english"][1], rtol=1e-5, atol=1e-5)
 
 
+def test_an_adapter_on_a_plain_one_in_both_stacks(tiny_t5: str) -> None:
+    """Encoder-decoders have no language adapters, but adapters on adapters."""
+    store, base = open_store(), loaded(tiny_t5)
+    adapter(store, base.base, "first")
+    adapter(store, base.base, "second", on="first")
+    ids = {"input_ids": IDS, "decoder_input_ids": IDS[:, :3]}
+    with torch.no_grad():
+        plain = base.module.eval()(**ids).logits
+        answers = []
+        for name in ("first", "second"):
+            attach(base, find(store, name), name)
+            select(base, name)
+            answers.append(base.module(**ids).logits)
+        blocks = [m for m in base.module.modules() if type(m).__name__ == "Stacked"]
+        assert len(blocks) == 2 * LAYERS
+        for (
+            block
+        ) in blocks:  # the upper adapter says nothing: the stream leaves as it came, the lower one's part with it
+            block.own.up.weight.zero_()
+            block.own.up.bias.zero_()
+        assert torch.equal(base.module(**ids).logits, plain)
+    assert not torch.allclose(answers[0], answers[1])
+
+
 def test_what_goes_below_is_checked_before_any_work(tiny_encoder: str, tiny_decoder: str) -> None:
     store, base = open_store(), loaded(tiny_encoder).base
     adapter(store, base, "english", "language_adapter")

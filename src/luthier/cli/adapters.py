@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(adapters, name="adapters")
     _register_looking(adapters)
     _register_making(adapters)
+    _register_stacking(adapters)
 
 
 def _register_looking(adapters: typer.Typer) -> None:
@@ -119,6 +120,28 @@ def _register_making(adapters: typer.Typer) -> None:
         said = made.meta["combined"]
         parts = " + ".join(f"{weight:g} {name}" for weight, name in zip(said["weights"], said["names"], strict=True))
         _print.say(f"{made.name} = {parts}   ({how}, rank {said['rank']}, {_print.size(made.size_bytes)})")
+
+
+def _register_stacking(adapters: typer.Typer) -> None:
+    @adapters.command(name="swap-language")
+    def swap_language(
+        name: Annotated[str, typer.Argument(help="A task's adapter, trained on top of a language's.")],
+        language: Annotated[str, typer.Argument(help="The language adapter to put under it instead.")],
+        new: Annotated[str, typer.Option("--as", metavar="NAME", help="The new model's name.")],
+        as_json: _Json = False,
+    ) -> None:
+        """Put what a task learned on top of one language's adapter on another's: the task in a language it was not trained in."""
+        from dataclasses import asdict
+
+        from luthier.cli import _print
+        from luthier.models.parts import swap
+        from luthier.store.database import open_store
+
+        made = swap(open_store(), name, language, new)
+        if as_json:
+            _print.show_json(asdict(made))
+            return
+        _print.say(f"{made.name} = {name} on {language}   ({_print.size(made.size_bytes)})")
 
 
 def _numbers(text: str) -> list[float]:

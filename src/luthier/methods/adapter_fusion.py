@@ -33,9 +33,9 @@ SERVING: Mapping[str, Mapping[str, str]] = {
     "encoder-decoder": {"torch": "swap", "llamacpp": "no"},
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "decoder": {"learning_rate": 5e-5},
-    "encoder": {"learning_rate": 5e-5},
-    "encoder-decoder": {"learning_rate": 5e-5},
+    "decoder": {"learning_rate": 3e-4},
+    "encoder": {"learning_rate": 3e-4},
+    "encoder-decoder": {"learning_rate": 3e-4},
 }
 
 

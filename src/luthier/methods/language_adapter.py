@@ -25,7 +25,6 @@ PAPER = (
     "https://arxiv.org/abs/2005.00052"
 )
 FAMILY = "additive"
-FAMILY = "additive"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "no"},
