@@ -61,7 +61,7 @@ def _together(engines: Sequence[Engine]) -> list[list[int]]:
             out.append(places)
             continue
         keys = [_key(engines[place]) for place in places]
-        with base.using(keys[0]) as loaded:
+        with base.using(*dict.fromkeys(keys)) as loaded:
             found = groups(loaded, keys)
         out += [[places[number] for number in group] for group in found]
     return out

@@ -302,13 +302,16 @@ class DecoderEngine:
             with self._base.using(key) as loaded:
                 shared, values = shared_prefix(loaded.module, ids, self._device, memory, key)
             return shared, {key: values or []}
-        shared = shared_tokens(ids, keys) if self._full_attention else 0
+        if not self._full_attention:
+            return 0, {}
+        with self._base.using(*distinct) as loaded:
+            shared = shared_tokens(loaded.module, ids, keys, row_names(loaded, keys))
         out: dict[str | None, KeysValues] = {}
         for key in distinct if shared else ():
             own = ids[keys.index(key)][:shared]
             with self._base.using(*distinct) as loaded:
-                (row,) = row_names(loaded, [key])
-                out[key] = beginning(loaded.module, own, self._device, memory, key, row)
+                (name,) = row_names(loaded, [key])
+                out[key] = beginning(loaded.module, own, self._device, memory, key, name)
         return shared, out
 
     def _answer(self, prompt: list[int], sampling: Sampling, *, incremental: bool) -> Answer:

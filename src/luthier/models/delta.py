@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import InputError, MismatchError
+from luthier.models.decode import causal_model
 from luthier.models.weights import read_tensors, write_tensors
 
 FILE = "changed.safetensors"
@@ -106,7 +107,7 @@ class Changes:
 
 def parameters(module: Any) -> dict[str, nn.Parameter]:
     """The parameters of the plain model inside ``module`` by their names there, whatever adapters sit around them."""
-    return {plain_name(name): parameter for name, parameter in module.named_parameters()}
+    return {plain_name(name): parameter for name, parameter in causal_model(module).named_parameters()}
 
 
 def plain_name(name: str) -> str:

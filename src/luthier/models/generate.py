@@ -165,7 +165,8 @@ class Answering:
             hidden_columns = torch.arange(self._width - self._shared, device=self._device)[None] < padding[:, None]
             self._unseen = torch.zeros(len(self.rows), 1, 1, capacity, dtype=kind, device=self._device)
             self._unseen[:, 0, 0, self._shared : self._width].masked_fill_(hidden_columns, torch.finfo(kind).min)
-        self._cache = self._new_cache(module)
+        with self._adapters(slice(None)):
+            self._cache = self._new_cache(module)
         out = []
         for group in self._groups():
             out.append(self._read_group(module, group, kind))

@@ -15,6 +15,7 @@ import torch
 from luthier.core.errors import NotFoundError
 from luthier.models import rows
 from luthier.models.attach import select
+from luthier.models.decode import cache_layers, causal_model
 from luthier.models.load import Attached, LoadedModel
 from luthier.models.prefix import SHARE_AT_LEAST, KeysValues, PrefixMemory, common_prefix, compute
 
@@ -54,28 +55,31 @@ def _held(base: LoadedModel, name: str | None) -> Attached | None:
     return base.attached[name] if name is not None else None
 
 
-def shared_tokens(prompts: Sequence[Sequence[int]], names: Names) -> int:
+def shared_tokens(module: Any, prompts: Sequence[Sequence[int]], names: Names, own: Names) -> int:
     """How many first tokens the rows of each adapter have in common, the same number for all: these are read once an adapter.
 
-    0 when it is not worth a forward: too few, or no adapter has more than one row.
+    0 when it is not worth a forward: too few, or no adapter has more than one row; and where networks beside the base (``own`` are the
+    rows' names in ``models.rows``) have keys and values of their own, whose layers depend on what else is in the batch.
     """
     of: dict[str | None, list[Sequence[int]]] = {}
     for prompt, name in zip(prompts, names, strict=True):
         of.setdefault(name, []).append(prompt)
-    if len(of) == len(prompts):
+    most = min(common_prefix(alike) for alike in of.values())
+    if len(of) == len(prompts) or most < SHARE_AT_LEAST:
         return 0
-    most = min(common_prefix(own) for own in of.values())
-    return most if most >= SHARE_AT_LEAST else 0
+    with rows.answering(own):
+        further = cache_layers(module) != causal_model(module).config.get_text_config().num_hidden_layers
+    return 0 if further else most
 
 
 @torch.inference_mode()
 def beginning(
-    module: Any, ids: Sequence[int], device: torch.device, memory: PrefixMemory, owner: str | None, row: str | None
+    module: Any, ids: Sequence[int], device: torch.device, memory: PrefixMemory, owner: str | None, own: str | None
 ) -> KeysValues:
-    """Keys and values of ``ids`` as the adapter ``owner`` has them (``row`` is its name in ``models.rows``): remembered, or computed."""
+    """Keys and values of ``ids`` as the adapter ``owner`` has them (``own`` is its name in ``models.rows``): remembered, or computed."""
     values = memory.exactly(owner, ids)
     if values is None:
-        with rows.answering((row,)):
+        with rows.answering((own,)):
             values = compute(module, ids, device)
         memory.put(owner, ids, values)
     return values
