@@ -8,11 +8,13 @@ meaning for a field that does not exist, stops the build.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import re
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -80,18 +82,95 @@ def _meanings(text: str) -> list[tuple[str, str]]:
 
 def catalogue_page(catalogue: str) -> str:
     """Markdown for one catalogue."""
+    if catalogue == "methods":
+        return methods_page()
     parts = [f"# {catalogue.capitalize()}\n\n{INTRODUCTIONS[catalogue]} This page is generated from the code.\n"]
-    for name in catalog.names(catalogue):
-        entry = catalog.load(catalogue, name)
-        parts.append(f"## {name}\n\n{prose(entry.module.__doc__)}\n")
-        parts.append(cited(entry.optional("PAPER")))
-        parts.append(takes(entry.optional("KINDS"), entry.optional("ARCHITECTURES"), entry.optional("DEFAULT_FOR")))
-        parts.append(served(entry.optional("SERVING")))
-        if catalogue == "methods":
-            parts.append(trained(name))
-        parts.append(defaults(entry.optional("DEFAULTS")))
-        parts.append(options(entry.config_class))
+    parts += [section(catalogue, name) for name in catalog.names(catalogue)]
     return "\n".join(part for part in parts if part)
+
+
+def section(catalogue: str, name: str, heading: str = "##") -> str:
+    """What one entry says of itself."""
+    entry = catalog.load(catalogue, name)
+    parts = [f"{heading} {name}\n\n{prose(entry.module.__doc__)}\n", cited(entry.optional("PAPER"))]
+    parts.append(takes(entry.optional("KINDS"), entry.optional("ARCHITECTURES"), entry.optional("DEFAULT_FOR")))
+    parts.append(served(entry.optional("SERVING")))
+    if catalogue == "methods":
+        parts.append(trained(name))
+    parts += [defaults(entry.optional("DEFAULTS")), options(entry.config_class)]
+    return "\n".join(part for part in parts if part)
+
+
+def methods_page() -> str:
+    """The page of methods: by family, each with its pictures and a table of what its methods cost, then every method in full."""
+    from luthier.methods._describe import FAMILIES, family_of, measured_on
+
+    families: dict[str, list[str]] = {name: [] for name in FAMILIES}
+    for name in catalog.names("methods"):
+        families[family_of(catalog.load("methods", name))].append(name)
+    parts = [
+        f"# Methods\n\n{INTRODUCTIONS['methods']} This page is generated from the code; `luthier methods` prints its tables.\n"
+    ]
+    speed = (
+        f" Speed: tokens a second of training over those of lora, measured on {measured_on()}." if measured_on() else ""
+    )
+    parts.append(
+        "Parameters: what is trained with the default options, in SmolLM2-135M (a decoder) and MiniLM (an encoder). Memory: what training "
+        f"SmolLM2-135M takes in bf16 with micro-batches of 2,048 tokens.{speed} torch and llama.cpp: how the engine serves the result of a "
+        "decoder: hot-swapped on its base, merged into it first, or not at all.\n"
+    )
+    for name, found in families.items():
+        if found:
+            family = FAMILIES[name]
+            parts += [f"## {family.title}\n\n{family.about.capitalize()}.\n", diagrams().family(found), costs(found)]
+            parts += [section("methods", method, "###") for method in found]
+    return "\n".join(part for part in parts if part)
+
+
+@cache
+def diagrams() -> types.ModuleType:
+    """The drawings, which are in a file beside this one."""
+    spec = importlib.util.spec_from_file_location("docs_diagrams", Path(__file__).with_name("diagrams.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def costs(methods: Sequence[str]) -> str:
+    """A row a method: parameters, memory, speed, engines, paper."""
+    from luthier.methods._describe import describe, figures
+
+    timed = any(one.speed is not None for rows in figures().values() for one in rows.values())
+    columns = ["decoder", "encoder", "memory", *(["speed"] if timed else []), "torch", "llama.cpp", "paper"]
+    rows = [f"| method | {' | '.join(columns)} |", "|---" + "|--:" * (len(columns) - 3) + "|---|---|---|"]
+    for name in methods:
+        told, found = describe(name), figures().get(name, {})
+        decoder, encoder = (found.get(model) for model in ("smollm2-135m", "minilm-l6"))
+        best = decoder if decoder is not None and not decoder.why_not else encoder
+        serving = told.serving.get("decoder") or next(iter(told.serving.values()))
+        memory = f"{best.memory_mb / 1000:.2f} GB" if best is not None and best.memory_mb is not None else ""
+        speed = f"{best.speed:.2f}x" if best is not None and best.speed is not None else ""
+        counts = [f"{one.trained:,}" if one is not None and one.trained else "" for one in (decoder, encoder)]
+        cells = [
+            f"[{name}](#{name})",
+            *counts,
+            memory,
+            *([speed] if timed else []),
+            serving.get("torch", "no"),
+            serving.get("llamacpp", "no"),
+            link(told.paper),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def link(paper: str) -> str:
+    """``Hu et al. 2022`` as a link to the paper."""
+    told, _, address = paper.rpartition(", ")
+    year = re.match(r"(.*?\b\d{4})\b", told or paper)
+    short = re.sub(r", .* and .*(?= \d)", " et al.", year[1]) if year else told or paper
+    return f"[{short}]({address})" if address.startswith("https://") else short
 
 
 def prose(docstring: str | None) -> str:
@@ -128,37 +207,14 @@ def served(serving: Mapping[str, Mapping[str, str]] | None) -> str:
 
 def trained(method: str) -> str:
     """How many parameters a method trains in the two models that come with Luthier."""
+    from luthier.methods._describe import figures
+
     told = [
-        f"{found[method].trained:,} of {found[method].total:,} in {model} ({100 * found[method].share:.3g}%)"
-        for model, found in _counts().items()
-        if not found[method].why_not
+        f"{one.trained:,} of {one.total:,} in {model} ({100 * one.share:.3g}%)"
+        for model, one in figures().get(method, {}).items()
+        if not one.why_not
     ]
     return f"Parameters that it trains with its default options: {'; '.join(told)}.\n" if told else ""
-
-
-@cache
-def _counts() -> Mapping[str, Mapping[str, Any]]:
-    """Model -> method -> count, from the models' shapes alone."""
-    from transformers import BertConfig, LlamaConfig
-
-    from luthier.core.model import ModelRecord
-    from luthier.methods._describe import count_in
-    from luthier.models.shapes import sketch_of
-
-    decoder = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
-    encoder = BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12)
-    return {
-        "smollm2-135m": count_in(sketch_of(ModelRecord("smollm2-135m", "base", "decoder", ""), decoder)),
-        "minilm-l6": count_in(sketch_of(ModelRecord("minilm-l6", "base", "encoder", ""), encoder, labels=("a", "b"))),
-    }
 
 
 def defaults(found: Mapping[str, Mapping[str, Any]] | None) -> str:
