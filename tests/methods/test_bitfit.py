@@ -11,7 +11,7 @@ from luthier.models.load import load_model
 from luthier.store.database import open_store
 
 COUNTS = {kind: biases(kind) + HEAD[kind] for kind in ("gpt2", "bert")}
-CANNOT = {"llama": "has none"}
+CANNOT = {"llama": "has none", "t5": "has none"}
 
 
 def trained(name: str, config: Config) -> dict[str, int]:

@@ -12,31 +12,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError
-from luthier.core.message import Message
+from luthier.data.render_source import Pair, SourceRenderer
+from luthier.methods._examples import answered, pair_of
 from luthier.models.load import LoadedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Row = list[int] | Pair
+"""Token ids of a text, or of an encoder-decoder's source and target."""
+
 _BYTES_A_PASS = 2**30
 """Of X'X matrices held at once; layers beyond that wait for another pass over the examples."""
 
 
-def examples(model: LoadedModel, data: str, samples: int, rank: int) -> list[list[int]]:
+def examples(model: LoadedModel, data: str, samples: int, rank: int) -> list[Row]:
     """Token ids of the first ``samples`` examples of the file ``data``, with their answers.
 
     Raises DataError for a file without usable examples, and for examples with fewer tokens in all than ``rank``, which they must span.
     """
     rows = list(_rows(model, data, samples))
-    tokens = sum(map(len, rows))
+    shortest = [len(row) if isinstance(row, list) else min(len(row.source), len(row.target)) for row in rows]
+    tokens = sum(shortest)  # no layer is given fewer
     if tokens < rank:
         raise DataError(
             f"method.data: {data} has {tokens} tokens in its first {samples} examples; rank {rank} needs more"
+            + (" in their answers" if model.architecture == "encoder-decoder" else "")
         )
     return rows
 
 
-def begin(model: LoadedModel, wrapped: Any, rows: list[list[int]]) -> None:
+def begin(model: LoadedModel, wrapped: Any, rows: list[Row]) -> None:
     """Set A of every LoRA layer in ``wrapped`` from what ``rows`` give it. Nothing happens to layers that are only shapes (``meta``)."""
     import torch
     from peft.tuners.lora.layer import LoraLayer
@@ -56,9 +62,7 @@ def begin(model: LoadedModel, wrapped: Any, rows: list[list[int]]) -> None:
     model.module.train(training)
 
 
-def _products(
-    model: LoadedModel, layers: Mapping[str, Any], rows: list[list[int]]
-) -> Iterator[tuple[list[str], Tensor]]:
+def _products(model: LoadedModel, layers: Mapping[str, Any], rows: list[Row]) -> Iterator[tuple[list[str], Tensor]]:
     """Layers that are given the same input, and X'X of that input over all rows, fp32."""
     import torch
 
@@ -83,7 +87,7 @@ def _products(
         yield from ((names, sums[names[0]]) for names in part)
 
 
-def _alike(model: LoadedModel, layers: Mapping[str, Any], row: list[int]) -> dict[int, list[str]]:
+def _alike(model: LoadedModel, layers: Mapping[str, Any], row: Row) -> dict[int, list[str]]:
     """The layers grouped by the tensor that they are given."""
     groups: dict[int, list[str]] = {}
     alive = []  # a freed tensor's id would be given out again
@@ -96,19 +100,25 @@ def _alike(model: LoadedModel, layers: Mapping[str, Any], row: list[int]) -> dic
     return groups
 
 
-def _forward(model: LoadedModel, layers: Mapping[str, Any], row: list[int], see: Callable[[str, Tensor], None]) -> None:
+def _forward(model: LoadedModel, layers: Mapping[str, Any], row: Row, see: Callable[[str, Tensor], None]) -> None:
     """One forward of ``row``; ``see`` is told what each of the layers is given."""
     import torch
 
     from luthier.models.decode import hidden_states
+    from luthier.models.seq2seq import decode, encode
 
     def hook(name: str) -> Any:
         return lambda layer, given: see(name, given[0])
 
     hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    ids = torch.tensor([row], device=model.device)
+    ids = torch.tensor([row.source if isinstance(row, Pair) else row], device=model.device)
     try:
-        if model.architecture == "decoder":
+        if isinstance(row, Pair):
+            assert isinstance(model.renderer, SourceRenderer)
+            shown = torch.tensor([[*model.renderer.opening, *row.target[:-1]]], device=model.device)
+            mask = torch.ones_like(ids)
+            decode(model.module, shown, encode(model.module, ids, mask), mask)
+        elif model.architecture == "decoder":
             hidden_states(model.module, ids)
         else:
             model.module.body(input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -117,20 +127,22 @@ def _forward(model: LoadedModel, layers: Mapping[str, Any], row: list[int], see:
             each.remove()
 
 
-def _rows(model: LoadedModel, data: str, samples: int) -> Iterator[list[int]]:
+def _rows(model: LoadedModel, data: str, samples: int) -> Iterator[Row]:
     """Token ids of the first examples, with their answers, that fit the model's context."""
     from luthier.data.read import read
     from luthier.models.encoder import encode_texts
 
     most, used = model.context_length or 512, 0
     for example in read(data if data.startswith("hub:") else Path(data).expanduser(), limit=samples).examples:
+        row: Row | None
         if model.renderer is None:
-            ids = encode_texts(model.tokenizer, [example.text], most)[0]
+            row = encode_texts(model.tokenizer, [example.text], most)[0]
+        elif isinstance(model.renderer, SourceRenderer):
+            row = pair_of(model.renderer, example, most)
         else:
-            answer = () if example.target is None else (Message("assistant", example.target),)
-            ids = model.renderer.training_ids((*example.messages, *answer)).ids
-        if 1 < len(ids) <= most:
+            row = model.renderer.training_ids(answered(example)).ids
+        if row is not None and (isinstance(row, Pair) or 1 < len(row) <= most):
             used += 1
-            yield ids
+            yield row
     if not used:
         raise DataError(f"method.data: {data} holds no example that fits the model's context")

@@ -11,15 +11,18 @@ from luthier.methods._targets import linear_layers
 from luthier.models.load import LoadedModel
 
 
-def blocks(module: Any) -> list[str]:
-    """Names of the transformer blocks from the bottom up: the children of the longest list of modules. Raises UnsupportedError."""
+def stacks(module: Any) -> list[list[str]]:
+    """Names of the transformer blocks of each stack from the bottom up: the children of the longest list of modules, or in an
+    encoder-decoder those of both outermost lists, the encoder's first. Raises UnsupportedError."""
     import torch
 
     lists = {name: len(child) for name, child in module.named_modules() if isinstance(child, torch.nn.ModuleList)}
     if not lists:
         raise UnsupportedError(f"{type(module).__name__} has no list of blocks", hint="name the parts: method.parts")
-    name = max(lists, key=lambda key: lists[key])
-    return [f"{name}.{number}" for number in range(lists[name])]
+    longest = [max(lists, key=lambda key: lists[key])]
+    if getattr(module.config, "is_encoder_decoder", False):
+        longest = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    return [[f"{name}.{number}" for number in range(lists[name])] for name in longest]
 
 
 def norms(module: Any) -> list[str]:
@@ -120,8 +123,8 @@ def _of_block(module: Any, block: str, layers: Mapping[str, tuple[int, int]]) ->
         )
     if back:
         norm = _norm_of_feed_forward(module, block, attentions, width)
-        stack, _, number = block.rpartition(".")
-        yield Sublayer("feed_forward", outside[0], back[-1], norm, _ends_in_a_norm(module, stack), int(number))
+        stack, _, last = block.rpartition(".")
+        yield Sublayer("feed_forward", outside[0], back[-1], norm, _ends_in_a_norm(module, stack), int(last))
 
 
 _IN = {"q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin"}

@@ -30,10 +30,12 @@ SAVES = "delta"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},
     "encoder": {"torch": "swap", "llamacpp": "no"},
+    "encoder-decoder": {"torch": "swap", "llamacpp": "no"},
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 2e-4, "weight_decay": 0.0},
     "encoder": {"learning_rate": 5e-4, "weight_decay": 0.0},
+    "encoder-decoder": {"learning_rate": 2e-4, "weight_decay": 0.0},
 }
 
 

@@ -3,7 +3,8 @@
 Sung, Nair and Raffel 2021, "Training Neural Networks with Fixed Sparse Masks", equation 5: the information of a weight is estimated as
 the mean over N examples x of E over y ~ p(y | x) of (d log p(y | x) / d weight) squared, here with one y drawn from the model's own
 distribution for each example. The estimate needs examples before training begins: ``data`` names the file they come from, best
-the one that is trained on. Of decoders y are the tokens of the answer (of the whole text where there is none), of encoders the label.
+the one that is trained on. Of decoders y are the tokens of the answer (of the whole text where there is none), of encoders the label,
+of encoder-decoders the tokens of the answer.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.errors import DataError, UnsupportedError
+from luthier.data.render_source import Pair, SourceRenderer
+from luthier.methods._examples import answered, pair_of
 from luthier.methods._parts import train_only
 from luthier.methods._targets import choose
 from luthier.models.adapters import inner_of
@@ -30,10 +33,12 @@ SAVES = "delta"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},
     "encoder": {"torch": "swap", "llamacpp": "no"},
+    "encoder-decoder": {"torch": "swap", "llamacpp": "no"},
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 5e-4},
     "encoder": {"learning_rate": 1e-3},
+    "encoder-decoder": {"learning_rate": 5e-4},
 }
 
 
@@ -98,10 +103,16 @@ def _surprise(model: LoadedModel, row: Any) -> Tensor:
     """-log p(y | x) with y drawn from p(y | x)."""
     import torch
 
-    ids = torch.tensor([row[0]], device=model.device)
-    if model.architecture == "encoder":
+    from luthier.models.seq2seq import answer_logits
+
+    if isinstance(row, Pair):
+        assert isinstance(model.renderer, SourceRenderer)
+        logits = answer_logits(model.module, row.source, row.target, model.renderer.opening, model.device)
+    elif model.architecture == "encoder":
+        ids = torch.tensor([row[0]], device=model.device)
         logits = model.module(ids, torch.ones_like(ids))
     else:
+        ids = torch.tensor([row[0]], device=model.device)
         keep = torch.tensor(row[1][1:], device=model.device)  # the logits at t say what comes at t + 1
         logits = model.module(ids).logits[0, :-1][keep]
     log_probs = logits.float().log_softmax(-1)
@@ -110,8 +121,8 @@ def _surprise(model: LoadedModel, row: Any) -> Tensor:
     return surprise
 
 
-def _rows(model: LoadedModel, config: Config) -> Iterator[tuple[list[int], list[bool]]]:
-    """(token ids, which of them are drawn) of the first examples that fit the model's context."""
+def _rows(model: LoadedModel, config: Config) -> Iterator[tuple[list[int], list[bool]] | Pair]:
+    """(token ids, which of them are drawn) of the first examples that fit the model's context; of an encoder-decoder source and answer."""
     from luthier.data.read import read
     from luthier.models.encoder import encode_texts
 
@@ -123,6 +134,12 @@ def _rows(model: LoadedModel, config: Config) -> Iterator[tuple[list[int], list[
         if model.renderer is None:
             ids = encode_texts(model.tokenizer, [example.text], model.context_length or 512)[0]
             mask = [True] * len(ids)
+        elif isinstance(model.renderer, SourceRenderer):
+            pair = pair_of(model.renderer, example, model.context_length)
+            if pair is not None:
+                used += 1
+                yield pair
+            continue
         else:
             ids, mask = _conversation(model.renderer, example)
             if not 1 < len(ids) <= (model.context_length or len(ids)):
@@ -130,16 +147,13 @@ def _rows(model: LoadedModel, config: Config) -> Iterator[tuple[list[int], list[
         used += 1
         yield ids, mask
     if not used:
-        raise DataError(f"method.data: {config.data} holds no example that fits the model's context")
+        needed = "no example with an answer" if model.architecture == "encoder-decoder" else "no example"
+        raise DataError(f"method.data: {config.data} holds {needed} that fits the model's context")
 
 
 def _conversation(renderer: Any, example: Any) -> tuple[list[int], list[bool]]:
     """An example's tokens, and which of them are the answer; all where there is none."""
-    from luthier.core.message import Message
-
-    messages = example.messages
-    if example.target is not None:
-        messages = (*messages, Message("assistant", example.target))
+    messages = answered(example)
     if any(message.role == "assistant" for message in messages):
         rendered = renderer.training_ids(messages)
         if any(rendered.mask[1:]):

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.errors import InputError, did_you_mean
-from luthier.methods._parts import blocks, of_modules, train_only
+from luthier.methods._parts import of_modules, stacks, train_only
 from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
@@ -23,15 +23,18 @@ SAVES = "delta"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},
     "encoder": {"torch": "swap", "llamacpp": "no"},
+    "encoder-decoder": {"torch": "swap", "llamacpp": "no"},
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 1e-4, "weight_decay": 0.01},
     "encoder": {"learning_rate": 2e-4, "weight_decay": 0.01},
+    "encoder-decoder": {"learning_rate": 1e-4, "weight_decay": 0.01},
 }
 
 
 class Config(EntryConfig):
-    """``last`` blocks to train, counted from the output (left out: a quarter of them, rounded up; none with ``parts``).
+    """``last`` blocks to train, counted from the output (left out: a quarter of them, rounded up; none with ``parts``); of an
+    encoder-decoder so many in each of its two stacks.
 
     ``parts``: names (or ends of names) of modules or parameters to train, such as [embed_tokens, model.norm, mlp.down_proj.weight].
     Both may be given together.
@@ -60,11 +63,11 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
 def _last(module: Any, config: Config) -> dict[str, Any]:
     if config.last == 0 or (config.last is None and config.parts):
         return {}
-    every = blocks(module)
-    last = config.last or -(-len(every) // 4)
-    if last > len(every):
-        raise InputError(f"method.last must be at most {len(every)}, the number of blocks; got {last}")
-    return of_modules(module, every[-last:])
+    every = stacks(module)
+    fewest = min(map(len, every))
+    if config.last is not None and config.last > fewest:
+        raise InputError(f"method.last must be at most {fewest}, the number of blocks; got {config.last}")
+    return of_modules(module, [name for names in every for name in names[-(config.last or -(-len(names) // 4)) :]])
 
 
 def _named(module: Any, part: str) -> dict[str, Any]:

@@ -15,10 +15,12 @@ SAVES = "weights"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "merge", "llamacpp": "merge"},
     "encoder": {"torch": "merge", "llamacpp": "no"},
+    "encoder-decoder": {"torch": "merge", "llamacpp": "no"},
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 5e-5, "weight_decay": 0.01},
     "encoder": {"learning_rate": 2e-4, "weight_decay": 0.01},
+    "encoder-decoder": {"learning_rate": 5e-5, "weight_decay": 0.01},
 }
 
 

@@ -22,10 +22,12 @@ SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},
     "encoder": {"torch": "swap", "llamacpp": "no"},
+    "encoder-decoder": {"torch": "swap", "llamacpp": "no"},
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 1e-2},
     "encoder": {"learning_rate": 1e-2},
+    "encoder-decoder": {"learning_rate": 1e-2},
 }
 _KEYS_AND_VALUES = {"k_proj", "v_proj", "key", "value", "k", "v", "k_lin", "v_lin"}
 _FUSED = {"c_attn", "query_key_value", "qkv_proj", "Wqkv"}

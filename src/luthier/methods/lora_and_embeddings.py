@@ -2,7 +2,8 @@
 
 Hu et al. 2022 (LoRA) on q, k, v, o, gate, up and down, embeddings and head in full: the setting in which Cui, Yang and Yao 2023,
 "Efficient and Effective Text Encoding for Chinese LLaMA and Alpaca", train a vocabulary that was extended. Where the head is
-tied to the embeddings they stay one matrix. An encoder has no head of that kind; its embeddings are trained.
+tied to the embeddings they stay one matrix, and so do the embeddings of an encoder-decoder's two stacks. An encoder has no head
+of that kind; its embeddings are trained.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},
     "encoder": {"torch": "swap", "llamacpp": "no"},
+    "encoder-decoder": {"torch": "swap", "llamacpp": "no"},
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 3e-4},
     "encoder": {"learning_rate": 3e-4},
+    "encoder-decoder": {"learning_rate": 3e-4},
 }
 
 
@@ -59,7 +62,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
         target_modules=target_names(config.targets, chosen),
         use_rslora=config.rslora,
         modules_to_save=whole_modules(inner),
-        ensure_weight_tying=is_tied(inner),
+        ensure_weight_tying=shares(inner),
         task_type=task_type(model),
     )
     built = wrap(model, settings, method="lora_and_embeddings")
@@ -76,10 +79,12 @@ def whole_modules(inner: Any) -> list[str]:
     return [names[id(layer)] for layer in (embeddings, head) if layer is not None]
 
 
-def is_tied(inner: Any) -> bool:
-    """Whether the head and the embeddings are one matrix."""
-    head, embeddings = inner.get_output_embeddings(), inner.get_input_embeddings()
-    return head is not None and head.weight is embeddings.weight
+def shares(inner: Any) -> bool:
+    """Whether the matrix of the embeddings has another place in the model: the head, or the stacks of an encoder-decoder."""
+    embeddings = inner.get_input_embeddings()
+    return any(
+        layer is not embeddings and getattr(layer, "weight", None) is embeddings.weight for layer in inner.modules()
+    )
 
 
 def trained_parameters(module: Any, config: Config) -> int:

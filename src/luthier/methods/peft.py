@@ -26,10 +26,12 @@ SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {
     "decoder": {"torch": "swap", "llamacpp": "merge"},
     "encoder": {"torch": "swap", "llamacpp": "no"},
+    "encoder-decoder": {"torch": "swap", "llamacpp": "no"},
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 1e-3},
     "encoder": {"learning_rate": 1e-3},
+    "encoder-decoder": {"learning_rate": 1e-3},
 }
 _SOFT = "it puts something before the model that is no plain soft prompt; methods prompt, p_tuning, prefix and p_tuning_v2 are"
 _OWN = "its ranks change from step to step; method adalora has that"

@@ -232,11 +232,29 @@ def read_config(folder: Path) -> Any:
 
 
 def tie_trained(model: Any, name: str, config: Any) -> None:
-    """Make the trained head of an adapter its trained embeddings, where they are one matrix: PEFT's layout holds it twice."""
-    if getattr(config, "ensure_weight_tying", False):
-        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-        if hasattr(head, "modules_to_save") and hasattr(embeddings, "modules_to_save"):
-            head.modules_to_save[name].weight = embeddings.modules_to_save[name].weight
+    """Make every trained copy of the embeddings' matrix one matrix, where the base has one: PEFT's layout holds it for each module.
+
+    That is the head, and in encoder-decoders the embeddings of both stacks. PEFT gives all of them linear layers, also those that look
+    tokens up, and ties a head to the embeddings that the base has apart from them.
+    """
+    from peft.utils.other import ModulesToSaveWrapper
+
+    embeddings = model.get_input_embeddings()
+    if not getattr(config, "ensure_weight_tying", False) or not isinstance(embeddings, ModulesToSaveWrapper):
+        return
+    own, trained = embeddings.original_module.weight, embeddings.modules_to_save[name].weight
+    for layer in model.modules():
+        if layer is embeddings or not isinstance(layer, ModulesToSaveWrapper) or name not in layer.modules_to_save:
+            continue
+        held = layer.modules_to_save[name]
+        if layer.original_module.weight is own:
+            if type(held) is not type(layer.original_module):
+                held = copy.copy(layer.original_module)
+                held._parameters = dict(held._parameters)
+                layer.modules_to_save[name] = held
+            held.weight = trained
+        elif held.weight is trained:
+            layer.modules_to_save[name] = copy.deepcopy(layer.original_module).requires_grad_(trained.requires_grad)
 
 
 def peft_models(base: LoadedModel) -> dict[str, Any]:

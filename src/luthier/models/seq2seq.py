@@ -113,6 +113,15 @@ def read(module: Any, rows: Sequence[Row], opening: Sequence[int], pad_id: int, 
     )
 
 
+def answer_logits(
+    module: Any, source: Sequence[int], target: Sequence[int], opening: Sequence[int], device: torch.device
+) -> Tensor:
+    """Logits (tokens, vocabulary) of each token of ``target``, given those before it. Differentiable."""
+    ids = torch.tensor([list(source)], device=device)
+    mask, shown = torch.ones_like(ids), torch.tensor([[*opening, *target[:-1]]], device=device)
+    return logits(module, decode(module, shown, encode(module, ids, mask), mask)[0, len(opening) - 1 :])
+
+
 def pair_log_probs(
     module: Any, rows: Sequence[Row], opening: Sequence[int], pad_id: int, device: torch.device
 ) -> list[Tensor]:
