@@ -81,7 +81,7 @@ class Bottleneck(nn.Module):
         if hypercomplex:
             self.down: nn.Module = Hypercomplex(width, size, hypercomplex)
             self.up: nn.Module = Hypercomplex(size, width, hypercomplex)
-            nn.init.zeros_(self.up.right)  # type: ignore[arg-type]
+            nn.init.zeros_(self.up.right)
         else:
             self.down, self.up = nn.Linear(width, size), nn.Linear(size, width)
             nn.init.zeros_(self.down.bias)

@@ -14,7 +14,7 @@ layers of a Compacter share: they are in the first layer that it goes into, and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any, ClassVar
@@ -91,6 +91,11 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("bottleneck_adapters", "bottleneck_norms", "bottleneck_rules")
     other_param_names = ("placements", "sources", "feeds", "owners")
+    # what PEFT's class has, for readers and type checkers, whom torch's own lookup of attributes would mislead
+    get_base_layer: Callable[[], nn.Module]
+    _move_adapter_to_device_of_base_layer: Callable[[str], None]
+    active_adapters: list[str]
+    disable_adapters: bool
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -130,7 +135,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         for name in here:
             places = torch.tensor(rows.places(name), device=x.device)
             own = y.index_select(0, places)
-            y = y.index_copy(0, places, self._answer(x.index_select(0, places), own, [name]).to(y.dtype))
+            answer = self._answer(x.index_select(0, places), own, [name])
+            if answer is not own:  # it is, where an adapter only reads
+                y = y.index_copy(0, places, answer.to(y.dtype))
         return y
 
     def _concerns(self, name: str) -> bool:
@@ -192,13 +199,13 @@ class BottleneckModel(BaseTuner):
     """A model with bottleneck adapters in it."""
 
     prefix = "bottleneck_"
-    tuner_layer_cls = BottleneckLayer
+    tuner_layer_cls: Any = BottleneckLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
     per_row = True
 
     def _create_and_replace(
         self,
-        peft_config: BottleneckConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
