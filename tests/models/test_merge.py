@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 
 from luthier.core.errors import UnsupportedError
+from luthier.methods.lora import Config, build
 from luthier.models.load import load_model
 from luthier.models.merge import merge
 from luthier.store.database import open_store
@@ -39,3 +40,13 @@ def test_soft_prompts_cannot_be_merged(tiny_decoder: str) -> None:
     model.module = get_peft_model(model.module, config)
     with pytest.raises(UnsupportedError, match="PROMPT_TUNING"):
         merge(model)
+
+
+def test_rotary_frequencies_stay_in_fp32_when_a_model_in_bf16_is_merged(tiny_decoder: str) -> None:
+    model = load_model(open_store(), tiny_decoder, dtype="bf16", device="cpu")
+    before = {name: buffer.clone() for name, buffer in model.module.named_buffers()}
+    merged = merge(build(model, Config(rank=4)))
+    after = dict(merged.module.named_buffers())
+    assert before.keys() == after.keys() and any("inv_freq" in name for name in before)
+    assert all(torch.equal(after[name], before[name]) and after[name].dtype == before[name].dtype for name in before)
+    assert {p.dtype for p in merged.module.parameters()} == {torch.bfloat16}

@@ -272,7 +272,9 @@ def _pretrained(
         from luthier.models.quantize import quantize
 
         quantize(module, quantization, where)  # layer by layer: the device never holds the whole weights
-        return module.to(device=where, dtype=dtype)
+        for parameter in module.parameters():  # and no buffers: rotations by position stay in fp32
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
     return module.to(where)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,7 @@ def merge(model: LoadedModel) -> LoadedModel:
         from luthier.models.quantize import dequantize
 
         dequantize(inner)
+    buffers = {name.removeprefix("base_model.model."): b.dtype for name, b in inner.named_buffers()}
     try:
         merged = inner.float().merge_and_unload(safe_merge=True)
     except (NotImplementedError, ValueError) as error:
@@ -51,7 +53,18 @@ def merge(model: LoadedModel) -> LoadedModel:
         from luthier.models.quantize import restore_transposed
 
         restore_transposed(merged)
-    return replace(_plain(model, merged.to(model.dtype).eval()), quantization=None)
+    return replace(_plain(model, _rounded(merged, model.dtype, buffers).eval()), quantization=None)
+
+
+def _rounded(module: Any, dtype: Any, buffers: Mapping[str, Any]) -> Any:
+    """Parameters in ``dtype``, buffers in the dtypes that they had: the frequencies of rotary positions stay in fp32."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    for name, buffer in module.named_buffers():
+        if name in buffers:
+            buffer.data = buffer.data.to(buffers[name])
+    return module
 
 
 def _plain(model: LoadedModel, module: Any) -> LoadedModel:
