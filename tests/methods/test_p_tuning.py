@@ -39,7 +39,7 @@ def lstm(x: torch.Tensor, weights: dict[str, torch.Tensor], ending: str) -> torc
 
 
 def test_the_lstm_reads_both_ways_and_an_mlp_follows(model: LoadedModel) -> None:
-    """Equations 5 and 6 of the paper: h_i = MLP([forward h_i : backward h_i])."""
+    """Section 3.2 of the paper: h_i = MLP([forward h_i : backward h_i])."""
     built = build(model, Config(tokens=4, encoder="lstm", hidden=8, layers=1)).module
     encoder = built.prompt_encoder["default"]
     weights = dict(encoder.lstm_head.named_parameters())

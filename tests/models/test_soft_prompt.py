@@ -25,12 +25,14 @@ from transformers import (
 )
 
 from luthier.core.catalog import load
+from luthier.core.engine import Sampling
 from luthier.core.errors import MismatchError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.models import cascade, soft_prompt
 from luthier.models.adapters import inner_of, peft_models
 from luthier.models.attach import attach, detach, save_trained, select
 from luthier.models.decode import hidden_states, logits
+from luthier.models.generate import Answering
 from luthier.models.load import LoadedModel, load_model
 from luthier.models.merge import merge
 from luthier.models.prefix import PrefixMemory
@@ -189,6 +191,25 @@ def test_scores_depend_on_no_batch_no_order_and_no_memory(
             with torch.no_grad():
                 want = [float(naive(model, list(row.prompt), list(c))) for c in row.continuations]
             assert out[index] == pytest.approx(want, abs=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_answers_where_layers_see_a_window(kind: str) -> None:
+    """The window passes over the soft prompt as over any tokens."""
+    model = softened("windows", kind, 6)
+    prompts = [[5, 9, 30, 7], [8, 6, 40, 11]]
+    batch = Answering(prompts, Sampling(max_new_tokens=12), CPU, full_attention=False)
+    said: list[list[int]] = [[], []]
+    for _ in range(12):
+        rows, tokens, _ = batch.step(model)
+        for row, token in zip(rows, tokens, strict=True):
+            said[row].append(token)
+    for prompt, new in zip(prompts, said, strict=True):
+        ids = list(prompt)
+        for token in new:
+            with torch.no_grad():
+                assert int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids.append(token)
 
 
 def test_nothing_is_added_without_a_soft_prompt() -> None:

@@ -152,8 +152,9 @@ def random_embeddings(model: LoadedModel, tokens: int) -> torch.Tensor:
     """(tokens, width), drawn with the mean and the spread that the model's own embeddings have in each direction."""
     import torch
 
-    table = inner_of(model).get_input_embeddings().weight.detach().float()
-    return table.mean(0) + table.std(0) * torch.randn(tokens, table.shape[1]).to(table.device)
+    rows = len(inner_of(model).get_input_embeddings().weight)
+    read = embeddings(model, torch.randint(rows, (COMMON,)).tolist())
+    return read.mean(0) + read.std(0) * torch.randn(tokens, read.shape[1]).to(read.device)
 
 
 def _ids(model: LoadedModel, text: str) -> list[int]:
@@ -166,7 +167,8 @@ def embeddings(model: LoadedModel, ids: list[int]) -> torch.Tensor:
 
     with torch.no_grad():
         table = inner_of(model).get_input_embeddings()
-        return table(torch.tensor(ids, dtype=torch.long, device=model.device)).detach().float()  # type: ignore[no-any-return]
+        read: torch.Tensor = table(torch.tensor(ids, dtype=torch.long, device=model.device))
+        return read.detach().float()
 
 
 def keys_and_values(model: LoadedModel, ids: list[int]) -> torch.Tensor:

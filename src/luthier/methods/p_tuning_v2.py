@@ -24,7 +24,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {"encoder": {"learning_rate": 1e-2, 
 
 
 class Config(EntryConfig):
-    """``tokens``: how many virtual tokens; simple classification does best with fewer than 20 (section 4.3).
+    """``tokens``: how many virtual tokens; simple classification does best with fewer than 20 (section 3.3).
 
     ``init``: what their keys and values begin as. random: noise. vocabulary: those of common words, drawn by chance. text: those of
     ``text``, again and again until there are enough.
