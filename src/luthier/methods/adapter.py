@@ -37,7 +37,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 class Config(EntryConfig):
     """``bottleneck``: units of each adapter. ``reduction``: the model's width over it, when ``bottleneck`` is left out (rounded down).
 
-    ``activation`` f; ``dropout`` on the units. ``norm``: none, or a layer norm of the adapter's own before its first or after its second
+    ``activation``: the nonlinearity f. ``dropout`` on the units. ``norm``: none, or a layer norm of the adapter's own before its first or after its second
     matrix. ``train_norms``: train the model's layer norms too, as the paper does. ``targets``: auto (the output projections of attention
     and feed-forward), or names (or ends of names) of linear layers that return to the model's width, such as [down_proj]. ``blocks``:
     numbers of the blocks that get adapters, from 0; left out, all. ``cross_attention``: also after an encoder-decoder's cross-attention.

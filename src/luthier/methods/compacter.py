@@ -38,8 +38,8 @@ class Config(EntryConfig):
     """``n``: how many products are summed, and the side of the shared matrices; it must divide the model's width and ``bottleneck``.
 
     ``bottleneck``: units of each adapter. ``reduction``: the model's width over it, when ``bottleneck`` is left out (rounded down to a
-    multiple of ``n``, at least ``n``). ``places``: both is Compacter, feed_forward is Compacter++. ``activation`` f; ``dropout`` on the
-    units. ``train_norms``: train the model's layer norms too. ``blocks``: numbers of the blocks that get adapters, from 0; left out, all.
+    multiple of ``n``, at least ``n``). ``places``: both is Compacter, feed_forward is Compacter++. ``activation``: the nonlinearity f.
+    ``dropout`` on the units. ``train_norms``: train the model's layer norms too. ``blocks``: numbers of the blocks that get adapters, from 0; left out, all.
     ``cross_attention``: also after an encoder-decoder's cross-attention.
     """
 

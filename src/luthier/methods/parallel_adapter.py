@@ -39,7 +39,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 class Config(EntryConfig):
     """``bottleneck``: units of each adapter. ``reduction``: the model's width over it, when ``bottleneck`` is left out (rounded down).
 
-    ``scale`` s; ``learn_scale``: train it, one number for each adapter, from ``scale`` on. ``activation`` f; ``dropout`` on the units.
+    ``scale`` s; ``learn_scale``: train it, one number for each adapter, from ``scale`` on. ``activation``: the nonlinearity f. ``dropout`` on the units.
     ``norm``: none, or a layer norm of the adapter's own before its first or after its second matrix. ``blocks``: numbers of the blocks
     that get an adapter, from 0; left out, all.
     """

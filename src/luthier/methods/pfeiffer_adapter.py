@@ -42,7 +42,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 class Config(EntryConfig):
     """``bottleneck``: units of each adapter. ``reduction``: the model's width over it, when ``bottleneck`` is left out (rounded down).
 
-    ``activation`` f; ``dropout`` on the units. ``norm``: none, or a layer norm of the adapter's own before its first or after its second
+    ``activation``: the nonlinearity f. ``dropout`` on the units. ``norm``: none, or a layer norm of the adapter's own before its first or after its second
     matrix. ``blocks``: numbers of the blocks that get an adapter, from 0; left out, all. ``on``: name of a tuned model made by
     language_adapter (or pfeiffer_adapter) on the same base, whose adapters stay frozen below the new ones: MAD-X (Pfeiffer et al.
     2020), section 2.2.2. ``luthier adapters swap-language`` puts what was trained on those of another language.
