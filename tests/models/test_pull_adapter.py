@@ -32,6 +32,9 @@ KINDS: dict[str, Any] = {
     "vera": peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"]),
     "oft": peft.OFTConfig(oft_block_size=8, target_modules=TARGETS),
     "peft": peft.HRAConfig(r=4, target_modules=TARGETS, init_weights=False),
+    "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "p_tuning": peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=16),
+    "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
 }
 
 
@@ -50,6 +53,7 @@ def foreign(folder: Path, config: Any, out: Path, auto: Any = AutoModelForCausal
 
 
 def answer(name: str) -> torch.Tensor:
+    """What a stored model answers; a soft prompt's own positions come before the text's in PEFT's answers and in these."""
     with torch.no_grad():
         loaded = load_model(open_store(), name, dtype="fp32", device="cpu")
         module = loaded.module if loaded.architecture == "decoder" else loaded.module.body
@@ -276,3 +280,58 @@ def test_what_cannot_go_out(tiny_decoder: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must be a new or an empty folder"):
         export_adapter(open_store(), "a", "peft", tmp_path / "full")
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith("home")) == ["full"]
+
+
+@pytest.mark.parametrize(
+    "method", ["adapter", "pfeiffer_adapter", "parallel_adapter", "compacter", "mam", "ladder_side"]
+)
+def test_adapters_that_peft_lacks_go_out_and_come_back(method: str, tiny_decoder: str, tmp_path: Path) -> None:
+    from tests.models.test_inspect_adapter import tuned
+
+    options = {"reduction": 8} if "adapter" in method else {"reduction": 4} if method == "ladder_side" else {}
+    before = tuned(tiny_decoder, "a", method, **options)
+    export_adapter(open_store(), "a", "peft", tmp_path / "out")
+    made = pull(f"file:{tmp_path / 'out'}", alias="back", base=tiny_decoder)
+    assert made.meta["method"] == method and made.meta["serving"]["llamacpp"] == "no"
+    after = read_tensors(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before) and before.keys() == after.keys()
+    torch.testing.assert_close(answer("back"), answer("a"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize(
+    ("method", "options"), [("adapter", {"train_norms": False}), ("pfeiffer_adapter", {"blocks": [1]})]
+)
+def test_adapters_of_ours_go_to_adapterhub_and_back(
+    kind: str, method: str, options: dict[str, Any], tiny_decoder: str, tiny_encoder: str, tmp_path: Path
+) -> None:
+    from tests.models.test_inspect_adapter import tuned
+
+    base = tiny_encoder if kind == "bert" else tiny_decoder
+    before = tuned(base, "a", method, reduction=3, **options)
+    export_adapter(open_store(), "a", "adapterhub", tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["config"]
+    assert int(32 // told["reduction_factor"]) == 32 // 3 and told["leave_out"] == (
+        [0] if options.get("blocks") else []
+    )
+    made = pull(f"file:{tmp_path / 'out'}", alias="back", base=base)
+    assert made.meta["method"] == method
+    export_adapter(open_store(), "back", "peft", tmp_path / "peft")
+    after = read_tensors(tmp_path / "peft" / "adapter_model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    torch.testing.assert_close(answer("back"), answer("a"))
+
+
+def test_trained_norms_and_other_sources_have_no_place_in_adapterhub(tiny_decoder: str, tmp_path: Path) -> None:
+    from tests.models.test_inspect_adapter import tuned
+
+    tuned(tiny_decoder, "norms", "adapter", reduction=8)
+    tuned(tiny_decoder, "beside", "parallel_adapter", reduction=8)
+    tuned(tiny_decoder, "kronecker", "compacter", reduction=8)
+    for name, says in (
+        ("norms", "it trains norms of the base too"),
+        ("beside", "it reads the input of"),
+        ("kronecker", "norms|hypercomplex"),
+    ):
+        with pytest.raises(UnsupportedError, match=rf"{says}.*\n.*--format peft"):
+            export_adapter(open_store(), name, "adapterhub", tmp_path / "out")

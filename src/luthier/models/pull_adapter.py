@@ -92,13 +92,18 @@ def take_adapter(
 
 def method_of(config: Mapping[str, Any]) -> str:
     """The method whose result a PEFT configuration describes; ``peft`` for those that have no name of their own here."""
-    kind = str(config.get("peft_type"))
-    if kind == "LORA":
-        return "dora" if config.get("use_dora") else "lora"
-    own = {"PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
     from luthier.core import catalog
 
-    name = own.get(kind, kind.lower())
+    kind = str(config.get("peft_type"))
+    if kind == "LORA":
+        whole = {"embed_tokens", "wte", "shared", "word_embeddings"} & set(config.get("modules_to_save") or ())
+        return "dora" if config.get("use_dora") else "lora_and_embeddings" if whole else "lora"
+    if kind == "BOTTLENECK":
+        placed = {"sequential": "adapter", "parallel": "parallel_adapter"}.get(
+            str(config.get("placement")), "pfeiffer_adapter"
+        )
+        return "compacter" if config.get("hypercomplex") else placed
+    name = {"PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}.get(kind, kind.lower())
     return name if name in catalog.names("methods") else "peft"
 
 
@@ -166,7 +171,7 @@ def _no_weights(place: Path, wanted: str) -> str:
 def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Any], sketch: LoadedModel) -> None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    from luthier.models import tuners
+    from luthier.models import soft_prompt, tuners
 
     tuners.register()
     known = {str(getattr(key, "value", key)): kind for key, kind in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
@@ -175,7 +180,9 @@ def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Any], ske
         raise UnsupportedError(
             f"{ADAPTER_CONFIG}: peft_type {kind!r} is not known to this PEFT, which has {', '.join(sorted(known))}"
         )
-    task = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}.get(sketch.architecture)
+    task: str | None = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}.get(sketch.architecture)
+    if kind in soft_prompt.KINDS:
+        task = soft_prompt.task_of(sketch.architecture)
     told = {**config, "task_type": task, "base_model_name_or_path": sketch.base.name, "inference_mode": True}
     told.pop("auto_mapping", None)
     (folder / ADAPTER_CONFIG).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
