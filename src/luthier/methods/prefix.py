@@ -3,7 +3,8 @@
 Li and Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", section 4.2: attention reads [P_k; K] and [P_v; V]. Trained
 directly they are unstable, so that an MLP makes them of smaller vectors while they are trained (section 4.3); afterwards only its
 output is kept. In an encoder without the MLP this is P-tuning v2 (method p_tuning_v2). Encoder-decoders are not taken: PEFT, whose files
-these are, gives their layers the keys and values of other layers, so that half of what was trained would never be read.
+these are, gives their layers the keys and values of other layers, so that half of what was trained would never be read (method mam has prefixes
+for them).
 """
 
 from __future__ import annotations
