@@ -56,6 +56,27 @@ def test_micro_batches_add_up() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_bf16_gradients_are_summed_in_fp32_and_each_step_begins_anew() -> None:
+    model = small_model().to(torch.bfloat16)
+    optimizer = MasterAdamW(model)
+    for step in range(2):
+        expected = {name: torch.zeros(p.shape) for name, p in model.named_parameters()}
+        for part in range(3):
+            twin = copy.deepcopy(model)
+            twin.zero_grad()
+            batch = torch.randn(5, 7, generator=torch.Generator().manual_seed(10 * step + part)).bfloat16()
+            for each in (twin, model):
+                each(batch).square().mean().backward()
+            optimizer.accumulate()
+            for name, parameter in twin.named_parameters():
+                expected[name] += parameter.grad.float()
+        for name, gradient in optimizer.gradients().items():
+            assert torch.equal(gradient, expected[name])
+        optimizer.step(1e-2, 0)
+    assert all(not gradient.any() for gradient in optimizer.gradients().values())  # no backward, no gradient
+    assert optimizer.step(1e-2, 0) == 0.0
+
+
 def test_bf16_model_learns_from_steps_smaller_than_bf16_can_add() -> None:
     model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     with torch.no_grad():
