@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tests.methods.bottlenecks import (
@@ -19,11 +21,12 @@ from tests.methods.bottlenecks import (
 )
 from tests.methods.tiny import FIXTURES, HEAD, KINDS, LAYERS, NORMS, D
 
-from luthier.core.errors import InputError, UnsupportedError
+from luthier.core.errors import InputError, MismatchError, UnsupportedError
 from luthier.methods.adapter import Config, build, trained_parameters
-from luthier.models.adapters import inner_of
+from luthier.models.adapters import ADAPTER, inner_of, load_adapter, save_adapter
 from luthier.models.load import LoadedModel, load_model
 from luthier.models.merge import merge
+from luthier.models.weights import read_tensors, write_tensors
 from luthier.store.database import open_store
 
 UNITS = D // 16
@@ -127,6 +130,21 @@ def test_bad_input(options: dict[str, object], message: str, model: LoadedModel)
     with pytest.raises(InputError, match=message):
         build(model, Config(**options))
     assert set(before) == set(dict(model.module.named_parameters()))  # nothing was put in
+
+
+def test_a_file_of_another_width_is_refused_and_leaves_the_base_alone(
+    model: LoadedModel, tiny_decoder: str, tmp_path: Path
+) -> None:
+    base = load_model(open_store(), tiny_decoder, dtype="fp32", device="cpu")
+    save_adapter(randomised(build(model, Config(bottleneck=4))).module, tmp_path, "base")
+    tensors = read_tensors(tmp_path / ADAPTER)
+    cut = {name: tensor[:, :16] if name.endswith("down.weight") else tensor for name, tensor in tensors.items()}
+    write_tensors(tmp_path / ADAPTER, {name: tensor.contiguous() for name, tensor in cut.items()})
+    expected = answer("llama", base.module.eval())
+    with pytest.raises(MismatchError, match=r"(?s)does not fit tiny-decoder.*down\.weight"):
+        load_adapter(base, tmp_path)
+    assert not hasattr(base.module, "peft_config")
+    assert torch.equal(answer("llama", base.module), expected)
 
 
 def test_no_cross_attention_and_no_merging(model: LoadedModel) -> None:
