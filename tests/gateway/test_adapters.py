@@ -147,3 +147,70 @@ def test_the_two_real_models(real_home: Path, tmp_path: Path) -> None:
         ).data
         dot = lambda a, b: sum(x * y for x, y in zip(a.embedding, b.embedding, strict=True))  # noqa: E731
         assert dot(near, far) > dot(near, other)
+
+
+def test_concurrent_requests_to_random_adapters_get_the_right_one(tiny_decoder: str) -> None:
+    """50 requests at once to 12 adapters and the base, streamed and whole: nobody gets another adapter's answer."""
+    import random
+
+    from luthier.strategies._load import load_many
+
+    names = [f"desk-{number}" for number in range(12)]
+    for seed, name in enumerate(names):
+        store_adapter(tiny_decoder, name, seed)
+    expected: dict[tuple[str, str], str] = {}
+    engines = load_many([*names, tiny_decoder], options={"dtype": "fp32"})
+    for name, engine in engines.items():
+        made = engine.generate([user(text) for text in QUESTIONS], Sampling(max_new_tokens=8))
+        expected |= {(name, text): each.text for text, each in zip(QUESTIONS, made, strict=True)}
+        engine.close()
+    said = {name: tuple(expected[name, text] for text in QUESTIONS) for name in engines}
+    told_apart = [name for name in said if list(said.values()).count(said[name]) == 1]
+    assert len(told_apart) > 9
+    draw = random.Random(0)
+    jobs = [(draw.choice(told_apart), draw.choice(QUESTIONS), draw.random() < 0.5) for _ in range(50)]
+    assert len({name for name, _, _ in jobs}) == len(told_apart)
+    with running((), adapters_of=[tiny_decoder], options={"dtype": "fp32"}, max_concurrent=50) as base_url:
+        client = OpenAI(base_url=base_url, api_key="x", max_retries=0)
+
+        def ask(job: tuple[str, str, bool]) -> tuple[str, str]:
+            name, text, stream = job
+            asked: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": text}]}
+            asked |= {"temperature": 0, "max_tokens": 8}
+            if not stream:
+                whole = client.chat.completions.create(**asked)
+                return whole.model, whole.choices[0].message.content or ""
+            chunks = list(client.chat.completions.create(**asked, stream=True))
+            return chunks[0].model, "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+
+        with ThreadPoolExecutor(50) as pool:
+            for (name, text, _), (model, said) in zip(jobs, pool.map(ask, jobs), strict=True):
+                assert (model, said) == (name, expected[name, text])
+
+
+def test_patterns_and_all_adapters_of_a_base(tiny_decoder: str) -> None:
+    from luthier.core.errors import InputError, NotFoundError
+    from luthier.gateway.serve import serve
+
+    for seed, name in enumerate(["desk-1", "desk-2", "other"]):
+        store_adapter(tiny_decoder, name, seed)
+    store_adapter("desk-1", "on-an-adapter", 9)
+
+    def served(models: Any, **settings: Any) -> list[str]:
+        with running(models, options={"dtype": "fp32"}, **settings) as base_url:
+            return [each["id"] for each in httpx.get(f"{base_url}/models").json()["data"]]
+
+    assert served("desk-*") == ["desk-1", "desk-2"]
+    assert served(["other", "desk-[2-9]", "desk-?"]) == ["other", "desk-2", "desk-1"]
+    assert served((), adapters_of=[tiny_decoder]) == [tiny_decoder, "desk-1", "desk-2", "other"]
+    for models, settings, words in (
+        ("desc-*", {}, "no model is called like 'desc-\\*'. Here are: desk-1"),
+        ((), {"adapters_of": ["desk-2"]}, "no adapter was tuned on desk-2"),
+        ((), {"adapters_of": ["tiny"]}, "'tiny' is not known"),
+    ):
+        with pytest.raises(NotFoundError, match=words):
+            serve(models, port=0, **settings)
+    with pytest.raises(InputError, match="at least one"):
+        serve((), port=0)
+    with pytest.raises(InputError, match="adapters_of goes with names"):
+        serve({"a": object()}, port=0, adapters_of=[tiny_decoder])  # type: ignore[dict-item]

@@ -17,9 +17,13 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Models, adapters or endpoints (luthier models).")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="MODEL...", help="Models, adapters or endpoints (luthier models), or 'tickets-*'."),
+    ] = None,
     *,
+    adapters_of: Annotated[
+        list[str] | None, typer.Option(metavar="BASE", help="A base and every adapter that was tuned on it.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; a public one needs --api-key-env.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     engine: Annotated[str, typer.Option(help="auto, torch, llamacpp, openai or fake.")] = "auto",
@@ -45,9 +49,11 @@ def serve(
     from luthier.gateway.serve import serve as serve_models
 
     _log()
-    say(f"[dim]loading {escape(', '.join(models))} …[/]")
+    asked = [*(models or ()), *(f"the adapters of {base}" for base in adapters_of or ())]
+    say(f"[dim]loading {escape(', '.join(asked))} …[/]")
     serve_models(
-        models,
+        models or (),
+        adapters_of=adapters_of or (),
         announce=_announce,
         host=host,
         port=port,

@@ -11,16 +11,19 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from luthier.core.engine import GENERATE, Engine
-from luthier.core.errors import InputError
+from luthier.core.errors import InputError, NotFoundError
+from luthier.engines._open import UNSTORED
 from luthier.gateway.app import build_app
 from luthier.gateway.keys import check_bind, is_loopback, read_keys
 from luthier.gateway.service import Price, Service, read_prices, serve_as
 from luthier.store.database import Store, open_store
+from luthier.store.models import adapters_on, find, list_models
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +38,7 @@ class Settings:
 
     ``engine`` and ``options`` choose what answers. ``api_key_env`` names the environment variable with the keys (separated by
     commas); without one the server is reachable from this machine only. ``max_concurrent`` requests are computed at once and
-    ``max_queue`` wait; more get a 429. ``price`` holds ``IN,OUT`` or ``MODEL=IN,OUT`` per million tokens. On SIGTERM or Ctrl-C
+    ``max_queue`` wait; more get a 429. ``adapters_of`` serves every adapter of these bases, and the bases. ``price`` holds ``IN,OUT`` or ``MODEL=IN,OUT`` per million tokens. On SIGTERM or Ctrl-C
     running requests get ``grace_s`` seconds to finish.
     """
 
@@ -49,6 +52,7 @@ class Settings:
     price: Sequence[str] = ()
     grace_s: float = 20.0
     store: Store | Path | str | None = None
+    adapters_of: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         checks = (
@@ -110,9 +114,9 @@ class Address:
 def serve(models: Models, *, announce: Callable[[Address], None] | None = None, **settings: Any) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish running requests and write their traces.
 
-    ``models`` are names that ``luthier.load`` knows (adapters of one base share its memory), or open engines by name, which stay
-    open. ``settings`` are the fields of ``Settings``: host, port, engine, options, api_key_env, max_concurrent, max_queue, price,
-    grace_s, store. ``announce`` is called when the server answers; the default writes the address and examples to stdout.
+    ``models`` are names that ``luthier.load`` knows (adapters of one base share its memory), patterns of names such as ``tickets-*``, or
+    open engines by name, which stay open. ``settings`` are the fields of ``Settings``: host, port, engine, options, api_key_env,
+    max_concurrent, max_queue, price, grace_s, store, adapters_of. ``announce`` is called when the server answers; the default writes the address and examples to stdout.
 
     Raises InputError for a public host without keys, a port that is in use, and bad settings, before any model is loaded;
     NotFoundError for unknown models.
@@ -198,9 +202,9 @@ def _prepared(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[_Se
     chosen = Settings(**settings)
     keys = read_keys(chosen.api_key_env)
     check_bind(chosen.host, keys)
-    names = _names(models)
-    prices = read_prices(chosen.price, names)
     store = chosen.store if isinstance(chosen.store, Store) else open_store(chosen.store)
+    names = _names(models, chosen.adapters_of, store)
+    prices = read_prices(chosen.price, names)
     with ExitStack() as stack:
         listening = stack.enter_context(bind(chosen.host, chosen.port))
         if isinstance(models, Mapping):
@@ -232,14 +236,37 @@ def _server(service: Service, chosen: Settings, listening: socket.socket) -> _Se
     return _Server(config, service, listening)
 
 
-def _names(models: Models) -> list[str]:
-    names = [models] if isinstance(models, str) else list(models)
-    if not names:
-        raise InputError("models must name at least one model to serve; got none", hint="luthier models")
-    twice = sorted({name for name in names if names.count(name) > 1})
+def _names(models: Models, adapters_of: Sequence[str], store: Store) -> list[str]:
+    """The names to serve: patterns and bases written out. Raises InputError, NotFoundError."""
+    given = [models] if isinstance(models, str) else list(models)
+    twice = sorted({name for name in given if given.count(name) > 1})
     if twice:
         raise InputError(f"models: {', '.join(twice)} is named twice")
-    return names
+    if isinstance(models, Mapping):
+        if adapters_of:
+            raise InputError("adapters_of goes with names; got open engines, which are served as they are")
+        return given
+    names: dict[str, None] = {}
+    for name in given:
+        names |= dict.fromkeys(_matching(store, name) if _is_pattern(name) else [name])
+    for base in adapters_of:
+        names |= dict.fromkeys([base, *adapters_on(store, find(store, base))])
+    if not names:
+        raise InputError("models must name at least one model to serve; got none", hint="luthier models")
+    return list(names)
+
+
+def _is_pattern(name: str) -> bool:
+    return bool(set("*?[") & set(name)) and name.split(":", 1)[0] not in UNSTORED
+
+
+def _matching(store: Store, pattern: str) -> list[str]:
+    """The models that can answer and whose names fit a shell pattern."""
+    known = [record.name for record in list_models(store)]
+    found = [name for name in known if fnmatchcase(name, pattern)]
+    if not found:
+        raise NotFoundError(f"no model is called like {pattern!r}. Here are: {', '.join(sorted(known)) or 'none yet'}")
+    return found
 
 
 def _load(names: Sequence[str], chosen: Settings, store: Store) -> dict[str, Engine]:

@@ -99,6 +99,19 @@ def list_models(store: Store, kind: str | None = None) -> list[ModelRecord]:
     return sorted((_record(row) for row in rows), key=lambda record: order[record.kind])
 
 
+def adapters_on(store: Store, base: ModelRecord) -> list[str]:
+    """Names of the adapters that were tuned on ``base`` itself, by time; of every name that has its weights.
+
+    Raises NotFoundError when there are none.
+    """
+    records = list_models(store)
+    alike = {record.name for record in records if record.digest == base.digest} | {base.name}
+    found = [record.name for record in records if record.kind == "adapter" and record.base in alike]
+    if not found:
+        raise NotFoundError(f"no adapter was tuned on {base.name}", hint="luthier adapters lists what there is")
+    return found
+
+
 def rename(store: Store, name: str, new: str) -> ModelRecord:
     """Give a model another name: in its row, in what is built on it, in its lineage and in the traces of its answers.
 
