@@ -39,12 +39,13 @@ def merge_into_base(
     """
     from luthier.models.attach import save_trained
     from luthier.models.load import load_model
-    from luthier.models.merge import merge
+    from luthier.models.merge import merge, require_mergeable
     from luthier.store.artifacts import put, staged
     from luthier.store.lineage import Node, record_edge
     from luthier.store.models import check_name, find, register
 
     record = tuned_record(store, name)
+    require_mergeable(record)
     made = check_name(new or f"{name}-merged")
     _require_free(store, made)
     root = record

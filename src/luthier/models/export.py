@@ -41,6 +41,7 @@ def export(
     Raises NotFoundError, UnsupportedError for what GGUF cannot hold, InputError for an unknown type, StoreError when the disk refuses.
     """
     from luthier.models.gguf import TYPES
+    from luthier.models.merge import require_mergeable
     from luthier.store.database import open_store
     from luthier.store.models import find
 
@@ -49,6 +50,8 @@ def export(
     store = store or open_store()
     record = find(store, name)
     as_lora = _as_lora(store, record, merge)
+    if not as_lora:
+        require_mergeable(record)
     quantization = "F32" if as_lora else type
     made = find_export(store, record, quantization, as_lora=as_lora)
     if made is None or (as_name and made.name != as_name):

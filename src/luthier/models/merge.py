@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from luthier.core.errors import UnsupportedError
+from luthier.core.model import ModelRecord
 from luthier.models.adapters import unwrapped
 from luthier.models.load import LoadedModel
 
@@ -65,6 +66,22 @@ def _rounded(module: Any, dtype: Any, buffers: Mapping[str, Any]) -> Any:
         if name in buffers:
             buffer.data = buffer.data.to(buffers[name])
     return module
+
+
+def require_mergeable(record: ModelRecord) -> None:
+    """Raise UnsupportedError, before any weight is read, for a tuned model whose method has no merged weights (as its SERVING says)."""
+    from luthier.core import catalog
+
+    method = str(record.meta.get("method") or "")
+    if record.kind != "adapter" or method not in catalog.names("methods"):
+        return
+    serving = catalog.load("methods", method).module.SERVING.get("decoder") or {}
+    if serving.get("llamacpp") == "no":
+        raise UnsupportedError(
+            f"{record.name} was made by {method}, whose result stands beside the weights: it cannot be folded into them, and so not be "
+            "served by llama.cpp",
+            hint=f"serve it where it is swapped in: luthier serve {record.name} --engine torch",
+        )
 
 
 def _plain(model: LoadedModel, module: Any) -> LoadedModel:

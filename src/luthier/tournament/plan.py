@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import InputError, LuthierError, NotFoundError
+from luthier.core.errors import InputError, LuthierError, NotFoundError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.core.task import Task
 from luthier.store.database import Store, open_store
@@ -67,8 +67,12 @@ def plan_entrant(store: Store, task: Task, entrant: Entrant, settings: Settings)
     """Look everything up and check it, the corners of its search space too."""
     try:
         if entrant.method is None:
-            return Planned(entrant, _stored(store, entrant.model), settings=settings)
+            record = _stored(store, entrant.model)
+            if record is not None and record.kind == "adapter":
+                _require_served(entrant.engine, record.meta.get("serving"), record.name)
+            return Planned(entrant, record, settings=settings)
         job = _resolve(store, task, entrant.tune_config())
+        _require_served(entrant.engine, job.serving, f"the result of method {job.method.entry.name}")
         space = _space(entrant, job)
         planned = Planned(entrant, job.base, job, settings, space)
         for key, dimension in space.items():
@@ -77,6 +81,18 @@ def plan_entrant(store: Store, task: Task, entrant: Entrant, settings: Settings)
         return Planned(entrant, job.base, _resolve(store, task, configuration(planned)), settings, space)
     except LuthierError as error:
         raise type(error)(f"entrant {entrant.name}: {error.message}", hint=error.hint) from error
+
+
+def _require_served(engine: str, serving: Mapping[str, str] | None, what: str) -> None:
+    """Raise UnsupportedError when the engine that an entrant names cannot answer with what it trains or is."""
+    if engine != "auto" and serving and serving.get(engine, "no") == "no":
+        able = [name for name, way in serving.items() if way != "no"]
+        raise UnsupportedError(
+            f"{what} cannot be served by engine {engine}; it can by {', '.join(able) or 'none'}",
+            hint=f"--engine {able[0]}, or engine: {able[0]} in the entrant"
+            if able
+            else "choose another method: luthier methods",
+        )
 
 
 def _resolve(store: Store, task: Task, config: Mapping[str, Any]) -> Job:

@@ -205,9 +205,9 @@ def predict(
     )
 
 
-def sketch(store: Store, job: Job, shared: Shared | None = None) -> tuple[LoadedModel, list[int], list[int]]:
-    """The model of ``job`` without its weights (shapes only), and the lengths of its training and validation rows."""
-    from luthier.training.shared import Shared, prepare_rows
+def outline(store: Store, job: Job, shared: Shared | None = None) -> LoadedModel:
+    """The model of ``job`` in shapes alone, with its method in it. Raises what the method raises when it cannot go in."""
+    from luthier.training.shared import Shared
 
     labels = job.prompt.labels if job.kind == "labelled" else ()
     train = job.config.train
@@ -217,7 +217,15 @@ def sketch(store: Store, job: Job, shared: Shared | None = None) -> tuple[Loaded
     model.record = model.base = job.base
     model.labels = job.prompt.labels if job.kind == "labelled" else ()
     model.module.requires_grad_(False)
-    model = job.method.entry(model, job.method.config)
+    built: LoadedModel = job.method.entry(model, job.method.config)
+    return built
+
+
+def sketch(store: Store, job: Job, shared: Shared | None = None) -> tuple[LoadedModel, list[int], list[int]]:
+    """The model of ``job`` without its weights (shapes only), and the lengths of its training and validation rows."""
+    from luthier.training.shared import prepare_rows
+
+    model = outline(store, job, shared)
     if model.architecture == "encoder":
         model.module.pooled = _no_features
     lengths = []

@@ -100,6 +100,9 @@ def tune(
         if earlier is not None:
             run = runs.resume(store, earlier.id)
         else:
+            from luthier.training.preflight import outline
+
+            outline(store, job, shared)  # a method that cannot go in says so before a weight is read
             run = runs.start(store, "tune", job.name, job.values(), job.origins, job.key)
         try:
             record, summary = _execute(
