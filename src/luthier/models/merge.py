@@ -1,15 +1,24 @@
-"""Fold an adapter into the weights it adapts."""
+"""Fold an adapter into the weights it adapts, and take it out again.
+
+Taken out, the base is what it was bit for bit. Subtracting what was added would not give that in floating point, so while a model in memory
+is merged its own tensors are kept aside: the weights that the adapter changes are held twice, nothing else is. A merged base in the
+store has its parts beside it: the base and the adapter that it was made of, which merging never touches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import UnsupportedError
+from luthier.core.errors import InputError, NotFoundError, UnsupportedError
 from luthier.core.model import ModelRecord
-from luthier.models.adapters import unwrapped
+from luthier.models.adapters import inner_of, unwrapped
 from luthier.models.load import LoadedModel
+
+if TYPE_CHECKING:
+    from luthier.store.database import Store
 
 
 def merge(model: LoadedModel) -> LoadedModel:
@@ -55,6 +64,141 @@ def merge(model: LoadedModel) -> LoadedModel:
 
         restore_transposed(merged)
     return replace(_plain(model, _rounded(merged, model.dtype, buffers).eval()), quantization=None)
+
+
+@contextmanager
+def merged(model: LoadedModel) -> Iterator[LoadedModel]:
+    """``model`` with its selected adapter inside the base's weights while the block runs: an answer then costs what one of the base costs.
+
+    The sum is computed in fp32 and rounded once, as ``merge`` does. Afterwards every tensor of the base is its own again, bit for bit, and
+    the adapter answers beside it. Nothing else may be selected within the block. Raises UnsupportedError for adapters that cannot be
+    merged, and for bases in 4 bits; the model is then as it was.
+    """
+    held = model.attached.get(model.selected) if model.selected else None
+    inner = inner_of(model)
+    if held is not None and held.light:
+        from luthier.models.delta import Change, Changes
+
+        name = model.selected
+        changes = Changes([Change(n, p, tensor) for n, p, tensor in model.light.merged(name)])
+        changes.put_in()
+        model.light.selected = None
+        try:
+            yield model
+        finally:
+            changes.take_out()
+            model.light.selected = name
+    elif (held is not None and held.changes is not None) or not hasattr(inner, "peft_config"):
+        yield model  # its tensors are in the base already, or there is nothing to add
+    else:
+        if inner.active_peft_config.is_prompt_learning or model.quantization is not None:
+            what = "a base in 4 bits" if model.quantization is not None else "a soft prompt"
+            raise UnsupportedError(
+                f"{model.record.name}: {what} cannot be merged and taken out again",
+                hint="make a base of its own instead: luthier adapters merge NAME",
+            )
+        yield from _peft_merged(model, inner)
+
+
+def _peft_merged(model: LoadedModel, inner: Any) -> Iterator[LoadedModel]:
+    """PEFT's own merging, a layer at a time in fp32; the tensors that were there come back in the end."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in inner.modules() if isinstance(layer, BaseTunerLayer)]
+    own = [(parameter, parameter.data) for parameter in inner.parameters()]
+    kept = {id(parameter): tensor for parameter, tensor in own}
+    names = list(inner.active_adapters)
+    try:
+        for layer in layers:
+            _merge_layer(layer, names, kept)
+        yield model
+    except NotImplementedError as error:
+        raise UnsupportedError(
+            f"{model.record.name}: an adapter of its kind cannot be merged into the weights: {error}",
+            hint="it can be served where it is swapped in: engine torch",
+        ) from error
+    finally:
+        for parameter, tensor in own:
+            parameter.data = tensor
+        for layer in layers:
+            if layer.merged_adapters:
+                layer.merged_adapters.clear()
+
+
+def _merge_layer(layer: Any, names: list[str], kept: Mapping[int, Any]) -> None:
+    buffers = [(m, key, buffer) for m in layer.modules() for key, buffer in m._buffers.items()]
+    base = {id(parameter) for parameter in layer.get_base_layer().parameters()}
+    try:
+        layer.float().merge(safe_merge=True, adapter_names=names)
+    finally:
+        for parameter in layer.parameters():
+            if id(parameter) in kept:
+                tensor = kept[id(parameter)]
+                parameter.data = parameter.data.to(tensor.dtype) if id(parameter) in base else tensor
+        for module, key, buffer in buffers:
+            module._buffers[key] = buffer
+
+
+@dataclass(frozen=True)
+class Unmerged:
+    """What a merged base was made of. ``difference``: the largest between its weights and those of ``base`` with ``adapter`` folded in
+    again; 0 means that they are the same bits, so that nothing is lost with the merged files."""
+
+    merged: ModelRecord
+    base: ModelRecord
+    adapter: ModelRecord
+    difference: float
+
+
+def unmerge(store: Store, name: str) -> Unmerged:
+    """The base and the adapter that the merged base ``name`` was made of (``combine.merge_into_base``), checked against its weights.
+
+    Nothing is changed: the two are in the store as they were. Raises InputError for a model that is not a merged one, NotFoundError when
+    one of the two is no longer there.
+    """
+    import torch
+
+    from luthier.models.combine import _file_dtype
+    from luthier.models.load import load_model
+    from luthier.store.models import find
+
+    record = find(store, name)
+    source = _merged_from(store, record)
+    try:
+        adapter = find(store, source)
+        base = find(store, adapter.base or "")
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{name} was made of {source}, and of that there is no longer everything in the store: {error}",
+            hint="a sum of weights alone cannot be taken apart: restore what is missing from a copy",
+        ) from error
+    root = base
+    while root.kind != "base" and root.base:
+        root = find(store, root.base)
+    dtype = _file_dtype(store, root)
+    again = inner_of(merge(load_model(store, adapter, dtype=dtype, device="cpu"))).state_dict()
+    there = inner_of(load_model(store, record, dtype=dtype, device="cpu")).state_dict()
+    apart = [float("inf")] if again.keys() != there.keys() else [0.0]
+    for key in again.keys() & there.keys():
+        if not torch.equal(again[key], there[key]):
+            apart.append(float((again[key].float() - there[key].float()).abs().max()))
+    return Unmerged(record, base, adapter, max(apart))
+
+
+def _merged_from(store: Store, record: ModelRecord) -> str:
+    """The adapter that is folded into a base, by the name that it has now."""
+    from sqlalchemy import and_, select
+
+    from luthier.store.database import edges
+
+    into = and_(edges.c.relation == "merged into", edges.c.target_kind == "model", edges.c.target_id == record.name)
+    with store.read() as connection:
+        found = connection.execute(select(edges.c.source_id).where(into)).scalars().first()
+    if record.kind != "base" or found is None:
+        raise InputError(
+            f"{record.name} is not a merged base: no adapter was folded into it", hint="luthier lineage " + record.name
+        )
+    return str(found)
 
 
 def _rounded(module: Any, dtype: Any, buffers: Mapping[str, Any]) -> Any:
