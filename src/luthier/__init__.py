@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 _VERBS = {
     "pull": "luthier.models.pull",
     "load": "luthier.strategies._load",
+    "load_many": "luthier.strategies._load",
+    "generate_mixed": "luthier.engines._mixed",
     "read": "luthier.data.read",
     "inspect": "luthier.data.inspect",
     "split": "luthier.data.split",
