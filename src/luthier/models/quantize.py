@@ -133,7 +133,7 @@ class QuantizedLinear(nn.Linear):
         return f"{super().extra_repr()}, {self.quantization.kind}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.state is not None:
             self.state.to(self.weight.device)
         return self
@@ -225,7 +225,7 @@ def held_bytes(module: Any, bytes_each: int) -> float:
     """What the weights of ``module`` take, ``bytes_each`` those that are not in 4 bits."""
     packed = [layer for _, layer in quantized_layers(module)]
     plain = sum(p.numel() for p in module.parameters()) - sum(layer.weight.numel() for layer in packed)
-    return plain * bytes_each + sum(layer.held_bytes for layer in packed)
+    return float(plain * bytes_each + sum(layer.held_bytes for layer in packed))
 
 
 def dequantize(module: Any) -> None:

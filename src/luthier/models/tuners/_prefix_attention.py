@@ -35,8 +35,8 @@ class Prefix(nn.Module):
 
 def heads_of(attention: Any) -> tuple[int, int]:
     """(heads of keys and values, width of each) of an attention module. Raises TypeError when it does not say so."""
-    config = getattr(attention, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config: Any = getattr(attention, "config", None)
+    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
     heads = getattr(text, "num_attention_heads", None)
     if heads is None:
         raise TypeError(

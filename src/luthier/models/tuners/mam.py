@@ -6,6 +6,7 @@ the placement parallel; the prefixes are before the keys and values of the atten
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,8 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
     """The layer that makes the queries of ``attention``; says, each time, what that attention begins with."""
 
     adapter_layer_names = ("bottleneck_prefixes",)
+    active_adapters: Sequence[str]
+    _move_adapter_to_device_of_base_layer: Callable[[str], None]
 
     def __init__(self, base_layer: nn.Module, attention: nn.Module) -> None:
         super().__init__()
@@ -55,7 +58,7 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The queries as they are; the prefixes of the selected adapters are announced, one after the other."""
         active = [] if self.disable_adapters else [n for n in self.active_adapters if n in self.bottleneck_prefixes]
-        found = [self.bottleneck_prefixes[name].beginning() for name in active]
+        found: list[Beginning] = [self.bottleneck_prefixes[name].beginning() for name in active]  # type: ignore[operator]
         if len(found) > 1:
             found = [Beginning(torch.cat([b.keys for b in found], 2), torch.cat([b.values for b in found], 2))]
         announce(self.attention[0], found[0] if found else None)

@@ -14,7 +14,7 @@ there each token has its own (``each_token`` True).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -81,7 +81,8 @@ class Gate(nn.Module):
         if real is None or real.shape != x.shape[:-1]:
             return open_.mean(1, keepdim=True)
         weights = real.to(open_.dtype)[..., None]
-        return (open_ * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
+        mean: Tensor = (open_ * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
+        return mean
 
 
 class LowRank(nn.Module):
@@ -100,7 +101,7 @@ class LowRank(nn.Module):
         """Outputs ``y`` with the corrections for inputs ``x``."""
         x = x.to(self.down[0].dtype)
         gates = self.gate(x)
-        parts = [
+        parts: list[Tensor] = [
             (linear(linear(x, a), b) * (self.scale * gates[..., number, None])).to(y.dtype)
             for number, (a, b) in enumerate(zip(self.down, self.up, strict=True))
         ]
@@ -135,13 +136,17 @@ class GatedAdapter(nn.Module):
 
     def added(self, y: Tensor) -> Tensor:
         """The sum, in the dtype of ``y``."""
-        return y + (self.gate(y) * self.inner.added(y)).to(y.dtype)
+        more: Tensor = self.gate(y) * self.inner.added(y)
+        return y + more.to(y.dtype)
 
 
 class UnipeltLayer(nn.Module, BaseTunerLayer):
     """A linear layer of the base with the gated parts that an adapter has there. ``attention``: the module that calls it."""
 
     adapter_layer_names = ("unipelt_loras", "unipelt_prefixes", "unipelt_adapters")
+    active_adapters: Sequence[str]
+    get_base_layer: Callable[[], Any]
+    _move_adapter_to_device_of_base_layer: Callable[[str], None]
 
     def __init__(self, base_layer: nn.Module, attention: nn.Module) -> None:
         super().__init__()
@@ -167,7 +172,7 @@ class UnipeltLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output with the selected adapter's parts. Raises UnsupportedError for several adapters at once."""
-        active = [] if self.disable_adapters else self.active_adapters
+        active: Sequence[str] = () if self.disable_adapters else self.active_adapters
         if len(active) > 1:
             raise UnsupportedError(f"adapters of type UNIPELT answer one at a time; got {', '.join(active)}")
         name = active[0] if active else ""
