@@ -183,7 +183,8 @@ class Light:
     def runs(self, names: tuple[str | None, ...]) -> list[tuple[str | None, int, int]]:
         """(adapter, first row, row after the last) of each run of rows with one adapter, bare rows left out."""
         if names is not self._runs[0]:
-            out, start = [], 0
+            out: list[tuple[str | None, int, int]] = []
+            start = 0
             for name, group in groupby(names):
                 end = start + sum(1 for _ in group)
                 if name in self._bytes:
