@@ -50,11 +50,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Place:
-    """Where things are: the data's folder, the store, and after how many seconds a training is cut short."""
+    """Where things are: the data's folder, the store, after how many seconds a training is cut short, and all sets."""
 
     data: Path
     home: Path
     limit_s: float
+    sets: tuple[str, ...] = ()
 
 
 def run(cell: Cell, place: Place, results: Any) -> None:
@@ -106,9 +107,59 @@ def _sets(folder: Path, rows: int, test: int) -> tuple[Any, Any, Any]:
 
 def options(method: str, cell: Cell, place: Place) -> dict[str, Any]:
     """What a method cannot do without."""
-    return {"fish_mask": {"data": str(place.data / cell.dataset / "train.jsonl")}, "peft": {"type": "HRA"}}.get(
-        method, {}
-    )
+    given: dict[str, dict[str, Any]] = {
+        "fish_mask": {"data": str(place.data / cell.dataset / "train.jsonl")},
+        "peft": {"type": "HRA"},
+        "adapter_fusion": {"adapters": [f"part-{cell.model}-{name}" for name in place.sets]},
+    }
+    return given.get(method, {})
+
+
+def parts(cell: Cell, place: Place, store: Any) -> None:
+    """The trained adapters that ``adapter_fusion`` learns to mix: one of each set, unless they are there from an earlier training."""
+    from luthier.core.errors import NotFoundError
+    from luthier.store.models import find
+    from luthier.training.tune import tune
+
+    if len(place.sets) < 2:
+        raise Skip("adapter_fusion mixes adapters of several sets: --sets A B")
+    for name in place.sets:
+        other = replace(cell, dataset=name, method="pfeiffer_adapter", seed=0)
+        try:
+            find(store, f"part-{cell.model}-{name}")
+        except NotFoundError:
+            train, _, prompt = _sets(place.data / name, cell.rows, cell.test)
+            tune(
+                _config(other, place, store, f"part-{cell.model}-{name}"),
+                splits=_only(train),
+                prompt=prompt,
+                store=store,
+            )
+
+
+def _only(train: Any) -> Any:
+    """Splits with training rows alone."""
+    from luthier.core.dataset import Splits
+
+    nothing = replace(train, name="none", examples=())
+    return Splits(train, nothing, nothing)
+
+
+def _config(cell: Cell, place: Place, store: Any, name: str) -> dict[str, Any]:
+    """What ``luthier tune`` is told."""
+    from luthier.core import catalog
+    from luthier.store.models import find
+
+    architecture = find(store, cell.model).architecture
+    train = settings(cell, catalog.load("methods", cell.method), architecture)
+    return {
+        "name": name,
+        "model": cell.model,
+        "method": {"name": cell.method, **options(cell.method, cell, place)},
+        "objective": "sft" if architecture == "decoder" else "classify",
+        "data": {"overlong": "truncate"},
+        "train": {**train, "seed": cell.seed, "device": "cpu", "validate_every": 10**9},
+    }
 
 
 def settings(cell: Cell, entry: Any, architecture: str) -> dict[str, Any]:
@@ -149,7 +200,6 @@ def luthier(cell: Cell, place: Place) -> dict[str, Any]:
     import torch
 
     from luthier.core import catalog
-    from luthier.core.dataset import Splits
     from luthier.models.load import choose_dtype
     from luthier.models.shapes import load_shapes
     from luthier.store.database import open_store
@@ -188,20 +238,16 @@ def luthier(cell: Cell, place: Place) -> dict[str, Any]:
         seen["f1"] = macro_f1(_answers(model, test, prompt), [str(e.target) for e in test.examples])
         return {"macro_f1": seen["f1"]}
 
-    nothing = replace(train, name="none", examples=())
     name = f"{cell.dataset}-{cell.method}-{cell.seed}"
-    config = {
-        "name": name,
-        "model": cell.model,
-        "method": {"name": cell.method, **options(cell.method, cell, place)},
-        "objective": "sft" if record.architecture == "decoder" else "classify",
-        "data": {"overlong": "truncate"},
-        "train": {**own, "seed": cell.seed, "device": "cpu", "validate_every": 10**9, "metric": "validation_macro_f1"},
-    }
+    config = _config(cell, place, store, name)
+    config["train"]["metric"] = "validation_macro_f1"
+    if cell.method == "adapter_fusion":
+        parts(cell, place, store)
+        seen.clear()
     try:
         tune(
             config,
-            splits=Splits(train, nothing, nothing),
+            splits=_only(train),
             prompt=prompt,
             scorer=score,
             store=store,

@@ -57,9 +57,11 @@ def peer(cell: Cell, place: Place) -> dict[str, Any]:
     dtype = torch.bfloat16 if cell.side == "tuned" else torch.float32
     torch.manual_seed(cell.seed)
     if decoder:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, **_quantized(cell))
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=dtype, num_labels=len(labels))
+        model = AutoModelForSequenceClassification.from_pretrained(
+            str(folder), dtype=dtype, num_labels=len(labels), **_quantized(cell)
+        )
     before_mb += base_mb(model)
     model = apply(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -100,6 +102,22 @@ def peer(cell: Cell, place: Place) -> dict[str, Any]:
     return _figures(
         trainable, tokens, spent, peak, before_mb, macro_f1(answers, [str(e.target) for e in test.examples])
     )
+
+
+def _quantized(cell: Cell) -> dict[str, Any]:
+    """QLoRA's base: NF4 with double quantization, computed in bf16."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if cell.method != "qlora":
+        return {}
+    found = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": found}
 
 
 def _row(ids: list[int], told: Any, decoder: bool) -> dict[str, Any]:
@@ -165,22 +183,20 @@ def _method(cell: Cell, place: Place, store: Any, record: Any, entry: Any, label
     from luthier.models.adapters import inner_of, peft_or_none
     from luthier.models.shapes import load_shapes
 
+    if cell.method == "adapter_fusion":
+        raise Skip("PEFT has no adapter_fusion")
     decoder = record.architecture == "decoder"
     chosen = entry.configure(options(cell.method, cell, place))
     task = TaskType.CAUSAL_LM if decoder else TaskType.SEQ_CLS
-    known = PROMPTS.get(cell.method)
-    if known is not None:
-        config = known(chosen)
+    sketch = entry(load_shapes(store, record, labels=() if decoder else labels), chosen)
+    if cell.method in PLAIN:
+        names = {name for name, p in inner_of(sketch).named_parameters() if p.requires_grad}
+        return lambda model: _only(model, names)
+    if cell.method == "layer_norm":
+        config = _norms(sketch)
     else:
-        sketch = entry(load_shapes(store, record, labels=() if decoder else labels), chosen)
-        if cell.method in PLAIN:
-            names = {name for name, p in inner_of(sketch).named_parameters() if p.requires_grad}
-            return lambda model: _only(model, names)
-        if cell.method == "layer_norm":
-            config = _norms(sketch)
-        else:
-            made = peft_or_none(sketch)
-            config = copy.deepcopy(made.peft_config["default"]) if made is not None else None
+        wrapped = peft_or_none(sketch)
+        config = copy.deepcopy(wrapped.peft_config["default"]) if wrapped is not None else None
     if config is None or not type(config).__module__.startswith("peft."):
         raise Skip(f"PEFT has no {cell.method}")
     config.task_type = task
@@ -207,33 +223,6 @@ def _norms(sketch: Any) -> Any:
     from luthier.models.adapters import inner_of
 
     return LNTuningConfig(target_modules=norms(inner_of(sketch)))
-
-
-def _prompt(chosen: Any) -> Any:
-    from peft import PromptTuningConfig
-
-    return PromptTuningConfig(num_virtual_tokens=_length(chosen))
-
-
-def _p_tuning(chosen: Any) -> Any:
-    from peft import PromptEncoderConfig
-
-    return PromptEncoderConfig(num_virtual_tokens=_length(chosen))
-
-
-def _prefix(chosen: Any) -> Any:
-    from peft import PrefixTuningConfig
-
-    return PrefixTuningConfig(num_virtual_tokens=_length(chosen))
-
-
-def _length(chosen: Any) -> int:
-    """How many soft tokens."""
-    return int(next(getattr(chosen, key) for key in ("length", "tokens", "num_virtual_tokens") if hasattr(chosen, key)))
-
-
-PROMPTS = {"prompt": _prompt, "p_tuning": _p_tuning, "prefix": _prefix, "p_tuning_v2": _prefix}
-"""Soft prompts, which Luthier builds itself."""
 
 
 def _answers(model: Any, test: Any, prompt: Any, tokenizer: Any, renderer: Any, labels: list[str]) -> list[str]:

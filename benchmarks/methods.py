@@ -80,7 +80,7 @@ def measure(wanted: list[Cell], given: argparse.Namespace) -> list[dict[str, Any
     lines = {key(line): line for line in made(path) if "error" not in line}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    place = Place(given.data, given.out / "home", given.limit_s)
+    place = Place(given.data, given.out / "home", given.limit_s, tuple(given.sets))
     began = time.perf_counter()
     for number, cell in enumerate(wanted, 1):
         known = key(asdict(cell))
@@ -189,6 +189,7 @@ def main() -> None:
                 )
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(given.cores)
+    os.environ["LUTHIER_HOME"] = str((given.out / "home").resolve())
     pull(given)
     lines = measure(list(cells(given)), given)
     found = summary(lines, "tokens_per_cpu_s" if given.processor_time else "tokens_per_s")
