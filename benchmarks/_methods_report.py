@@ -144,7 +144,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
             shown[group] = axis.scatter(x, y, s=42, color=colour, edgecolor="white", lw=0.8, zorder=3, label=group)
             points.append((x, y, row["method"], colour))
         axis.set_xscale("log")
-        axis.margins(x=0.12, y=0.1)
+        axis.margins(x=0.18, y=0.1)
         figure.canvas.draw()
         _label(axis, points)
         axis.set_title(model, fontsize=11, loc="left", fontweight="bold")
