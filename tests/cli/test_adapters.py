@@ -85,6 +85,21 @@ def test_rename_merge_and_combine(tiny_decoder: str, capsys: pytest.CaptureFixtu
     assert "billing-merged: base decoder" in capsys.readouterr().err
 
 
+def test_unmerge_says_what_a_base_was_made_of(tiny_decoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter(tiny_decoder, "a", 1)
+    assert run("adapters", "merge", "a") == 0
+    capsys.readouterr()
+    assert run("adapters", "unmerge", "a-merged") == 0
+    said = capsys.readouterr().err
+    assert (
+        "a-merged = tiny-decoder + a" in said and "bit for bit" in said and "luthier models --remove a-merged" in said
+    )
+    assert run("adapters", "unmerge", "a-merged", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["difference"] == 0
+    assert run("adapters", "unmerge", tiny_decoder) == 2
+    assert "tiny-decoder is not a merged base" in capsys.readouterr().err
+
+
 def test_what_it_refuses(tiny_decoder: str, capsys: pytest.CaptureFixture[str]) -> None:
     adapter(tiny_decoder, "a", 1)
     adapter(tiny_decoder, "b", 2)

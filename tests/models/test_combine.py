@@ -183,3 +183,58 @@ def test_inspection_of_lora(tiny_decoder: str) -> None:
         assert part.update == pytest.approx(sought[f"{part.name}.weight"], rel=1e-4)
         assert part.rank == 4 and part.block in (0, 1) and part.kind in ("self_attn.q_proj", "mlp.down_proj")
     assert replace(found.parts[0], weight=2 * (found.parts[0].update or 0)).relative == 0.5
+
+
+def ia3(base: str, name: str, seed: int, labels: tuple[str, ...] = (), **options: Any) -> LoadedModel:
+    from luthier.core.catalog import load
+
+    model = load_model(open_store(), base, dtype="fp32", device="cpu", labels=labels)
+    entry = load("methods", "ia3")
+    model = entry(model, entry.configure(options))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    keep(model, name, method="ia3")
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"outputs": ["q_proj"]}])
+def test_the_sum_of_ia3_adapters_is_the_sum_of_their_updates(tiny_decoder: str, options: dict[str, Any]) -> None:
+    ia3(tiny_decoder, "a", 1)
+    ia3(tiny_decoder, "b", 2, **options)
+    made = combine(open_store(), ["a", "b"], "ab", weights=[0.7, -1.5])
+    assert made.meta["combined"]["how"] == "sum" and made.meta["method"] == "ia3"
+    for key, sought in expected({"a": 0.7, "b": -1.5}).items():
+        torch.testing.assert_close(updates("ab")[key], sought, rtol=1e-4, atol=1e-6)
+    assert inspect_adapter(open_store(), "ab").parameters == made.meta["trainable_parameters"]
+    with pytest.raises(InputError, match="ranks, and \\(IA\\)3 adapters have none"):
+        combine(open_store(), ["a", "b"], "c", how="svd")
+    adapter(tiny_decoder, "lora", 3)
+    with pytest.raises(UnsupportedError, match=r"LoRA adapters, or \(IA\)3 adapters; a was made by ia3\n.*merge a"):
+        combine(open_store(), ["a", "lora"], "c")
+
+
+def test_ia3_adapters_of_encoders_average_their_heads(tiny_encoder: str) -> None:
+    one, other = ia3(tiny_encoder, "a", 1, LABELS), ia3(tiny_encoder, "b", 2, LABELS)
+    combine(open_store(), ["a", "b"], "ab", weights=[3, 1])
+    loaded = load_model(open_store(), "ab", dtype="fp32", device="cpu")
+    torch.testing.assert_close(
+        loaded.module.head.weight, 0.75 * one.module.head.weight + 0.25 * other.module.head.weight
+    )
+    for key, sought in expected({"a": 3, "b": 1}).items():
+        if key.startswith("body."):
+            torch.testing.assert_close(updates("ab")[key], sought, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_no_sum_says_what_can_be_done(tiny_decoder: str) -> None:
+    from tests.models.test_inspect_adapter import tuned
+
+    adapter(tiny_decoder, "a", 1)
+    tuned(tiny_decoder, "between", "pfeiffer_adapter")
+    tuned(tiny_decoder, "soft", "prompt")
+    with pytest.raises(UnsupportedError, match=r"between was made by pfeiffer_adapter\n.*adapter_fusion"):
+        combine(open_store(), ["a", "between"], "x")
+    with pytest.raises(UnsupportedError, match=r"soft was made by prompt\n.*luthier serve"):
+        combine(open_store(), ["a", "soft"], "x")

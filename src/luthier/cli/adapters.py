@@ -19,11 +19,14 @@ _Name = Annotated[str, typer.Argument(help="A tuned model.")]
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     adapters = typer.Typer(
-        help="What tuning made: list, inspect, rename, merge into a base, combine.", invoke_without_command=True
+        help="What tuning made: list, inspect, rename, merge into a base and back, combine. To other layouts: luthier export NAME --format "
+        "peft; from them: luthier pull file:FOLDER --base NAME.",
+        invoke_without_command=True,
     )
     app.add_typer(adapters, name="adapters")
     _register_looking(adapters)
     _register_making(adapters)
+    _register_merging(adapters)
     _register_stacking(adapters)
 
 
@@ -76,31 +79,13 @@ def _register_making(adapters: typer.Typer) -> None:
         _print.say(f"{name} is now {new}")
 
     @adapters.command()
-    def merge(name: _Name, new: _As = None, as_json: _Json = False) -> None:
-        """Fold a tuned model into its base: a base model of its own, to be tuned, evaluated, exported like any other."""
-        from dataclasses import asdict
-
-        from luthier.cli import _print
-        from luthier.models.combine import merge_into_base
-        from luthier.store.database import open_store
-
-        with _print.progress() as progress:
-            made = merge_into_base(open_store(), name, new, progress=progress)
-        if as_json:
-            _print.show_json(asdict(made))
-            return
-        _print.say(f"{made.name}: base {made.architecture}, {_print.size(made.size_bytes)}, {name} folded in")
-        if made.architecture == "encoder":
-            _print.say(f"the classification head stays with {name}: a base has none")
-
-    @adapters.command()
     def combine(
-        names: Annotated[list[str], typer.Argument(help="LoRA adapters of one base, two or more.")],
+        names: Annotated[list[str], typer.Argument(help="LoRA (or IA3) adapters of one base, two or more.")],
         new: Annotated[str, typer.Option("--as", metavar="NAME", help="The new adapter's name.")],
         weights: Annotated[
             str | None, typer.Option(metavar="W,W,...", help="One weight an adapter; left out, their mean.")
         ] = None,
-        how: Annotated[str, typer.Option(help="cat: exact, ranks add up. svd: cut to --rank.")] = "cat",
+        how: Annotated[str, typer.Option(help="cat: exact, ranks of LoRA add up. svd: cut to --rank.")] = "cat",
         rank: Annotated[int | None, typer.Option(help="Rank of an svd; left out, the largest of theirs.")] = None,
         as_json: _Json = False,
     ) -> None:
@@ -119,7 +104,8 @@ def _register_making(adapters: typer.Typer) -> None:
             return
         said = made.meta["combined"]
         parts = " + ".join(f"{weight:g} {name}" for weight, name in zip(said["weights"], said["names"], strict=True))
-        _print.say(f"{made.name} = {parts}   ({how}, rank {said['rank']}, {_print.size(made.size_bytes)})")
+        way = f"{said['how']}, rank {said['rank']}" if said["rank"] else said["how"]
+        _print.say(f"{made.name} = {parts}   ({way}, {_print.size(made.size_bytes)})")
 
 
 def _register_stacking(adapters: typer.Typer) -> None:
@@ -142,6 +128,48 @@ def _register_stacking(adapters: typer.Typer) -> None:
             _print.show_json(asdict(made))
             return
         _print.say(f"{made.name} = {name} on {language}   ({_print.size(made.size_bytes)})")
+
+
+def _register_merging(adapters: typer.Typer) -> None:
+    @adapters.command()
+    def merge(name: _Name, new: _As = None, as_json: _Json = False) -> None:
+        """Fold a tuned model into its base: a base model of its own, to be tuned, evaluated, exported like any other."""
+        from dataclasses import asdict
+
+        from luthier.cli import _print
+        from luthier.models.combine import merge_into_base
+        from luthier.store.database import open_store
+
+        with _print.progress() as progress:
+            made = merge_into_base(open_store(), name, new, progress=progress)
+        if as_json:
+            _print.show_json(asdict(made))
+            return
+        _print.say(f"{made.name}: base {made.architecture}, {_print.size(made.size_bytes)}, {name} folded in")
+        if made.architecture == "encoder":
+            _print.say(f"the classification head stays with {name}: a base has none")
+
+    @adapters.command()
+    def unmerge(
+        name: Annotated[str, typer.Argument(help="A base that luthier adapters merge made.")], as_json: _Json = False
+    ) -> None:
+        """Say which base and which adapter a merged base was made of, and check that they still give its weights."""
+        from dataclasses import asdict
+
+        from luthier.cli import _print
+        from luthier.models.merge import unmerge as run
+        from luthier.store.database import open_store
+
+        found = run(open_store(), name)
+        if as_json:
+            _print.show_json(asdict(found))
+            return
+        _print.say(f"{name} = {found.base.name} + {found.adapter.name}")
+        if found.difference:
+            _print.warn(f"folded in again they give other weights: the largest difference is {found.difference:.3g}")
+            return
+        _print.say(f"bit for bit: nothing is lost with its {_print.size(found.merged.size_bytes)}")
+        _print.say(f"next: luthier chat {found.adapter.name}  or  luthier models --remove {name}")
 
 
 def _numbers(text: str) -> list[float]:

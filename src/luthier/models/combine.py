@@ -1,9 +1,11 @@
-"""New models out of tuned ones: an adapter merged into a base model of its own, and several LoRA adapters made one.
+"""New models out of tuned ones: an adapter merged into a base model of its own, and several LoRA or (IA)3 adapters made one.
 
 A combination is the weighted sum of the updates, sum_i w_i s_i B_i A_i for each layer. ``cat`` puts the factors side by side: exact, the
 ranks add up; PEFT's ``add_weighted_adapter`` does it. ``svd`` keeps the sum's largest singular directions: the best approximation of
 that rank (Eckart and Young 1936), and exact where the rank suffices. It is found from the factors: SmolLM2-135M takes two seconds where
 PEFT, which decomposes the full matrices, takes over a minute.
+
+(IA)3 adapters rescale rows and columns, W diag(l): the weighted sum of their updates is the one vector 1 + sum_i w_i (l_i - 1), exact.
 """
 
 from __future__ import annotations
@@ -84,11 +86,11 @@ def combine(
     rank: int | None = None,
     progress: Progress = no_progress,
 ) -> ModelRecord:
-    """Register ``new``, the weighted sum of the LoRA adapters ``names`` of one base. Left out, all weights are 1 / their number.
+    """Register ``new``, the weighted sum of the LoRA (or of the (IA)3) adapters ``names`` of one base. Left out, all weights are 1 / their number.
 
     ``rank`` of an svd; left out, the largest of the adapters'. Encoders' heads are averaged with the same weights (over their sum) when their
     labels are equal. Raises InputError for less than two names, a wrong number of weights or a weight that is no number, MismatchError for
-    adapters of different bases, templates or labels, UnsupportedError for what is not LoRA, ConflictError when the name is taken.
+    adapters of different bases, templates or labels, UnsupportedError for what is no sum, ConflictError when the name is taken.
     """
     from luthier.models.attach import read_manifest
     from luthier.store.artifacts import path_of
@@ -100,10 +102,17 @@ def combine(
     records = [tuned_record(store, name) for name in names]
     folders = [path_of(store, record.digest) for record in records]
     manifests = [read_manifest(folder) for folder in folders]
-    for name, folder, manifest in zip(names, folders, manifests, strict=True):
-        _require_lora(name, folder, manifest)
+    configs = [_config(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
+    rescaled = all(config.get("peft_type") == "IA3" for config in configs)
+    if rescaled and how == "svd":
+        raise InputError("how svd cuts ranks, and (IA)3 adapters have none; leave it out: their sum is exact")
+    for record, config in zip(records, configs, strict=True):
+        if not rescaled or config.get("modules_to_save"):
+            _require_lora(record, config)
     _require_alike(names, manifests)
     base = find(store, records[0].base or manifests[0]["base"]["name"])
+    if rescaled:
+        return _rescaled(store, base, records, manifests, folders, new, given, progress)
     return _combined(store, base, records, manifests, new, given, how, rank, progress)
 
 
@@ -137,23 +146,33 @@ def _require_free(store: Store, name: str) -> None:
         )
 
 
-def _require_lora(name: str, folder: Path, manifest: Mapping[str, Any]) -> None:
-    config: dict[str, Any] = {}
-    if manifest["saves"] == "adapter":
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    method = (manifest.get("method") or {}).get("name") or manifest["saves"]
+def _config(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's configuration of an adapter, {} of anything else."""
+    if manifest["saves"] != "adapter":
+        return {}
+    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def _require_lora(record: ModelRecord, config: Mapping[str, Any]) -> None:
+    from luthier.models.merge import require_mergeable
+
     problem = ""
     if config.get("peft_type") != "LORA":
-        problem = f"was made by {method}"
+        problem = f"was made by {record.meta.get('method') or record.meta.get('saves')}"
     elif config.get("use_dora"):
         problem = "has magnitudes of its own (DoRA), which are not a sum"
     elif config.get("modules_to_save") or config.get("bias", "none") != "none" or config.get("lora_bias"):
         problem = "trained weights of the base too"
-    if problem:
-        raise UnsupportedError(
-            f"combine adds up LoRA adapters; {name} {problem}",
-            hint=f"make a base of it instead: luthier adapters merge {name}",
-        )
+    if not problem:
+        return
+    hint = f"make a base of it instead: luthier adapters merge {record.name}"
+    try:
+        require_mergeable(record)
+    except UnsupportedError:
+        hint = "adapters between layers are combined by training: luthier tune RUN.yaml method=adapter_fusion"
+        if config.get("peft_type") != "BOTTLENECK":
+            hint = "serve them side by side and choose with each request: luthier serve NAME NAME"
+    raise UnsupportedError(f"combine adds up LoRA adapters, or (IA)3 adapters; {record.name} {problem}", hint=hint)
 
 
 def _require_alike(names: Sequence[str], manifests: Sequence[Mapping[str, Any]]) -> None:
@@ -175,6 +194,73 @@ def _require_alike(names: Sequence[str], manifests: Sequence[Mapping[str, Any]])
                 f"{names[0]} tells {', '.join(first.get('labels') or ['nothing'])} apart, {name} "
                 f"{', '.join(manifest.get('labels') or ['nothing'])}; encoders are combined when their labels are the same"
             )
+
+
+def _rescaled(
+    store: Store,
+    base: ModelRecord,
+    records: Sequence[ModelRecord],
+    manifests: Sequence[Mapping[str, Any]],
+    folders: Sequence[Path],
+    new: str,
+    weights: list[float],
+    progress: Progress,
+) -> ModelRecord:
+    """The sum of (IA)3 adapters: a layer that one of them leaves alone has the vector of ones there."""
+    import torch
+
+    from luthier.models.weights import read_tensors, write_tensors
+    from luthier.store.artifacts import put, staged
+    from luthier.store.lineage import Node, record_edge
+    from luthier.store.models import register
+
+    progress("combine", 0, 2)
+    configs = [_config(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
+    found = [read_tensors(folder / "adapter_model.safetensors") for folder in folders]
+    shapes = {key: tensor.shape for tensors in found for key, tensor in tensors.items()}
+    for key, shape in shapes.items():
+        if any(key in tensors and tensors[key].shape != shape for tensors in found):
+            raise MismatchError(
+                f"{key} rescales the inputs of a layer in one of {', '.join(r.name for r in records)} and the outputs in another"
+            )
+    total: dict[str, torch.Tensor] = {}
+    for key, shape in shapes.items():
+        vectors = [
+            (weight, tensors.get(key, torch.ones(shape)).float())
+            for weight, tensors in zip(weights, found, strict=True)
+        ]
+        dtype = next(tensors[key].dtype for tensors in found if key in tensors)
+        total[key] = (1.0 + sum(weight * (vector - 1.0) for weight, vector in vectors)).to(dtype)  # type: ignore[union-attr]
+    told = {**configs[0]}
+    for key in ("target_modules", "feedforward_modules"):
+        told[key] = sorted({name for config in configs for name in config.get(key) or ()})
+    said = {"names": [r.name for r in records], "weights": weights, "how": "sum", "rank": None}
+    prompts = [manifest.get("prompt") for manifest in manifests]
+    prompt = prompts[0] if all(each == prompts[0] for each in prompts) else None
+    manifest = {**manifests[0], "prompt": prompt, "method": {"name": "ia3", "config": said}, "run_id": None}
+    with staged(store) as folder:
+        (folder / "adapter_config.json").write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_tensors(folder / "adapter_model.safetensors", total)
+        if all((each / "head.safetensors").exists() for each in folders):
+            write_tensors(
+                folder / "head.safetensors",
+                _mean([read_tensors(each / "head.safetensors") for each in folders], weights),
+            )
+        (folder / "luthier.json").write_text(
+            json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+        )
+        digest, size = put(store, folder)
+    progress("combine", 1, 2)
+    meta = {**records[0].meta, "method": "ia3", "saves": "adapter", "prompt": prompt, "combined": said}
+    meta["trainable_parameters"] = sum(tensor.numel() for tensor in total.values())
+    made = register(
+        store,
+        ModelRecord(new, "adapter", base.architecture, digest, size, licence=base.licence, base=base.name, meta=meta),
+    )
+    for record in records:
+        record_edge(store, Node("model", record.name), "combined into", Node("model", new))
+    progress("combine", 2, 2)
+    return made
 
 
 def _combined(
@@ -277,14 +363,23 @@ def _mean_head(heads: Sequence[Any], weights: Sequence[float]) -> Any:
 
     import torch
 
-    total = sum(weights)
-    shares = [weight / total for weight in weights] if total else [1.0 / len(heads)] * len(heads)
     made = copy.deepcopy(heads[0])
+    means = _mean([dict(head.named_parameters()) for head in heads], weights)
     with torch.no_grad():
         for key, parameter in made.named_parameters():
-            parts = [share * head.get_parameter(key) for share, head in zip(shares, heads, strict=True)]
-            parameter.copy_(torch.stack(parts).sum(0))
+            parameter.copy_(means[key])
     return made
+
+
+def _mean(heads: Sequence[Mapping[str, Any]], weights: Sequence[float]) -> dict[str, Any]:
+    import torch
+
+    total = sum(weights)
+    shares = [weight / total for weight in weights] if total else [1.0 / len(heads)] * len(heads)
+    return {
+        key: torch.stack([share * head[key].detach() for share, head in zip(shares, heads, strict=True)]).sum(0)
+        for key in heads[0]
+    }
 
 
 def _file_dtype(store: Store, base: ModelRecord) -> str:
