@@ -32,7 +32,7 @@ def insert(model: LoadedModel, method: str, *, on: str | None, targets: Collecti
     part = below(store, model.base, on)
     here = {"name": "the new adapter", "placement": options["placement"], "places": sorted(targets)}
     parts.require_same_places(part, here, where="method.on")
-    ends = {key: part[key] for key in ("invertible", "embeddings", "inverse") if key in part}
+    ends: dict[str, Any] = {key: part[key] for key in ("invertible", "embeddings", "inverse") if key in part}
     named = {*targets, *options.get("sources", {}).values()}
     settings = tuners.tuner("adapter_stack").CONFIG(
         target_modules=parts.all_targets(named, ends),

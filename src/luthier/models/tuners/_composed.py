@@ -62,9 +62,11 @@ class Fusion(nn.Module):
     def forward(self, v: Tensor, onto: Tensor, rule: Tensor | None = None) -> Tensor:
         """``onto`` plus the weighted outputs. V is linear, so it is applied once, to the weighted sum."""
         v = v.to(self.value.weight.dtype)
-        z = torch.stack([part.added(v) for part in self.parts], -2)
+        frozen: list[Any] = list(self.parts)
+        z = torch.stack([part.added(v) for part in frozen], -2)
         mixed = torch.einsum("...n,...nd->...d", self.weights(v, z), z)
-        return onto + self.value(mixed).to(onto.dtype)
+        added: Tensor = self.value(mixed)
+        return onto + added.to(onto.dtype)
 
 
 class Stacked(nn.Module):
@@ -95,7 +97,7 @@ class Coupling(nn.Module):
 
     def __init__(self, width: int, reduction: float) -> None:
         super().__init__()
-        self.sizes = (width // 2, width - width // 2)
+        self.sizes = [width // 2, width - width // 2]
         self.f = self._network(self.sizes[1], self.sizes[0], reduction)
         self.g = self._network(self.sizes[0], self.sizes[1], reduction)
 
@@ -117,13 +119,13 @@ class Coupling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y, of the shape of x (..., width)."""
-        first, second = x.split(self.sizes, -1)
+        first, second = torch.split(x, self.sizes, -1)
         first = first + self.f(second)
         return torch.cat([first, second + self.g(first)], -1)
 
     def inverse(self, y: Tensor) -> Tensor:
         """The x that ``forward`` maps to y."""
-        first, second = y.split(self.sizes, -1)
+        first, second = torch.split(y, self.sizes, -1)
         second = second - self.g(first)
         return torch.cat([first - self.f(second), second], -1)
 

@@ -97,14 +97,21 @@ class InvertibleLayer(nn.Module, BaseTunerLayer):
 class StackModel(BottleneckModel):
     """A model with language adapters, or adapters on them, in it."""
 
-    tuner_layer_cls = (BottleneckLayer, InvertibleLayer)  # type: ignore[assignment]
+    tuner_layer_cls = (BottleneckLayer, InvertibleLayer)
 
     def _create_and_replace(
-        self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module, **kwargs: Any
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
     ) -> None:
-        key = kwargs["current_key"]
+        key = current_key
         if key not in (peft_config.embeddings, peft_config.inverse):
-            super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, **kwargs)
+            super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, key)
             return
         layer = target
         if not isinstance(layer, InvertibleLayer):
@@ -124,7 +131,8 @@ class StackModel(BottleneckModel):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         config.target_modules = wanted  # whole names: an end like embed_tokens would have PEFT save the embeddings
         if config.inverse:
-            model.get_submodule(config.inverse).back[adapter_name] = model.get_submodule(config.embeddings)  # type: ignore[operator,union-attr]
+            top: Any = model.get_submodule(config.inverse)
+            top.back[adapter_name] = model.get_submodule(config.embeddings)
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
         """An embedding with norms has no weight of its own to hand on, which PEFT's way expects."""

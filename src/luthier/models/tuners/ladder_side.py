@@ -92,7 +92,7 @@ class Rung(nn.Module):
 
     def __init__(self, place: Place, block: nn.Module, config: LadderSideConfig) -> None:
         super().__init__()
-        backbone = next(each.config for each in block.modules() if hasattr(each, "config"))
+        backbone: Any = next(each.config for each in block.modules() if hasattr(each, "config"))
         small = side_config(backbone, config.reduction)
         width = place.width // config.reduction
         self.bottom = nn.Linear(place.width, width) if place.number == 0 else None
@@ -106,7 +106,7 @@ class Rung(nn.Module):
         self.up = _up(width, place.width, config) if last else None
         self.temperature, self.added = config.temperature, config.output == "added"
         self.sides, self.number = len(numbers), numbers.index(place.number) if place.number in numbers else -1
-        self.configs = (backbone, small)
+        self.configs: tuple[Any, Any] = (backbone, small)
         self.attentions = [] if self.block is None else attention_modules(self.block)
         self.rotary = None
         if place.rotary is not None:  # its own: the heads are narrower
@@ -180,7 +180,8 @@ class LadderLayer(nn.Module, BaseTunerLayer):
         self.place = place
         self.ladder_side = nn.ModuleDict({})
         self.widths: dict[str, int] = {}
-        self._disable_adapters, self.merged_adapters = False, []
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
         self._signature = inspect.signature(base_layer.forward)
 
     def update_layer(self, name: str, config: LadderSideConfig) -> None:
@@ -220,7 +221,7 @@ class LadderLayer(nn.Module, BaseTunerLayer):
             arguments["position_bias"], arguments["encoder_decoder_position_bias"] = out[1], out[2]
         first = self.place.count
         for name in names:
-            rung = self.ladder_side[name]
+            rung: Any = self.ladder_side[name]
             if rung.bottom is not None:
                 states[name] = rung.bottom(own)
             if name in self._answering(names):
@@ -248,19 +249,20 @@ class LadderLayer(nn.Module, BaseTunerLayer):
         width = self.place.width
         if states.shape[-1] == width:
             return states.detach(), dict.fromkeys(names)
-        parts = states.split([width, *(self.widths[name] for name in names)], -1)
+        parts = torch.split(states, [width, *(self.widths[name] for name in names)], -1)
         return parts[0].detach(), dict(zip(names, parts[1:], strict=True))
 
     def _top(self, own: Tensor, states: dict[str, Any]) -> Tensor:
         with torch.no_grad():
             hidden = self.base_layer(own)
-        normed = {name: self.ladder_side[name].norm(state) for name, state in states.items()}
+        parts: dict[str, Any] = {name: self.ladder_side[name] for name in states}
+        normed = {name: parts[name].norm(state) for name, state in states.items()}
         if self.place.feeds:
             return torch.cat([hidden, *normed.values()], -1)
         return self._given(hidden, {name: self._up(name, hidden, state) for name, state in normed.items()})
 
     def _up(self, name: str, hidden: Tensor, state: Tensor) -> Tensor:
-        side = self.ladder_side[name]
+        side: Any = self.ladder_side[name]
         return hidden + side.up(state) if side.added else side.up(state)  # type: ignore[no-any-return]
 
     def _given(self, hidden: Tensor, outs: dict[str, Tensor]) -> Tensor:
@@ -320,7 +322,7 @@ class LadderSideModel(BaseTuner):
         """A block has no weight of its own to hand on, which PEFT's way expects."""
         setattr(parent, child_name, new_module)
         where = next(child.parameters()).device
-        if isinstance(new_module, LadderLayer) and not any(each.is_meta for each in new_module.parameters()):
+        if isinstance(new_module, LadderLayer) and not any(p.is_meta for p in list[Any](new_module.parameters())):
             new_module.ladder_side.to(where)
 
     def cache_layers(self) -> int:
@@ -330,7 +332,8 @@ class LadderSideModel(BaseTuner):
         if top is None:
             return 0
         below = next(each for each in reversed(layers) if each.place.number < each.place.count)
-        return sum(below.ladder_side[name].sides for name in top.in_use())
+        rungs: dict[str, Any] = {name: below.ladder_side[name] for name in top.in_use()}
+        return sum(int(rung.sides) for rung in rungs.values())
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
