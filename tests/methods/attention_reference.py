@@ -7,6 +7,7 @@ products and a softmax of its own for each part, as an attention implementation 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,3 +135,65 @@ def same_in_every_way_of_reading(module: Any, monkeypatch: Any) -> None:
             for token in answer:
                 assert int(module(torch.tensor([grown])).logits[0, -1].argmax()) == token
                 grown.append(token)
+
+
+def rows_answer_as_alone(name: str, build: Any, configs: list[Any], tmp_path: Path) -> None:
+    """A batch whose rows have adapters of their own (or none) gives each the logits that it has alone, with padding and through a cache."""
+    from luthier.models import rows
+    from luthier.models.adapters import load_adapter, save_adapter
+    from luthier.models.load import load_model
+    from luthier.store.database import open_store
+
+    for number, config in enumerate(configs):
+        model = build(load_model(open_store(), name, dtype="fp32", device="cpu"), config)
+        torch.manual_seed(number)
+        for parameter in model.module.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.5)
+        save_adapter(model.module, tmp_path / str(number), name)
+    base = load_model(open_store(), name, dtype="fp32", device="cpu")
+    from luthier.models.load import Attached
+
+    names: list[str] = []
+    for number in range(len(configs)):
+        module, known = load_adapter(base, tmp_path / str(number))
+        base.attached[str(number)] = Attached(base.record, known, module)
+        names.append(known)
+    assert module.base_model.per_row
+    who = [names[1], None, names[0], names[1]]
+    ids = torch.tensor([[0, 0, 5, 9, 30], [8, 6, 40, 11, 7], [0, 4, 4, 21, 3], [5, 9, 30, 17, 60]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    following = torch.tensor([[3], [4], [5], [6]])
+
+    def read(at: slice) -> Tensor:
+        first = module(ids[at], attention_mask=mask[at], position_ids=positions[at], use_cache=True)
+        longer = torch.cat([mask[at], torch.ones_like(following[at])], 1)
+        after = module(
+            following[at],
+            attention_mask=longer,
+            position_ids=positions[at][:, -1:] + 1,
+            past_key_values=first.past_key_values,
+        )
+        return torch.cat([first.logits[:, -1:], after.logits], 1)
+
+    with torch.no_grad():
+        module.set_adapter(names[0])
+        with rows.answering(who):
+            together = read(slice(None))
+        for row, own in enumerate(who):
+            at = slice(row, row + 1)
+            if own is None:
+                with module.disable_adapter():
+                    alone = read(at)
+            else:
+                module.set_adapter(own)
+                alone = read(at)
+            torch.testing.assert_close(together[at], alone, rtol=1e-4, atol=1e-5)
+        full = torch.tensor([[8, 6, 40, 11, 7], [5, 9, 30, 17, 60]])  # no padding: no mask is given
+        with rows.answering([None, names[0]]):
+            together = module(full).logits
+        with module.disable_adapter():
+            torch.testing.assert_close(together[:1], module(full[:1]).logits, rtol=1e-4, atol=1e-5)
+        module.set_adapter(names[0])
+        torch.testing.assert_close(together[1:], module(full[1:]).logits, rtol=1e-4, atol=1e-5)

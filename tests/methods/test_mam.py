@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.methods.attention_reference import compare, install, said, same_in_every_way_of_reading
+from tests.methods.attention_reference import compare, install, rows_answer_as_alone, said, same_in_every_way_of_reading
 from tests.methods.tiny import FIXTURES, FORWARD, HEAD, KV, LAYERS, D
 from torch import Tensor
 
@@ -107,6 +107,14 @@ def test_only_the_prefix_moves_outputs_before_training(tiny_decoder: str) -> Non
         if isinstance(layer, PrefixLayer):
             layer.bottleneck_prefixes.clear()
     torch.testing.assert_close(said(model.module, "llama"), said(bare.module, "llama"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_each_row_of_a_batch_can_have_its_own(
+    kind: str, home: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    configs = [Config(prefix_length=2, bottleneck=3), Config(prefix_length=5, bottleneck=8)]
+    rows_answer_as_alone(request.getfixturevalue(FIXTURES[kind]), build, configs, tmp_path)
 
 
 def test_it_cannot_be_merged(tiny_decoder: str) -> None:

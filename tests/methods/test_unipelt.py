@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.methods.attention_reference import IDS, MASK, compare, install, said, same_in_every_way_of_reading
+from tests.methods.attention_reference import (
+    IDS,
+    MASK,
+    compare,
+    install,
+    rows_answer_as_alone,
+    said,
+    same_in_every_way_of_reading,
+)
 from tests.methods.tiny import FIXTURES, HEAD, KV, LAYERS, D
 from torch import Tensor
 
@@ -129,6 +137,14 @@ def test_an_encoders_text_does_not_depend_on_its_padding(tiny_encoder: str) -> N
         padded = inner(input_ids=IDS, attention_mask=MASK).last_hidden_state[1, :4]
         alone = inner(input_ids=IDS[1:, :4], attention_mask=MASK[1:, :4]).last_hidden_state[0]
     torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_each_row_of_a_batch_can_have_its_own(
+    kind: str, home: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    configs = [Config(prefix_length=2, bottleneck=3), Config(prefix_length=5, bottleneck=8)]
+    rows_answer_as_alone(request.getfixturevalue(FIXTURES[kind]), build, configs, tmp_path)
 
 
 def test_it_cannot_be_merged(tiny_decoder: str) -> None:

@@ -24,11 +24,13 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Beginning:
-    """``keys`` and ``values`` (1 or batch, kv_heads, length, width), and a ``gate`` of each query (batch, queries), or None."""
+    """``keys`` and ``values`` (1 or batch, kv_heads, length, width), a ``gate`` of each query (batch, queries) or None, and which of them the
+    rows of a batch see, ``seen`` (batch, length) booleans; None: all."""
 
     keys: Tensor
     values: Tensor
     gate: Tensor | None = None
+    seen: Tensor | None = None
 
 
 _announced: ContextVar[tuple[Any, Beginning] | None] = ContextVar("attention_prefix", default=None)
@@ -69,12 +71,12 @@ def attend_after(
         query = torch.cat([query, gate * query], -1)
         key, value = (functional.pad(each, (0, width)) for each in (key, value))
         p_k, p_v = (functional.pad(each, (width, 0)) for each in (p_k, p_v))
+    if mask is None and queries > 1 and _is_causal(module, kwargs):
+        mask = _causal(queries, count, query.device)
+    elif mask is None and beginning.seen is not None:
+        mask = query.new_ones((1, 1, 1, count), dtype=torch.bool)
     if mask is not None:
-        mask = mask[..., :count]
-        seen = mask.new_ones(()) if mask.dtype == torch.bool else mask.new_zeros(())
-        mask = torch.cat([seen.expand(*mask.shape[:-1], length), mask], -1)
-    elif queries > 1 and _is_causal(module, kwargs):
-        mask = _causal(queries, count, length, query.device)
+        mask = _widened(mask[..., :count], length, beginning.seen)
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = functional.pad(kwargs["position_bias"][..., :count], (length, 0))
     out, weights = attend(
@@ -97,7 +99,18 @@ def _is_causal(module: Any, kwargs: dict[str, Any]) -> bool:
     return bool(getattr(module, "is_causal", True) if said is None else said)
 
 
+def _widened(mask: Tensor, length: int, seen: Tensor | None) -> Tensor:
+    """The mask with ``length`` more keys in front, which every query of a row sees that sees them."""
+    plain = mask.dtype == torch.bool
+    first = mask.new_ones(()) if plain else mask.new_zeros(())
+    if seen is None:
+        return torch.cat([first.expand(*mask.shape[:-1], length), mask], -1)
+    first = seen if plain else first.masked_fill(~seen, torch.finfo(mask.dtype).min)
+    mask = mask.expand(len(seen), *mask.shape[1:])
+    return torch.cat([first[:, None, None].expand(*mask.shape[:-1], length), mask], -1)
+
+
 @lru_cache(maxsize=32)
-def _causal(queries: int, keys: int, length: int, device: torch.device) -> Tensor:
-    """Booleans (1, 1, queries, length + keys): the prefix, and the keys up to each query's own, which are the last."""
-    return torch.ones(1, 1, queries, length + keys, dtype=torch.bool, device=device).tril(length + keys - queries)
+def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Booleans (1, 1, queries, keys): the keys up to each query's own, which are the last."""
+    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

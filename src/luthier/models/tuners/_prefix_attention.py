@@ -5,6 +5,7 @@ The parameters are P_k and P_v themselves (He et al. 2022, equation 6), as in la
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,25 @@ class Prefix(nn.Module):
             return Beginning(keys, values, gate)
         whole = gate[:, :, None, None].to(keys.dtype)
         return Beginning(keys * whole, values * whole)
+
+
+def of_rows(found: Mapping[str, Beginning], names: Sequence[str | None]) -> Beginning | None:
+    """One beginning for a batch whose row i the adapter ``names[i]`` answers: the prefixes ``found`` after one another, each seen by its rows."""
+    if not found:
+        return None
+    device = next(iter(found.values())).keys.device
+    own = {name: torch.tensor([each == name for each in names], device=device) for name in found}
+    keys, values = (
+        torch.cat([getattr(each, part).expand(len(names), -1, -1, -1) for each in found.values()], 2)
+        for part in ("keys", "values")
+    )
+    seen = torch.cat([own[name][:, None].expand(-1, each.keys.shape[2]) for name, each in found.items()], 1)
+    gate: Tensor | None = None
+    for name, each in found.items():
+        if each.gate is not None:
+            mine = each.gate * own[name][:, None]
+            gate = mine if gate is None else gate + mine
+    return Beginning(keys, values, gate, seen)
 
 
 def heads_of(attention: Any) -> tuple[int, int]:

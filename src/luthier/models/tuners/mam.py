@@ -15,8 +15,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
 
+from luthier.models import rows
 from luthier.models.attention_prefix import Beginning, announce
-from luthier.models.tuners._prefix_attention import Prefix, heads_of, use_interface
+from luthier.models.tuners._prefix_attention import Prefix, heads_of, of_rows, use_interface
 from luthier.models.tuners.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel
 
 NAME = "mam"
@@ -56,10 +57,17 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The queries as they are; the prefixes of the selected adapters are announced, one after the other."""
-        active = [] if self.disable_adapters else [n for n in self.active_adapters if n in self.bottleneck_prefixes]
+        """The queries as they are; the prefixes of the selected adapters are announced, one after the other, or each row's own."""
+        names = rows.current()
+        said = self.active_adapters if names is None else dict.fromkeys(name for name in names if name is not None)
+        active = [name for name in said if name in self.bottleneck_prefixes]
+        if self.disable_adapters and names is None:
+            active = []
         found: list[Beginning] = [self.bottleneck_prefixes[name].beginning() for name in active]  # type: ignore[operator]
-        if len(found) > 1:
+        if names is not None:
+            whole = of_rows(dict(zip(active, found, strict=True)), names)
+            found = [] if whole is None else [whole]
+        elif len(found) > 1:
             found = [Beginning(torch.cat([b.keys for b in found], 2), torch.cat([b.values for b in found], 2))]
         announce(self.attention[0], found[0] if found else None)
         out: Tensor = self.base_layer(x, *args, **kwargs)
@@ -78,7 +86,6 @@ class MamModel(BottleneckModel):
     """A model with prefixes and parallel adapters in it."""
 
     tuner_layer_cls = (BottleneckLayer, PrefixLayer)
-    per_row = False
 
     def _create_and_replace(
         self,

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from luthier.core.errors import UnsupportedError
-from luthier.models.attention_prefix import announce
+from luthier.models import rows
+from luthier.models.attention_prefix import Beginning, announce
 from luthier.models.tuners._bottleneck import ACTIVATIONS, Bottleneck
-from luthier.models.tuners._prefix_attention import Prefix, heads_of, use_interface
+from luthier.models.tuners._prefix_attention import Prefix, heads_of, of_rows, use_interface
 from luthier.models.tuners.bottleneck import width_of
 
 NAME = "unipelt"
@@ -121,9 +122,9 @@ class GatedPrefix(nn.Module):
         self.prefix = Prefix(config.prefix_length, *heads_of(attention))
         self.gate = Gate(inputs, 1, each_token=config.each_token)
 
-    def announce(self, attention: Any, x: Tensor) -> None:
-        """Say what ``attention`` begins with when its queries come from ``x``."""
-        announce(attention, self.prefix.beginning(self.gate(x)[..., 0], each_query=self.gate.each_token))
+    def forward(self, x: Tensor) -> Beginning:
+        """What an attention begins with whose queries come from ``x``."""
+        return self.prefix.beginning(self.gate(x)[..., 0], each_query=self.gate.each_token)
 
 
 class GatedAdapter(nn.Module):
@@ -171,21 +172,27 @@ class UnipeltLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output with the selected adapter's parts. Raises UnsupportedError for several adapters at once."""
+        """The base layer's output with the selected adapter's parts, or each row's own. Raises UnsupportedError for several adapters at once."""
+        names = rows.current()
         active: Sequence[str] = () if self.disable_adapters else self.active_adapters
-        if len(active) > 1:
+        if names is not None:
+            active = [name for name in dict.fromkeys(names) if name is not None]
+        elif len(active) > 1:
             raise UnsupportedError(f"adapters of type UNIPELT answer one at a time; got {', '.join(active)}")
-        name = active[0] if active else ""
         if self.unipelt_prefixes:
-            if name in self.unipelt_prefixes:
-                self.unipelt_prefixes[name].announce(self.attention[0], x)  # type: ignore[operator]
-            else:
-                announce(self.attention[0], None)
-        y: Tensor = self.base_layer(x, *args, **kwargs)
-        if name in self.unipelt_loras:
-            y = self.unipelt_loras[name].added(x, y)  # type: ignore[operator]
-        if name in self.unipelt_adapters:
-            y = self.unipelt_adapters[name].added(y)  # type: ignore[operator]
+            found = {name: self.unipelt_prefixes[name](x) for name in active if name in self.unipelt_prefixes}
+            whole = next(iter(found.values()), None) if names is None else of_rows(found, names)
+            announce(self.attention[0], whole)
+        plain: Tensor = self.base_layer(x, *args, **kwargs)
+        y = plain
+        for name in active:
+            own = plain
+            if name in self.unipelt_loras:
+                own = self.unipelt_loras[name].added(x, own)  # type: ignore[operator]
+            if name in self.unipelt_adapters:
+                own = self.unipelt_adapters[name].added(own)  # type: ignore[operator]
+            if own is not plain:
+                y = own if names is None else torch.where(_mine(names, name, own), own, y)
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -195,6 +202,11 @@ class UnipeltLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Nothing is ever merged. Raises NotImplementedError."""
         raise NotImplementedError(_NO_MERGE)
+
+
+def _mine(names: Sequence[str | None], name: str, like: Tensor) -> Tensor:
+    """(batch, 1, 1) booleans: the rows that the adapter answers."""
+    return torch.tensor([each == name for each in names], device=like.device)[:, None, None]
 
 
 def _entry(names: Any, key: str) -> str | None:
@@ -207,7 +219,7 @@ class UnipeltModel(BaseTuner):
     prefix = "unipelt_"
     tuner_layer_cls = UnipeltLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
-    per_row = False
+    per_row = True
 
     def _create_and_replace(
         self,
