@@ -176,8 +176,17 @@ def drop_shard(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def encoder_decoder(folder):
-    edit(folder / "config.json", is_encoder_decoder=True, model_type="t5", architectures=["T5ForConditionalGeneration"])
+def hears(folder):
+    edit(
+        folder / "config.json",
+        is_encoder_decoder=True,
+        model_type="whisper",
+        architectures=["WhisperForConditionalGeneration"],
+    )
+
+
+def headless(folder):
+    edit(folder / "config.json", is_encoder_decoder=True, model_type="t5", architectures=["T5EncoderModel"])
 
 
 def own_code(folder):
@@ -205,7 +214,8 @@ def unknown_kind(folder):
         (drop_tokenizer, DataError, "no tokenizer"),
         (only_pickles, InputError, "never loaded: they can run code"),
         (drop_shard, DataError, r"model-00002\.safetensors"),
-        (encoder_decoder, UnsupportedError, "encoder-decoder"),
+        (hears, UnsupportedError, "must be of type bart, mt5, t5, umt5; got 'whisper'"),
+        (headless, UnsupportedError, "needs its language-model head.*got T5EncoderModel"),
         (own_code, UnsupportedError, "never run"),
         (unknown_kind, UnsupportedError, "decoder or an encoder"),
     ],
@@ -217,6 +227,12 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(store, folder, breaks
     assert raised.value.exit_code == 2
     assert list_models(store) == []
     assert list(store.home.artifacts.iterdir()) == [] and list(store.home.staging.iterdir()) == []
+
+
+def test_an_encoder_decoder(home, tiny_t5_path):
+    record = pull(f"file:{tiny_t5_path}", alias="t5")
+    assert (record.kind, record.architecture) == ("base", "encoder-decoder")
+    assert record.meta["parameters"] > 50_000 and record.meta["model_type"] == "t5"
 
 
 def test_files_that_are_no_model_are_refused(home, tmp_path):

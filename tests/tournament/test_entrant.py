@@ -88,6 +88,12 @@ def test_what_cannot_enter(entrants: list[Any], error: type[Exception], message:
         read(entrants)
 
 
+def test_an_encoder_decoder_is_named_by_its_entrant() -> None:
+    with pytest.raises(InputError, match=r"roles are decoder and encoder; no method tunes an encoder-decoder") as error:
+        read(models={"encoder-decoder": "flan"})
+    assert error.value.hint == "entrants: - {method: lora, model: flan}"
+
+
 def test_an_unknown_role_is_named() -> None:
     with pytest.raises(InputError, match="Did you mean 'encoder'"):
         read(models={"encodr": "x"})

@@ -54,9 +54,19 @@ def test_flops_follow_what_is_trained() -> None:
     assert (whole, adapter, head) == (6 * 100 * 10, (4 * 100 + 2) * 10, 6 * 10)
 
 
+def test_a_token_goes_through_one_stack_of_an_encoder_decoder(tiny_t5: str) -> None:
+    from luthier.models.load import load_model
+
+    shape = preflight.shape_of(load_model(open_store(), tiny_t5, dtype="fp32", device="cpu"))
+    assert (shape.stacks, shape.layers, shape.width, shape.inner, shape.vocabulary) == (2, 2, 32, 64, 384)
+    assert preflight._body(shape) == (shape.parameters - 384 * 32) // 2
+
+
 @pytest.mark.parametrize(
     ("base", "method"),
     [
+        ("tiny_t5", "lora"),
+        ("tiny_t5", "full"),
         ("tiny_decoder", "lora"),
         ("tiny_decoder", "qlora"),
         ("tiny_decoder", "full"),

@@ -355,3 +355,25 @@ def test_a_token_budget_is_other_work_and_its_absence_is_not(tiny_decoder: str, 
     limited = tune(settings(tiny_decoder, tickets, max_tokens=200))
     assert limited.model.name != first.model.name
     assert limited.summary["tokens"] <= 200
+
+
+@pytest.mark.parametrize("kind", ["labelled", "chat"])
+def test_an_encoder_decoder_learns_and_answers(tiny_t5: str, tmp_path: Path, kind: str) -> None:
+    """Tuned, kept with its prompt, and asked in serving as it was taught."""
+    from luthier.core.engine import Sampling
+    from luthier.core.message import user
+    from luthier.engines._open import open_engine
+
+    data = write_tickets(tmp_path / "t.jsonl") if kind == "labelled" else write_chats(tmp_path / "c.jsonl")
+    result = tune(settings(tiny_t5, data, "full", epochs=30, learning_rate=5e-3) | {"name": "made"})
+    assert result.model.architecture == "encoder-decoder"
+    assert dict(result.model.meta["serving"]) == {"torch": "merge", "llamacpp": "no"}
+    assert result.model.meta["template_digest"]
+    assert (result.model.meta["prompt"] is not None) == (kind == "labelled")
+    assert result.model.meta["objective"] == ("classify" if kind == "labelled" else "sft")
+    engine = open_engine(open_store(), "made", "torch", {"dtype": "fp32", "device": "cpu"})
+    asked, told = ("parcel number 3 late", "delivery") if kind == "labelled" else ("number 7?", "it is 7")
+    (answer,) = engine.generate([user(asked)], Sampling(max_new_tokens=8))
+    assert answer.finish_reason == "stop"
+    assert answer.text == told or (kind == "chat" and answer.text.startswith("it is "))
+    engine.close()

@@ -203,7 +203,7 @@ def _tokens(name: str) -> tuple[Any, Renderer | None, int | None]:
     if record.base and record.base != record.name:
         record = find(store, record.base)
     folder, longest = path_of(store, record.digest), record.meta.get("context_length")
-    if record.architecture == "decoder":
+    if record.architecture != "encoder":
         return None, load_renderer(folder), longest
     tokenizer = load_tokenizer(folder)
     return lambda text: len(tokenizer(text)["input_ids"]), None, longest

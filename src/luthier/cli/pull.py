@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
         parts += [_print.size(record.size_bytes), f"licence {record.licence}"]
         _print.show(f"[bold green]{record.name}[/]  " + " · ".join(part for part in parts if part))
         _print.show(f"[dim]{record.digest[:12]}  from {meta.get('source', '')}[/]")
-        use = "luthier chat" if record.architecture == "decoder" else "luthier tune RUN.yaml model.base="
+        use = "luthier chat" if record.architecture != "encoder" else "luthier tune RUN.yaml model.base="
         _print.say(f"[dim]next:[/] {use}{' ' if use.endswith('chat') else ''}{record.name}")
 
 

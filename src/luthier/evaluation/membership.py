@@ -101,13 +101,13 @@ def membership(
     """Min-k% figures of ``texts`` under ``model``, read without a chat template, and of ``non_members`` where some are given.
 
     ``contaminated`` are places in ``texts`` that are known to be in training data; they are then shown apart. Texts under two tokens
-    are counted and left out, longer ones are read up to 512 tokens. Raises UnsupportedError for an encoder, InputError when no text
+    are counted and left out, longer ones are read up to 512 tokens. Raises UnsupportedError for other models than decoders, InputError when no text
     is long enough or ``share`` is out of range.
     """
     if not 0 < share <= 1:
         raise InputError(f"share must be above 0 and at most 1; got {share}")
-    if model.renderer is None:
-        raise UnsupportedError(f"{model.record.name} is an encoder: it gives no probabilities of tokens")
+    if model.architecture != "decoder":
+        raise UnsupportedError(f"{model.record.name} is an {model.architecture}: it gives no probabilities of a text's tokens")
     found = _figures(model, [*texts, *non_members], share, progress)
     own, others = found[: len(texts)], [f for f in found[len(texts) :] if f is not None]
     tested = [f for f in own if f is not None]

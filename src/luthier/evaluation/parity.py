@@ -178,7 +178,7 @@ def _subject(store: Store, name: str) -> _Subject:
         record = find(store, str(record.meta.get("target", "")))
     if record.architecture != "decoder":
         raise UnsupportedError(
-            f"parity is for decoders; {name} is an encoder, which one engine answers for and no template stands before",
+            f"parity is for decoders; {name} is an {record.architecture}, which one engine answers for",
             hint="luthier eval scores it",
         )
     weights = find(store, str(record.meta["target"])) if record.kind == "export" else record

@@ -105,7 +105,10 @@ def _as_lora(store: Store, record: ModelRecord, merge: bool | None) -> bool:
     from luthier.store.models import find
 
     if record.architecture != "decoder":
-        raise UnsupportedError(f"GGUF export is for decoders; {record.name} is an encoder")
+        raise UnsupportedError(
+            f"GGUF export is for decoders; {record.name} is an {record.architecture}",
+            hint="engine torch serves it as it is: luthier serve " + record.name,
+        )
     if record.kind not in ("base", "adapter"):
         hint = f"luthier export {record.meta['target']}" if record.meta.get("target") else None
         raise UnsupportedError(f"{record.name} is an {record.kind}; export takes bases and adapters", hint=hint)

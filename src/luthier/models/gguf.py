@@ -120,7 +120,7 @@ def export_base(model: LoadedModel, path: Path, type: str = "F16", *, progress: 
     if type not in TYPES:
         raise InputError(f"type must be one of {', '.join(TYPES)}; got {type!r}")
     if model.architecture != "decoder":
-        raise UnsupportedError(f"GGUF export is for decoders; {model.record.name} is an encoder")
+        raise UnsupportedError(f"GGUF export is for decoders; {model.record.name} is an {model.architecture}")
     config = model.module.config.to_dict()
     shape = Shape.of(config)
     vocabulary = Vocabulary.of(model.tokenizer, int(config["vocab_size"]), model.renderer)

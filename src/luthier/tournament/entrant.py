@@ -112,6 +112,11 @@ def read_entrants(
     """
     for role in config.models:
         if role not in MODELS:
+            if role == "encoder-decoder":
+                raise InputError(
+                    "models: roles are decoder and encoder; no method tunes an encoder-decoder unless its entrant names one",
+                    hint=f"entrants: - {{method: lora, model: {config.models[role]}}}",
+                )
             raise InputError(f"models: {role!r} is not a role. {did_you_mean(role, MODELS)}")
     models = {**MODELS, **config.models}
     items = config.entrants if config.entrants is not None else ENTRANTS[kind]
@@ -158,6 +163,10 @@ def _resolve(
         if strategy is None and entry.model is None:
             raise InputError("an entrant needs a model, a strategy or a method; got none of them")
     role = "decoder" if method is None or kind == "generate" else _role(method["name"])
+    if role not in models and not entry.model:
+        raise InputError(
+            f"entrant {entry.name or (method or {})['name']}: its method tunes models of architecture {role}; name one: model: NAME"
+        )
     return Entrant(
         name="",
         model=entry.model or models[role],

@@ -136,7 +136,7 @@ def _check(store: Store, target: ModelRecord, evaluated: Mapping[str, Any]) -> N
                 f"then, {holder.digest[:12]} now",
                 hint="pull the base that it was trained on, or run the tournament again",
             )
-    if target.architecture == "decoder" and evaluated["template_digest"] and target.kind != "export":
+    if target.architecture != "encoder" and evaluated["template_digest"] and target.kind != "export":
         from luthier.models.load import load_renderer
 
         if target.meta.get("template_digest"):

@@ -44,7 +44,8 @@ _LOGIT_ROWS = 128  # objectives compute logits in pieces of this many rows
 @dataclass(frozen=True)
 class Shape:
     """What of a model decides its cost; weights in 4 bits count one by one. ``flows``: the gradient goes through the body, so its
-    activations are kept."""
+    activations are kept. A token goes through one of the ``stacks`` of ``layers`` each: an encoder-decoder's source through the
+    encoder, its target through the decoder."""
 
     parameters: int
     trainable: int
@@ -56,6 +57,7 @@ class Shape:
     vocabulary: int
     bytes_each: int
     weight_bytes: float = 0.0  # what the weights take when some are in 4 bits; 0: parameters times bytes_each
+    stacks: int = 1
 
     @property
     def weights_mb(self) -> float:
@@ -121,10 +123,10 @@ class Prediction:
 
 def shape_of(model: LoadedModel) -> Shape:
     """Count a model's parameters, whether its weights are there or only sketched (torch's ``meta`` device)."""
+    from luthier.models.adapters import inner_of
     from luthier.models.quantize import held_bytes, unseen
 
-    decoder = model.architecture == "decoder"
-    body = model.module if decoder else model.module.body
+    body = inner_of(model)
     config = body.config.get_text_config()
     counts = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
     table = body.get_input_embeddings()
@@ -134,12 +136,21 @@ def shape_of(model: LoadedModel) -> Shape:
         flows=any(p.requires_grad for p in body.parameters()),
         embeddings=int(table.weight.numel()) if table is not None else 0,
         width=int(config.hidden_size),
-        inner=int(getattr(config, "intermediate_size", 0) or 4 * config.hidden_size),
+        inner=_inner(config),
         layers=int(config.num_hidden_layers),
-        vocabulary=int(config.vocab_size) if decoder else 0,
+        vocabulary=int(config.vocab_size) if model.architecture != "encoder" else 0,
+        stacks=2 if model.architecture == "encoder-decoder" else 1,
         bytes_each=model.dtype.itemsize,
         weight_bytes=held_bytes(model.module, model.dtype.itemsize) if model.quantization is not None else 0.0,
     )
+
+
+def _inner(config: Any) -> int:
+    """Width of the feed-forward layers."""
+    for name in ("intermediate_size", "d_ff", "encoder_ffn_dim"):
+        if getattr(config, name, None):
+            return int(getattr(config, name))
+    return 4 * int(config.hidden_size)
 
 
 def amount_of(lengths: Sequence[int], validation: Sequence[int], config: TrainConfig) -> Amount:
@@ -292,12 +303,14 @@ def _shapes_only(store: Store, job: Job) -> LoadedModel:
 
     from luthier.models.encoder import EncoderClassifier, read_max_tokens, read_pooling
     from luthier.models.load import (
+        AUTO_CLASSES,
         LoadedModel,
         choose_device,
         choose_dtype,
         load_renderer,
         load_tokenizer,
         quiet_transformers,
+        text_pair_length,
     )
     from luthier.store.artifacts import path_of
 
@@ -306,30 +319,28 @@ def _shapes_only(store: Store, job: Job) -> LoadedModel:
         record = find(store, record.base)
     folder = path_of(store, record.digest)
     tokenizer, meta = load_tokenizer(folder), torch.device("meta")
-    decoder = record.architecture == "decoder"
+    kind = record.architecture
     with quiet_transformers(), meta:
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        loader = transformers.AutoModelForCausalLM if decoder else transformers.AutoModel
-        module = loader.from_config(config)
-        if not decoder:
+        module = getattr(transformers, AUTO_CLASSES[kind]).from_config(config)
+        if kind == "encoder":
             module.pooler = None
             labels = job.prompt.labels if job.kind == "labelled" else ()
             module = EncoderClassifier(module, len(labels), pooling=read_pooling(folder))
     dtype = choose_dtype(job.config.train.dtype, choose_device(job.config.train.device))
-    inner = module if decoder else module.body
-    inner.to(dtype)
-    text = config.get_text_config()
-    context = (
-        int(getattr(text, "max_position_embeddings", 0) or 2048)
-        if decoder
-        else read_max_tokens(folder, config, tokenizer)
-    )
+    (module.body if kind == "encoder" else module).to(dtype)
+    if kind == "decoder":
+        context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
+    elif kind == "encoder":
+        context = read_max_tokens(folder, config, tokenizer)
+    else:
+        context = text_pair_length(config, tokenizer)
     return LoadedModel(
         record=job.base,
         base=job.base,
         module=module.eval(),
         tokenizer=tokenizer,
-        renderer=load_renderer(folder, tokenizer) if decoder else None,
+        renderer=load_renderer(folder, tokenizer) if kind != "encoder" else None,
         device=meta,
         dtype=dtype,
         architecture=record.architecture,
@@ -346,7 +357,7 @@ def _no_features(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch
 
 def _body(shape: Shape) -> int:
     """Parameters that every token is multiplied with: all but the table of embeddings, which is looked up."""
-    return max(shape.parameters - shape.embeddings, 1)
+    return max((shape.parameters - shape.embeddings) // shape.stacks, 1)
 
 
 def _flops(shape: Shape, amount: Amount) -> float:
@@ -363,7 +374,7 @@ def _memory(shape: Shape, amount: Amount) -> dict[str, float]:
     # a step: raw gradient, fp32 sum and master where the model is not in fp32, two moments; keeping the best: a copy of the masters
     optimizer = shape.trainable * ((4 if exact else 2 + 4 + 4) + 8 + 4) / 1e6
     layer: float = shape.bytes_each * (6 * shape.width + 4 * shape.inner) + 12 * shape.width
-    if not shape.vocabulary:
+    if not shape.vocabulary or shape.stacks > 1:
         layer *= _ENCODER
     activations = amount.largest * layer * shape.layers / 1e6 if shape.flows else 0.0
     logits = _LOGIT_ROWS * shape.vocabulary * 10 / 1e6

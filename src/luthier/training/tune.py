@@ -320,7 +320,7 @@ def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, 
     """Write the weights into the store, register the name, record where it came from."""
     from luthier.models.attach import save_trained
 
-    prompt = job.prompt.as_dict() if model.architecture == "decoder" and job.kind != "chat" else None
+    prompt = job.prompt.as_dict() if model.architecture != "encoder" and job.kind != "chat" else None
     saves = job.method.entry.module.SAVES
     manifest = {
         "saves": saves,
