@@ -25,9 +25,9 @@ SERVING: Mapping[str, Mapping[str, str]] = {
     "encoder-decoder": {"torch": "swap", "llamacpp": "no"},
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "decoder": {"learning_rate": 1e-3, "weight_decay": 0.0},
-    "encoder": {"learning_rate": 1e-3, "weight_decay": 0.0},
-    "encoder-decoder": {"learning_rate": 1e-3, "weight_decay": 0.0},
+    "decoder": {"learning_rate": 5e-3, "weight_decay": 0.0},
+    "encoder": {"learning_rate": 5e-3, "weight_decay": 0.0},
+    "encoder-decoder": {"learning_rate": 5e-3, "weight_decay": 0.0},
 }
 
 
