@@ -219,6 +219,23 @@ def test_a_missing_part_is_named(tiny_encoder: str) -> None:
         load_model(store, "fused", dtype="fp32", device="cpu")
 
 
+def test_it_does_not_answer_or_leave_without_its_parts(tiny_encoder: str, tmp_path: Any) -> None:
+    """PEFT alone reads what was trained; a fusion of nothing is refused, and so is an export of it."""
+    from peft import PeftModel
+
+    from luthier.models.export_adapter import export_adapter
+
+    store, model = open_store(), loaded(tiny_encoder)
+    fused = adapter(store, model.base, "fused", "adapter_fusion", **OPTIONS)
+    folder = path_of(store, fused.digest)
+    alone = PeftModel.from_pretrained(model.module.body, str(folder), autocast_adapter_dtype=False).eval()
+    with pytest.raises(NotFoundError, match="built on others, which are not in its file"):
+        alone(IDS)
+    with pytest.raises(UnsupportedError, match="fused is built on first, second"):
+        export_adapter(store, "fused", "peft", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_it_cannot_be_merged(tiny_encoder: str) -> None:
     with pytest.raises(UnsupportedError, match="cannot be merged"):
         merge(adapter_fusion.build(loaded(tiny_encoder), Config(**OPTIONS)))

@@ -3,8 +3,9 @@
 Pfeiffer et al. 2021, "AdapterFusion: Non-Destructive Task Composition for Transfer Learning", section 3.2: query from what the adapters
 read, keys and values from each adapter's output; base and adapters stay as they are, so nothing that they learned is lost. The value
 matrix starts at the identity, so the untrained fusion is about the mean of its adapters (not the base). The authors' penalty on how
-far V goes from the identity is left out; ``train.weight_decay`` pulls towards zero, and is 0 by default. An encoder's fusion trains a
-head of its own. The adapters must be in the store wherever the fusion is loaded: its own file holds the fusion alone.
+far V goes from the identity is left out, and the default learning rate is above their 5e-5, with which a thousand examples do not get
+far. An encoder's fusion trains a head of its own. The adapters must be in the store wherever the fusion is loaded: its own file holds
+the fusion alone.
 """
 
 from __future__ import annotations

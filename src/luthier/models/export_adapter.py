@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ConflictError, InputError, UnsupportedError
 from luthier.core.model import ModelRecord
-from luthier.models.adapters import ADAPTER, ADAPTER_CONFIG
+from luthier.models import parts
+from luthier.models.adapters import ADAPTER, ADAPTER_CONFIG, read_config
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
@@ -40,6 +41,11 @@ def export_adapter(store: Store, name: str, format: str, out: str | Path) -> Pat
         raise UnsupportedError(
             f"{name} was made by {record.meta.get('method') or manifest['saves']} and is {kept[manifest['saves']]}, not an adapter",
             hint=f"make a model of it that any program reads: luthier adapters merge {name}",
+        )
+    if below := parts.of(read_config(folder)):
+        raise UnsupportedError(
+            f"{name} is built on {', '.join(part['name'] for part in below)}, and its file holds only what was trained on top",
+            hint="it answers where the store has those: luthier serve " + name,
         )
     target = Path(out).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

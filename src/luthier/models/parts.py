@@ -169,6 +169,7 @@ def fill(base: LoadedModel, model: Any, name: str, store: Store | None = None) -
                         f"{folder / ADAPTER}: {prefix}.{key} must have shape {tuple(buffer.shape)}; got {shape}"
                     )
                 setattr(frozen.get_submodule(own), last, found.to(device=base.device, dtype=base.dtype))
+            frozen.filled = True
         if tensors:
             raise MismatchError(f"{folder / ADAPTER}: {part['name']} is also in places where this adapter is not")
 

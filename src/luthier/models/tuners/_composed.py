@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.core.errors import NotFoundError
 from luthier.models.tuners._bottleneck import Bottleneck
 
 SETTINGS = ("size", "activation", "norm", "scale", "learn_scale")
@@ -23,7 +24,7 @@ def frozen_adapter(width: int, part: Mapping[str, Any]) -> Bottleneck:
     return freeze(Bottleneck(width, options.pop("size"), **options))  # type: ignore[no-any-return]
 
 
-def freeze(module: nn.Module) -> Any:
+def freeze(module: Any) -> Any:
     """Make every parameter a buffer outside the saved state: nothing can train it, and a file of what was trained leaves it out."""
     for each in module.modules():
         for key, parameter in list(each.named_parameters(recurse=False)):
@@ -32,7 +33,17 @@ def freeze(module: nn.Module) -> Any:
                 torch.zeros(parameter.shape) if parameter.is_meta else parameter.detach()
             )  # no file fills it for PEFT
             each.register_buffer(key, held, persistent=False)
+    module.filled = False
     return module
+
+
+def require_filled(module: Any) -> None:
+    """Raise NotFoundError while a frozen network has no tensors: PEFT alone loads only what was trained on top of it."""
+    if not getattr(module, "filled", True):
+        raise NotFoundError(
+            "the adapter is built on others, which are not in its file and were not put in",
+            hint="load it with luthier.models.load.load_model, or give them: luthier.models.parts.fill",
+        )
 
 
 class Fusion(nn.Module):
@@ -63,6 +74,7 @@ class Fusion(nn.Module):
         """``onto`` plus the weighted outputs. V is linear, so it is applied once, to the weighted sum."""
         v = v.to(self.value.weight.dtype)
         frozen: list[Any] = list(self.parts)
+        require_filled(frozen[0])
         z = torch.stack([part.added(v) for part in frozen], -2)
         mixed = torch.einsum("...n,...nd->...d", self.weights(v, z), z)
         added: Tensor = self.value(mixed)
@@ -85,6 +97,7 @@ class Stacked(nn.Module):
     def forward(self, v: Tensor, onto: Tensor, rule: Tensor | None = None) -> Tensor:
         """``onto`` + A_T(r + A_L(v))."""
         language: Any = self.parts[0]
+        require_filled(language)
         below = language(v, v if self.placement == "residual" else onto)
         return self.own(below, onto)  # type: ignore[no-any-return]
 

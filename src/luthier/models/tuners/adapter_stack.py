@@ -17,7 +17,7 @@ from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
 
 from luthier.models import rows
-from luthier.models.tuners._composed import Coupling, Stacked, freeze
+from luthier.models.tuners._composed import Coupling, Stacked, freeze, require_filled
 from luthier.models.tuners.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel
 
 NAME = "adapter_stack"
@@ -71,6 +71,7 @@ class InvertibleLayer(nn.Module, BaseTunerLayer):
 
     def _mapped(self, name: str, x: Tensor) -> Tensor:
         if name in self.bottleneck_couplings:
+            require_filled(self.bottleneck_couplings[name])
             return self.bottleneck_couplings[name](x)  # type: ignore[no-any-return]
         if name in self.back:
             coupling: Any = self.back[name].bottleneck_couplings[name]
