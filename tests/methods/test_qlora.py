@@ -169,6 +169,57 @@ def test_tuned_from_a_run_and_predicted_with_the_bytes_it_takes(model: LoadedMod
         assert found.weights_mb < before.weights_mb
 
 
+def test_on_top_of_a_tuned_model_the_merged_base_is_quantized_again_in_the_same_way(model: LoadedModel) -> None:
+    from luthier.methods.lora import Config as LoraConfig
+    from luthier.methods.lora import build as build_lora
+
+    store = open_store()
+    first = build_lora(model, LoraConfig(rank=4))
+    torch.manual_seed(5)
+    for parameter in first.module.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    with staged(store) as folder:
+        save_trained(first, folder, {"saves": "adapter"})
+        digest, size = put(store, folder)
+    record = register(store, ModelRecord("first", "adapter", "decoder", digest, size, base=model.base.name))
+    below = load_base(store, record, dtype="fp32", device="cpu")
+    second = trained(below, Config(), "second")
+    again = load_model(store, second, dtype="fp32", device="cpu")
+    ours, theirs = (dict(quantized_layers(each.module)) for each in (below, again))
+    assert len(ours) == len(theirs) == 14
+    for one, other in zip(ours.values(), theirs.values(), strict=True):
+        assert torch.equal(one.weight, other.weight) and torch.equal(one.dequantized(), other.dequantized())
+    plain = dict(quantized_layers(load_base(store, model.base, dtype="fp32", quantization=Quantization()).module))
+    assert not all(torch.equal(a.weight, b.weight) for a, b in zip(plain.values(), theirs.values(), strict=True))
+
+
+def test_inspected_and_merged_from_the_store(model: LoadedModel) -> None:
+    from luthier.models.combine import combine, merge_into_base
+    from luthier.models.inspect_adapter import inspect_adapter
+
+    store = open_store()
+    trained(model, Config(), "tuned")
+    found = {part.name: part for part in inspect_adapter(store, "tuned").parts}
+    layer = model.module.model.layers[0].mlp.up_proj  # wrapped in place
+    update = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    part = found["model.layers.0.mlp.up_proj"]
+    assert part.update == pytest.approx(float(update.detach().norm()), rel=1e-4)
+    assert part.weight == pytest.approx(float(layer.base_layer.dequantized().norm()), rel=1e-4)
+    made = load_model(store, merge_into_base(store, "tuned", "plain"), dtype="fp32", device="cpu")
+    expected = merge(load_model(store, "tuned", dtype="fp32", device="cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(made.module(IDS).logits, expected.module(IDS).logits, rtol=1e-4, atol=1e-4)
+    again = load_model(store, model.base, dtype="fp32", device="cpu")
+    trained(again, Config(quantization="fp4"), "other")
+    with pytest.raises(MismatchError, match="in different forms"):
+        combine(store, ["tuned", "other"], "both")
+    twin = load_model(store, model.base, dtype="fp32", device="cpu")
+    trained(twin, Config(rank=4), "third")
+    both = load_model(store, combine(store, ["tuned", "third"], "both"), dtype="fp32", device="cpu")
+    assert both.quantization == Quantization()
+
+
 def test_a_lora_gguf_is_refused(model: LoadedModel, tmp_path: Path) -> None:
     from luthier.models.export import fits_lora
     from luthier.models.gguf import refuse_beyond_lora
