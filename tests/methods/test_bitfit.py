@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tests.methods.tiny import HEAD, biases
+from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from luthier.core.errors import InputError, UnsupportedError
 from luthier.methods.bitfit import Config, build
 from luthier.models.load import load_model
+from luthier.models.pull import pull
 from luthier.store.database import open_store
 
 COUNTS = {kind: biases(kind) + HEAD[kind] for kind in ("gpt2", "bert")}
@@ -78,3 +82,26 @@ def test_a_name_without_a_bias(tiny_encoder: str) -> None:
         trained(tiny_encoder, Config(biases=["qurey"]))
     with pytest.raises(InputError, match="got an empty list"):
         trained(tiny_encoder, Config(biases=[]))
+
+
+def test_the_biases_of_an_encoder_decoder(home: Path, tiny_t5_path: Path, tmp_path: Path) -> None:
+    """A T5 has none; a BART has them in every layer."""
+    config = BartConfig(
+        vocab_size=384,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        max_position_embeddings=64,
+    )
+    BartForConditionalGeneration(config).save_pretrained(str(tmp_path / "bart"))
+    AutoTokenizer.from_pretrained(str(tiny_t5_path)).save_pretrained(str(tmp_path / "bart"))
+    name = pull(f"file:{tmp_path / 'bart'}", alias="bart").name
+    model = build(load_model(open_store(), name, dtype="fp32", device="cpu"), Config())
+    trained = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
+    assert all(name.endswith(".bias") for name in trained)
+    forward, norms = 64 + 32, 1 + 2 + 1 + 3  # after the embeddings of each stack, and in each block
+    assert sum(p.numel() for p in trained.values()) == (4 + 8) * 32 + 2 * forward + norms * 32

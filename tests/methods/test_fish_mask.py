@@ -10,6 +10,7 @@ import torch
 from tests.methods.tiny import HEAD, KINDS, LINEARS, weights
 
 from luthier.core.errors import DataError, InputError
+from luthier.data.render_source import Pair
 from luthier.methods.fish_mask import Config, build, information
 from luthier.models.load import LoadedModel, load_model
 from luthier.models.merge import merge
@@ -66,6 +67,24 @@ def test_of_a_decoder_the_answer_is_drawn(tiny_decoder: str) -> None:
     drawn = torch.multinomial(logits.detach().softmax(-1), 1)[:, 0]
     loss = torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
     torch.testing.assert_close(found, torch.autograd.grad(loss, weight)[0] ** 2, rtol=1e-4, atol=1e-12)
+
+
+def test_of_an_encoder_decoder_the_answer_is_drawn(tiny_t5: str) -> None:
+    model = loaded(tiny_t5)
+    weight = model.module.encoder.block[0].layer[0].SelfAttention.v.weight
+    torch.manual_seed(1)
+    found = information(model, {"w": weight}, [Pair([5, 9, 30, 1], [7, 8, 1])])["w"]
+    torch.manual_seed(1)
+    logits = model.module(torch.tensor([[5, 9, 30, 1]]), decoder_input_ids=torch.tensor([[0, 7, 8]])).logits[0]
+    drawn = torch.multinomial(logits.detach().softmax(-1), 1)[:, 0]
+    loss = torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
+    torch.testing.assert_close(found, torch.autograd.grad(loss, weight)[0] ** 2, rtol=1e-4, atol=1e-10)
+
+
+def test_an_encoder_decoder_needs_answers(tiny_t5: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "no answer"}\n')
+    with pytest.raises(DataError, match="no example with an answer"):
+        build(loaded(tiny_t5), Config(data=str(tmp_path / "rows.jsonl")))
 
 
 @pytest.mark.parametrize("base", ["tiny_decoder", "tiny_gpt2", "tiny_encoder"])

@@ -78,6 +78,14 @@ def test_blocks_of_other_architectures(tiny_gpt2: str, tiny_encoder: str) -> Non
     assert all(name.startswith(("head.", "body.encoder.layer.1.")) for name in names)
 
 
+def test_the_last_blocks_of_both_stacks(tiny_t5: str) -> None:
+    for last, blocks in ((None, {"1"}), (1, {"1"}), (2, {"0", "1"})):
+        names = trained(build(load_model(open_store(), tiny_t5, dtype="fp32"), Config(last=last)))
+        for stack in ("encoder", "decoder"):
+            assert {name.split(".")[2] for name in names if name.startswith(f"{stack}.block.")} == blocks
+        assert all(".block." in name for name in names)
+
+
 def test_gradients_equal_those_of_full_training(model: LoadedModel) -> None:
     """Freezing what lies below or above does not change a trained parameter's gradient."""
     ids = torch.tensor([[5, 9, 30, 7]])

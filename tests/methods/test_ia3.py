@@ -64,3 +64,19 @@ def test_bounds(model: LoadedModel) -> None:
     model.module.config.hidden_size = 31
     with pytest.raises(UnsupportedError, match=r"no layer for the feed-forward's second layer.*\n.*method\.inputs"):
         build(model, Config())
+
+
+def test_in_an_encoder_decoder_it_goes_where_the_paper_puts_it(tiny_t5: str) -> None:
+    """Liu et al. 2022, section 3.3, on T0: keys and values of self- and cross-attention, and the inner activation; as PEFT has it for T5."""
+    from peft.utils.constants import (
+        TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD,
+    )
+    from peft.utils.constants import (
+        TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as TARGETS,
+    )
+
+    outputs, inputs = chosen_layers(load_model(open_store(), tiny_t5, dtype="fp32", device="cpu").module, Config())
+    assert {name.rsplit(".", 1)[-1] for name in {**outputs, **inputs}} == set(TARGETS["t5"])
+    assert {name.rsplit(".", 1)[-1] for name in inputs} == set(FEEDFORWARD["t5"])
+    assert sum("EncDecAttention" in name for name in outputs) == 2 * LAYERS
+    assert (len(outputs), len(inputs)) == (2 * 3 * LAYERS, 2 * LAYERS)

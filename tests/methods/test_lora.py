@@ -17,6 +17,7 @@ from luthier.core.message import Message
 from luthier.data.read import read
 from luthier.methods._targets import linear_layers
 from luthier.methods.lora import Config, build, trained_parameters
+from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import open_store
 
@@ -177,14 +178,14 @@ def write_examples(path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("base", ["tiny_decoder", "tiny_encoder", "tiny_gpt2"])
+@pytest.mark.parametrize("base", ["tiny_decoder", "tiny_encoder", "tiny_gpt2", "tiny_t5"])
 def test_eva_looks_where_the_inputs_spread(
     base: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Paischer et al. 2024, against the singular vectors of all inputs of a layer, one below another."""
     name, data = request.getfixturevalue(base), write_examples(tmp_path / "rows.jsonl")
     model = load_model(open_store(), name, dtype="fp32", device="cpu")
-    inner = model.module if model.architecture == "decoder" else model.module.body
+    inner = inner_of(model)
     plain = {n: m for n, m in inner.named_modules() if n in linear_layers(inner)}
     seen: dict[str, list[torch.Tensor]] = {n: [] for n in plain}
     hooks = [
@@ -192,16 +193,19 @@ def test_eva_looks_where_the_inputs_spread(
         for n, layer in plain.items()
     ]
     for example in read(data, limit=8).examples:
-        if model.renderer is None:
-            ids = model.tokenizer(example.text).input_ids
-        else:
+        ids = model.tokenizer(example.text).input_ids
+        if model.architecture == "encoder-decoder":
+            shown = [0, *model.tokenizer(example.target).input_ids[:-1]]
+            inner(torch.tensor([ids]), decoder_input_ids=torch.tensor([shown]))
+            continue
+        if model.renderer is not None:
             ids = model.renderer.training_ids((*example.messages, Message("assistant", str(example.target)))).ids
         inner(torch.tensor([ids]))
     for hook in hooks:
         hook.remove()
     monkeypatch.setattr("luthier.methods._eva._BYTES_A_PASS", 4 * 64**2)  # several passes
     built = build(model, Config(init="eva", data=data, samples=8, rank=3))
-    wrapped = built.module if model.architecture == "decoder" else built.module.body
+    wrapped = inner_of(built)
     for n, inputs in seen.items():
         layer = wrapped.base_model.model.get_submodule(n)
         a = layer.lora_A["default"].weight.detach().double()

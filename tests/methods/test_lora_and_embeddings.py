@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.methods.tiny import KINDS, WORDS, each_linear
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, T5ForConditionalGeneration
 
 from luthier.core.errors import InputError
 from luthier.core.model import ModelRecord
@@ -114,3 +114,43 @@ def test_bounds(model: LoadedModel) -> None:
         build(model, Config(rank=17))
     with pytest.raises(InputError, match=r"got 'q_porj', which matches none"):
         build(model, Config(targets=["q_porj"]))
+
+
+@pytest.mark.parametrize("head", ["tied", "own"])
+def test_the_stacks_of_an_encoder_decoder_share_the_trained_embeddings(
+    head: str, tiny_t5_path: Path, home: Path, tmp_path: Path
+) -> None:
+    """PEFT gives the stacks linear layers in place of their embeddings, and ties a head of its own (T5 v1.1) to them."""
+    torch.manual_seed(1)
+    plain = T5ForConditionalGeneration.from_pretrained(str(tiny_t5_path))
+    if head == "own":
+        plain.lm_head.weight = torch.nn.Parameter(torch.randn(384, 32))
+        plain.config.tie_word_embeddings = plain.config.scale_decoder_outputs = False
+    plain.save_pretrained(str(tmp_path / "t5"))
+    AutoTokenizer.from_pretrained(str(tiny_t5_path)).save_pretrained(str(tmp_path / "t5"))
+    record = pull(f"file:{tmp_path / 't5'}", alias=f"t5-{head}")
+    model = load_model(open_store(), record, dtype="fp32", device="cpu")
+    assert torch.equal(model.module.lm_head.weight, model.module.shared.weight) == (head == "tied")
+    wanted = COUNTS["t5"] + (WORDS["t5"] if head == "own" else 0)
+    assert trained_parameters(model.module, Config()) == wanted
+    trained = shaken(build(model, Config()))
+    assert sum(p.numel() for p in trained.module.parameters() if p.requires_grad) == wanted
+    module, inside = trained.module, trained.module.base_model.model
+    embeddings = inside.shared.modules_to_save["default"]
+    for stack in (inside.encoder, inside.decoder):
+        assert type(stack.embed_tokens.modules_to_save["default"]) is torch.nn.Embedding
+        assert stack.embed_tokens.modules_to_save["default"].weight is embeddings.weight
+    assert (inside.lm_head.modules_to_save["default"].weight is embeddings.weight) == (head == "tied")
+    pair = {"input_ids": IDS, "decoder_input_ids": IDS}
+    module(**pair).logits.square().sum().backward()
+    assert torch.count_nonzero(embeddings.weight.grad)
+    with torch.no_grad():
+        expected = module.eval()(**pair).logits
+    save_trained(trained, tmp_path / "adapter", {"saves": "adapter"})
+    base = load_model(open_store(), record, dtype="fp32", device="cpu")
+    bare = base.module(**pair).logits
+    attach(base, ModelRecord("a", "adapter", "encoder-decoder", ""), "a", folder=tmp_path / "adapter")
+    select(base, "a")
+    torch.testing.assert_close(base.module(**pair).logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(merge(base).module(**pair).logits, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(bare, expected)
