@@ -1,7 +1,8 @@
 """Cheaper forwards with the same meaning, for modules that are worth it.
 
-LoRA and DoRA are here, PEFT's other tuner layers in ``models.fast_tuners``. PEFT's LoRA layer adds three passes over the layer's output (cast, scale, add). Here one product accumulates into it, and while training
-the backward pass computes nothing for the frozen weight and keeps nothing of the output's size. Measured on two Zen 5 cores with
+LoRA and DoRA are here, PEFT's other tuner layers in ``models.fast_tuners``. PEFT's LoRA layer adds three passes over the layer's output
+(cast, scale, add). Here one product accumulates into it, and while training the backward pass computes nothing for the frozen weight and
+keeps nothing of the output's size. Measured on two Zen 5 cores with
 SmolLM2-135M in bf16 (8 x 128 tokens, LoRA r=8 on all linear layers): the accumulation alone takes 8% off a forward.
 RMSNorm, rotary embedding and SiLU-times-gate were measured too: 2.7%, 2.4% and 3.4% of a forward, and PyTorch has nothing fused for
 them on a CPU, so they stay as they are.

@@ -73,7 +73,8 @@ class _Group:
             self.gradients.copy_(self.raw_gradients)
             self.is_empty = False
         else:
-            for sums, raw in zip(self.gradients.split(_PIECE), self.raw_gradients.split(_PIECE), strict=True):
+            pieces = (torch.split(whole, _PIECE) for whole in (self.gradients, self.raw_gradients))
+            for sums, raw in zip(*pieces, strict=True):
                 sums.add_(raw.float())
         self.raw_gradients.zero_()
 
