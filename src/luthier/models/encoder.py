@@ -56,7 +56,7 @@ class EncoderClassifier(nn.Module):
         needs_grad = torch.is_grad_enabled() and not self.body_is_frozen
         with torch.set_grad_enabled(needs_grad):
             hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            hidden = hidden[:, -input_ids.shape[1] :]  # the virtual tokens of a soft prompt come first, and are not pooled
+            hidden = hidden[:, -input_ids.shape[1] :]  # a soft prompt's come first, and are not pooled
             if self.pooling == "cls":
                 return hidden[:, 0].float()  # type: ignore[no-any-return]
             mask = attention_mask.unsqueeze(-1).to(torch.float32)
