@@ -34,7 +34,7 @@ TOGETHER = {"lora", "qlora", "ia3", "adapter", "pfeiffer_adapter", "parallel_ada
 def make(request: pytest.FixtureRequest, method: str, kind: str, name: str, seed: int) -> str:
     """Register what ``method`` leaves, with random values; returns its base's name."""
     store = open_store()
-    model = built(fresh(request, kind), method, seed)
+    model = built(fresh(request, kind, method), method, seed)
     base = model.base.name
     torch.manual_seed(seed)
     for parameter in model.module.parameters():

@@ -247,11 +247,11 @@ def test_files_that_are_damaged_or_do_not_fit(tiny_decoder: str, tmp_path: Path)
     text, tensors = config.read_text(), load_file(path)
     for wrong in ({"r": 3}, {"target_modules": ["q_proj"]}, {"target_modules": ["q_proj", "k_proj"]}):
         config.write_text(json.dumps(json.loads(text) | wrong))
-        with pytest.raises(MismatchError, match=r"does not fit tiny-decoder and its own.*first at 'base_model"):
+        with pytest.raises(MismatchError, match="does not fit tiny-decoder and its own"):
             put_on(model, tmp_path, "a")
     config.write_text(json.dumps(json.loads(text) | {"target_modules": ["nothing"]}))
     save_file({}, path)
-    with pytest.raises(MismatchError, match="changes no layer"):
+    with pytest.raises(MismatchError, match="does not fit"):
         put_on(model, tmp_path, "a")
     config.write_text("{")
     with pytest.raises(DataError, match="adapter_config"):

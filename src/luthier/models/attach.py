@@ -247,7 +247,9 @@ def select(base: LoadedModel, name: str | None) -> None:
         base.light.selected = name if held is not None and held.light else None
     if held is not None and held.changes is not None:
         held.changes.put_in()
-    switch(base, held.peft_model if held is not None else None, held.peft_name if held is not None else "")
+    last = base.attached.get(base.selected or "")
+    if base.selected == "" or any(each is not None and each.peft_name for each in (last, held)):
+        switch(base, held.peft_model if held is not None else None, held.peft_name if held is not None else "")
     before, base.virtual_tokens = base.virtual_tokens, virtual_tokens(inner_of(base))
     base.context_length += before - base.virtual_tokens
     if base.architecture == "encoder":

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from luthier.core.errors import MismatchError, UnsupportedError
+from luthier.core.errors import UnsupportedError
 from luthier.models import rows
-from luthier.models.adapters import ADAPTER, ADAPTER_CONFIG, AGAIN, inner_of, peft_models, read_config
+from luthier.models.adapters import ADAPTER, inner_of, peft_models, read_config
 from luthier.models.decode import causal_model
 from luthier.models.fast_linear import speed_up_linear
 from luthier.models.load import LoadedModel
@@ -253,17 +253,14 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     return y
 
 
-def read(folder: Path, config: Any, targets: Mapping[str, Any], *, device: Any, dtype: Any) -> Adapter:
+def read(folder: Path, config: Any, targets: Mapping[str, Any], *, device: Any, dtype: Any) -> Adapter | None:
     """The adapter in ``folder`` (PEFT's layout, its ``config`` read already) for the layers ``targets``, in one block of memory.
 
-    Raises DataError for a damaged file, ValueError that names the first tensor that does not fit the config or the layers.
+    None when its tensors are not those that ``config`` and the layers ask for. Raises DataError for a damaged file.
     """
     tensors = read_tensors(folder / ADAPTER)
-    expected = dict(_shapes(config, targets))
-    wrong = sorted(tensors.keys() ^ expected.keys())
-    wrong += [key for key, tensor in tensors.items() if key in expected and tuple(tensor.shape) != expected[key]]
-    if wrong or not expected:
-        raise ValueError(f"first at {wrong[0]!r}" if wrong else "it changes no layer")
+    if not tensors or {key: tuple(tensor.shape) for key, tensor in tensors.items()} != dict(_shapes(config, targets)):
+        return None
     block = torch.empty(sum(t.numel() for t in tensors.values()), device=device, dtype=dtype)
     views, start = {}, 0
     for key, tensor in tensors.items():
@@ -273,9 +270,10 @@ def read(folder: Path, config: Any, targets: Mapping[str, Any], *, device: Any, 
 
 
 def take(base: LoadedModel, folder: Path, name: str) -> bool:
-    """Hold the PEFT adapter in ``folder`` for ``base`` under ``name``; False, and nothing happens, when it is not of a kind that is held here.
+    """Hold the PEFT adapter in ``folder`` for ``base`` under ``name``.
 
-    Raises DataError for a damaged file, MismatchError for tensors that do not fit.
+    False, and nothing happens, when it is not of a kind that is held here, or its tensors are not what is expected: PEFT then says what is
+    wrong with them, or knows other names for the layers. Raises DataError for a damaged file.
     """
     config = read_config(folder)
     if not suits(config):
@@ -283,15 +281,11 @@ def take(base: LoadedModel, folder: Path, name: str) -> bool:
     light: Light = base.light or Light()
     light.look_at(causal_model(tree) for tree in [inner_of(base), *peft_models(base).values()])
     targets = light.targets(config)
-    if targets is None:
+    adapter = read(folder, config, targets, device=base.device, dtype=base.dtype) if targets else None
+    if adapter is None:
         return False
     base.light = light
-    try:
-        light.add(name, read(folder, config, targets, device=base.device, dtype=base.dtype))
-    except ValueError as error:
-        raise MismatchError(
-            f"{folder / ADAPTER}: does not fit {base.base.name} and its own {ADAPTER_CONFIG}: {error}", hint=AGAIN
-        ) from error
+    light.add(name, adapter)
     return True
 
 
