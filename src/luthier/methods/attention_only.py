@@ -27,7 +27,7 @@ SERVING: Mapping[str, Mapping[str, str]] = {
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 1e-4, "weight_decay": 0.01},
-    "encoder": {"learning_rate": 2e-4, "weight_decay": 0.01},
+    "encoder": {"learning_rate": 6e-4, "weight_decay": 0.01},
     "encoder-decoder": {"learning_rate": 1e-4, "weight_decay": 0.01},
 }
 

@@ -30,7 +30,7 @@ SERVING: Mapping[str, Mapping[str, str]] = {
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 3e-4},
-    "encoder": {"learning_rate": 3e-4},
+    "encoder": {"learning_rate": 9e-4},
     "encoder-decoder": {"learning_rate": 3e-4},
 }
 
