@@ -320,7 +320,7 @@ def _fitting(store: Store, folder: Path, but: ModelRecord) -> list[str]:
 
     found = []
     for record in list_models(store, "base"):
-        if record.architecture == but.architecture and record.name != but.name:
+        if record.name != but.name:
             try:
                 fits = not _why_not(folder, load_shapes(store, record))
             except LuthierError:  # a damaged model is none that it fits
@@ -349,7 +349,7 @@ def _in_words(text: str) -> str:
         return f"{name} is {mine} in the file and {theirs} there"
     missing = re.search(r"Target modules? (.+?) not found", text)
     if missing:
-        return f"it has no layers called {missing[1].strip('{}')}"
+        return f"it has no layers called {', '.join(sorted(re.findall(r'[\w.]+', missing[1])))}"
     first = re.search(r"first at '(.+?)'", text)
     return f"it has no place for {first[1].removeprefix(PREFIX)}" if first else text.split("\n", maxsplit=1)[0]
 
