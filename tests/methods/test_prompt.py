@@ -64,6 +64,11 @@ def test_noise_has_the_spread_of_the_embeddings(model: LoadedModel) -> None:
     torch.testing.assert_close(got.std(0), table.std(0), rtol=0.25, atol=0)
 
 
+def test_rows_in_training_have_what_is_left_of_the_context(model: LoadedModel) -> None:
+    built = build(model, Config(tokens=12))
+    assert (built.context_length, built.virtual_tokens) == (500, 12)
+
+
 def test_bounds(model: LoadedModel) -> None:
     with pytest.raises(
         InputError, match=r"method\.tokens must leave room in the context of 512 tokens of tiny-decoder; got 512"
