@@ -349,7 +349,8 @@ def _in_words(text: str) -> str:
         return f"{name} is {mine} in the file and {theirs} there"
     missing = re.search(r"Target modules? (.+?) not found", text)
     if missing:
-        return f"it has no layers called {', '.join(sorted(re.findall(r'[\w.]+', missing[1])))}"
+        names = sorted(re.findall(r"[\w.]+", missing[1]))
+        return f"it has no layers called {', '.join(names)}"
     first = re.search(r"first at '(.+?)'", text)
     return f"it has no place for {first[1].removeprefix(PREFIX)}" if first else text.split("\n", maxsplit=1)[0]
 
