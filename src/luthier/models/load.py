@@ -274,7 +274,7 @@ def _pretrained(
         quantize(module, quantization, where)  # layer by layer: the device never holds the whole weights
         for parameter in module.parameters():  # and no buffers: rotations by position stay in fp32
             if parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
+                parameter.data = parameter.data.to(dtype, copy=True)  # lets go of the file that the others were read from
     return module.to(where)
 
 
