@@ -51,6 +51,16 @@ def test_the_list_says_cost_engines_and_paper(home: Path, capsys: pytest.Capture
     assert "luthier methods show lora" in said.err and "fish_mask: method fish_mask: data is required" in said.err
 
 
+def test_engines_are_those_of_the_models_architecture(tiny_t5: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("methods", "--model", tiny_t5) == 0
+    said = capsys.readouterr()
+    rows = {words[0]: words[1:] for line in said.out.splitlines() if (words := line.split())}
+    assert rows["lora"][0] == "18,432" and rows["lora"][3:5] == ["swap", "no"]
+    assert rows["full"][3:5] == ["merge", "no"]
+    assert rows["linear_probe"][:2] == ["-", "Alain"]
+    assert "linear_probe: needs encoder" in said.err
+
+
 def test_parameters_of_a_model(tiny_decoder: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("methods", "--model", tiny_decoder) == 0
     said = capsys.readouterr()

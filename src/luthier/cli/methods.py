@@ -86,7 +86,7 @@ def _counts(model: str | None, name: str | None = None) -> Mapping[str, Count]:
     dtype = choose_dtype("auto")
     names = None if name is None else (name,)
     counts = count(store, record, names, lambda built: training_mb(replace(built, dtype=dtype)))
-    like = _ENCODER if record.architecture == "encoder" else _DEFAULT
+    like = {"decoder": _DEFAULT, "encoder": _ENCODER}.get(record.architecture)  # no encoder-decoder was measured
     speeds = {method: rows[like].speed for method, rows in figures().items() if like in rows}
     return {method: replace(one, speed=speeds.get(method)) for method, one in counts.items()}
 
@@ -109,13 +109,16 @@ def _list(found: list[Description], counts: Mapping[str, Count], model: str | No
     from luthier.methods._describe import FAMILIES, Count, figures, measured_on
 
     wide = _print.out().width >= _WIDE
+    architecture = _architecture(model)
     small = set() if model else {method for method, rows in figures().items() if _only_encoder(rows)}
     rows: list[tuple[str, ...]] = []
     for name, family in FAMILIES.items():
         of = [one for one in found if one.family == name]
         if of:
             rows.append((f"[bold]{family.title}[/]", *[""] * (7 if wide else 6)))
-            rows += [_row(one, counts.get(one.name, Count(why_not="")), one.name in small, wide) for one in of]
+            rows += [
+                _row(one, counts.get(one.name, Count(why_not="")), one.name in small, wide, architecture) for one in of
+            ]
     right = ["parameters", "memory", "speed"]
     columns = ["method", *right, "torch", "llama.cpp", "paper", *(["what is trained"] if wide else [])]
     _print.show(_print.table(columns, rows, right=right))
@@ -132,12 +135,21 @@ def _list(found: list[Description], counts: Mapping[str, Count], model: str | No
             _print.say(f"{one.name}: {counts[one.name].why_not}")
 
 
-def _row(one: Description, count: Count, other: bool, wide: bool) -> tuple[str, ...]:
+def _architecture(model: str | None) -> str:
+    """What the stored model is; a decoder when none is named."""
+    from luthier.store.database import open_store
+    from luthier.store.models import find
+
+    return "decoder" if model is None else find(open_store(), model).architecture
+
+
+def _row(one: Description, count: Count, other: bool, wide: bool, architecture: str) -> tuple[str, ...]:
     from rich.markup import escape
 
-    served = one.serving.get("decoder") or next(iter(one.serving.values()))
+    ways = list(one.serving.values())
+    served = one.serving.get(architecture) or (ways[0] if architecture == "decoder" else {})
     row = [f"  {one.name}", _number(count) + ("*" if other else ""), _memory(count), _speed(count)]
-    row += [served.get("torch", "no"), served.get("llamacpp", "no")]
+    row += [served.get("torch", ""), served.get("llamacpp", "")]
     paper = _short(one.paper)
     row.append(escape(paper if wide or len(paper) <= _NARROW_PAPER else paper.replace(" et al.", "")))
     if wide:
