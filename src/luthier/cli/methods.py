@@ -86,7 +86,7 @@ def _counts(model: str | None, name: str | None = None) -> Mapping[str, Count]:
     dtype = choose_dtype("auto")
     names = None if name is None else (name,)
     counts = count(store, record, names, lambda built: training_mb(replace(built, dtype=dtype)))
-    like = {"decoder": _DEFAULT, "encoder": _ENCODER}.get(record.architecture)  # no encoder-decoder was measured
+    like = {"decoder": _DEFAULT, "encoder": _ENCODER}.get(record.architecture, "")  # no encoder-decoder was measured
     speeds = {method: rows[like].speed for method, rows in figures().items() if like in rows}
     return {method: replace(one, speed=speeds.get(method)) for method, one in counts.items()}
 
