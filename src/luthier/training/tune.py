@@ -21,6 +21,7 @@ from luthier.store.lineage import Node, record_edge
 from luthier.store.models import find, register
 from luthier.training.claim import claim
 from luthier.training.interrupt import Halt
+from luthier.training.prepare import prepare
 from luthier.training.resolve import Job, resolve
 
 if TYPE_CHECKING:
@@ -178,7 +179,8 @@ def _execute(
 
     folder = runs.folder(store, run.id)
     point = checkpoint.latest(folder)
-    model, work, validation, (dropped, truncated) = _prepare(store, job, progress, shared)
+    prepared = prepare(store, job, progress, shared)
+    model, work, validation = prepared.model, prepared.training, prepared.validation
     lengths = [[row.length for row in each.rows] if each else [] for each in (work, validation)]
     predicted = preflight.predict(store, job, model, *lengths) if lengths[0] else None
     reset_peak(model.device)
@@ -192,8 +194,8 @@ def _execute(
         total,
         point.position.step if point else 0,
         job.serving,
-        dropped,
-        truncated,
+        prepared.dropped,
+        prepared.truncated,
         predicted,
     )
     if started is not None:
@@ -226,50 +228,6 @@ def _execute(
     _draw(folder, job)
     checkpoint.clear(folder)
     return record, summary
-
-
-def _prepare(
-    store: Store, job: Job, progress: Progress, shared: Shared | None
-) -> tuple[LoadedModel, Work, Work | None, tuple[int, int]]:
-    """The model with what is trained in it, the rows, and how many of them were dropped and truncated."""
-    import torch
-
-    from luthier.models.load import load_model
-    from luthier.models.merge import merge
-    from luthier.training.loop import Work
-    from luthier.training.shared import prepare_rows
-
-    progress("load", 0, 1)
-    labels = job.prompt.labels if job.kind == "labelled" else ()
-    torch.manual_seed(job.config.train.seed)  # a new head and LoRA's A are random
-    train = job.config.train
-    load = shared.load if shared is not None else load_model
-    held = job.method.entry.optional("quantization") if job.base.kind == "base" else None
-    quantization = held(job.method.config) if held is not None else None
-    model = load(store, job.base, dtype=train.dtype, device=train.device, labels=labels, quantization=quantization)
-    if job.base.kind == "adapter":
-        model = merge(model)
-        model.base = job.base
-    model.labels = labels
-    model.module.requires_grad_(False)
-    model = job.method.entry(model, job.method.config)
-    progress("load", 1, 1)
-    objective, config = job.objective.entry, job.objective.config
-    counts = [0, 0]
-
-    def work(dataset: Dataset) -> Work:
-        found = prepare_rows(dataset, model, objective, job.prompt, config, job.config.data.overlong, shared)
-        counts[0] += len(found.dropped)
-        counts[1] += len(found.truncated)
-        return Work(
-            found.rows,
-            lambda rows: objective.module.collate(rows, model),
-            lambda batch: objective(model, batch, config),
-        )
-
-    training = work(job.splits.train)
-    validation = work(job.splits.validation) if len(job.splits.validation) else None
-    return model, training, validation, (counts[0], counts[1])
 
 
 def _validator(

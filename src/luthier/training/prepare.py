@@ -1,0 +1,96 @@
+"""From a job to what is trained: the model with the method in it, and the objective's rows of each split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.core.dataset import Dataset
+from luthier.core.run import Progress
+from luthier.store.database import Store
+from luthier.training.resolve import Job
+
+if TYPE_CHECKING:
+    from luthier.models.load import LoadedModel
+    from luthier.training.loop import Work
+    from luthier.training.shared import Rows, Shared
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The model and its work. ``validation`` is None without such rows; ``dropped`` and ``truncated`` count rows of both splits."""
+
+    model: LoadedModel
+    training: Work
+    validation: Work | None
+    dropped: int
+    truncated: int
+
+
+def prepare(store: Store, job: Job, progress: Progress, shared: Shared | None) -> Prepared:
+    """Load the base, put the method in, make the rows; what the objective's ``before`` needs of the untrained model is computed here."""
+    model = _model(store, job, progress, shared)
+    training = _rows(model, job, job.splits.train, progress, shared)
+    held = job.splits.validation
+    validation = _rows(model, job, held, progress, shared) if len(held) else None
+    parts = [part for part in (training, validation) if part is not None]
+    return Prepared(
+        model,
+        _work(model, job, training),
+        _work(model, job, validation) if validation is not None else None,
+        sum(len(part.dropped) for part in parts),
+        sum(len(part.truncated) for part in parts),
+    )
+
+
+def _model(store: Store, job: Job, progress: Progress, shared: Shared | None) -> LoadedModel:
+    import torch
+
+    from luthier.models.load import load_model
+    from luthier.models.merge import merge
+
+    progress("load", 0, 1)
+    labels = job.prompt.labels if job.kind == "labelled" else ()
+    torch.manual_seed(job.config.train.seed)  # a new head and LoRA's A are random
+    train = job.config.train
+    load = shared.load if shared is not None else load_model
+    held = job.method.entry.optional("quantization") if job.base.kind == "base" else None
+    quantization = held(job.method.config) if held is not None else None
+    model = load(store, job.base, dtype=train.dtype, device=train.device, labels=labels, quantization=quantization)
+    if job.base.kind == "adapter":
+        model = merge(model)
+        model.base = job.base
+    model.labels = labels
+    model.module.requires_grad_(False)
+    built: LoadedModel = job.method.entry(model, job.method.config)
+    progress("load", 1, 1)
+    return built
+
+
+def _rows(model: LoadedModel, job: Job, dataset: Dataset, progress: Progress, shared: Shared | None) -> Rows:
+    """The objective's rows; never shared where they hold what was computed with this very model."""
+    import torch
+
+    from luthier.training.shared import prepare_rows
+
+    objective, config = job.objective.entry, job.objective.config
+    before = objective.optional("before")
+    found = prepare_rows(
+        dataset, model, objective, job.prompt, config, job.config.data.overlong, shared if before is None else None
+    )
+    if before is not None:
+        model.module.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            before(model, found.rows, config, progress)
+    return found
+
+
+def _work(model: LoadedModel, job: Job, found: Rows) -> Work:
+    from luthier.training.loop import Work
+
+    objective, config = job.objective.entry, job.objective.config
+    return Work(
+        found.rows,
+        lambda rows: objective.module.collate(rows, model),
+        lambda batch: objective(model, batch, config),
+    )
