@@ -20,6 +20,7 @@ _VERBS = {
     "split": "luthier.data.split",
     "tune": "luthier.training.tune",
     "export": "luthier.models.export",
+    "shrink": "luthier.models.shrink",
     "evaluate": "luthier.evaluation.evaluate",
     "compare": "luthier.evaluation.compare",
     "tournament": "luthier.tournament.tournament",

@@ -68,3 +68,12 @@ def test_remove(filled, capsys):
     assert "needed by live" in capsys.readouterr().err
     assert run("models", "--remove", "live") == 0
     assert run("models", "--remove", "live") == 2
+
+
+def test_a_student_of_some_layers(tiny_decoder, capsys):
+    assert run("models", "shrink", tiny_decoder, "--layers", "1", "--as", "student") == 0
+    assert "student = layers 1 of tiny-decoder" in capsys.readouterr().err
+    assert run("models", "shrink", tiny_decoder, "--layers", "one", "--as", "other") == 2
+    assert "whole numbers with commas" in capsys.readouterr().err
+    assert run("models", "shrink", tiny_decoder, "--as", "third", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["meta"]["layers"] == [0]

@@ -10,8 +10,15 @@ import typer
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command()
-    def models(
+    models = typer.Typer(
+        help="What the store holds: base models, adapters, exports and endpoints. Without a further word, list them.",
+        invoke_without_command=True,
+    )
+    app.add_typer(models, name="models")
+
+    @models.callback()
+    def list_all(
+        context: typer.Context,
         kind: Annotated[str | None, typer.Option(help="Only base, adapter, export or endpoint.")] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
         remove: Annotated[
@@ -19,33 +26,77 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> None:
         """List base models, adapters, exports and endpoints."""
+        if context.invoked_subcommand is None:
+            _list(kind, as_json, remove)
+
+    @models.command()
+    def shrink(
+        name: Annotated[str, typer.Argument(help="A base or tuned model.")],
+        new: Annotated[str, typer.Option("--as", metavar="NAME", help="The new model's name.")],
+        layers: Annotated[
+            str | None,
+            typer.Option(metavar="N,N,...", help="Layers to keep, from 0 on; left out, every second one."),
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ) -> None:
+        """Make a base with only some of a model's layers: a student, to be tuned with objective distill."""
         from dataclasses import asdict
 
         from luthier.cli import _print
-        from luthier.store import models as stored
-        from luthier.store.database import open_store
+        from luthier.models.shrink import shrink as run
 
-        store = open_store()
-        if remove is not None:
-            stored.remove(store, remove)
-            _print.say(f"removed {remove}")
-            return
-        records = stored.list_models(store, kind)
+        given = None if layers is None else _numbers(layers)
+        with _print.progress() as progress:
+            made = run(name, new, given, progress=progress)
         if as_json:
-            _print.show_json([asdict(record) for record in records])
+            _print.show_json(asdict(made))
             return
-        if not records:
-            _print.say(f"no {kind or 'model'}{'' if kind else 's'} yet; begin with: luthier pull {stored.PULLABLE[0]}")
-            return
-        rows = []
-        for record in records:
-            how = record.meta.get("method") or record.meta.get("quantization") or record.meta.get("dtype") or ""
-            of = record.meta.get("target") or record.base or ""
-            made = (record.run_id or "") if record.kind != "base" else str(record.meta.get("source", "")).split("#")[0]
-            size = _print.size(record.size_bytes) if record.size_bytes else ""
-            kind_of = f"{record.kind} {record.architecture}"
-            name = f"[bold]{record.name}[/]"
-            rows.append((name, kind_of, how, size, record.licence, of, made, record.created_at[:10]))
-        columns = ["name", "kind", "how", "size", "licence", "of", "made by", "created"]
-        fit = len(columns) if _print.out().width >= 110 else -2  # a narrow terminal shows what a model is, not its past
-        _print.show(_print.table(columns[:fit], [row[:fit] for row in rows], right=["size"], cut=["made by"]))
+        kept = ", ".join(map(str, made.meta["layers"]))
+        _print.say(f"{made.name} = layers {kept} of {name}   ({_print.size(made.size_bytes)})")
+        _print.say(
+            f"next: luthier tune RUN.yaml model.base={made.name} objective.name=distill objective.teacher=TEACHER"
+        )
+
+
+def _numbers(text: str) -> list[int]:
+    from luthier.core.errors import InputError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"--layers must be whole numbers with commas between them, such as 0,2,4; got {text!r}"
+        ) from error
+
+
+def _list(kind: str | None, as_json: bool, remove: str | None) -> None:
+    from dataclasses import asdict
+
+    from luthier.cli import _print
+    from luthier.store import models as stored
+    from luthier.store.database import open_store
+
+    store = open_store()
+    if remove is not None:
+        stored.remove(store, remove)
+        _print.say(f"removed {remove}")
+        return
+    records = stored.list_models(store, kind)
+    if as_json:
+        _print.show_json([asdict(record) for record in records])
+        return
+    if not records:
+        _print.say(f"no {kind or 'model'}{'' if kind else 's'} yet; begin with: luthier pull {stored.PULLABLE[0]}")
+        return
+    rows = []
+    for record in records:
+        how = record.meta.get("method") or record.meta.get("quantization") or record.meta.get("dtype") or ""
+        of = record.meta.get("target") or record.base or ""
+        made = (record.run_id or "") if record.kind != "base" else str(record.meta.get("source", "")).split("#")[0]
+        size = _print.size(record.size_bytes) if record.size_bytes else ""
+        kind_of = f"{record.kind} {record.architecture}"
+        name = f"[bold]{record.name}[/]"
+        rows.append((name, kind_of, how, size, record.licence, of, made, record.created_at[:10]))
+    columns = ["name", "kind", "how", "size", "licence", "of", "made by", "created"]
+    fit = len(columns) if _print.out().width >= 110 else -2  # a narrow terminal shows what a model is, not its past
+    _print.show(_print.table(columns[:fit], [row[:fit] for row in rows], right=["size"], cut=["made by"]))
