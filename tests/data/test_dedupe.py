@@ -9,6 +9,7 @@ from luthier.core.dataset import Example
 from luthier.core.errors import InputError
 from luthier.core.message import Message
 from luthier.data.dedupe import MAX_CHARACTERS, content_key, groups, near_groups, normalise
+from luthier.data.read import examples_from_rows
 
 
 def similarity(one: str, other: str) -> float:
@@ -72,3 +73,16 @@ def test_long_texts_are_compared_by_their_beginnings() -> None:
 def test_threshold_is_checked() -> None:
     with pytest.raises(InputError, match=r"threshold must be between 0\.5 and 1"):
         near_groups(["a"], threshold=0.1)
+
+
+def test_scored_texts_are_the_same_in_either_order_and_pairs_by_their_anchor() -> None:
+    def key(row: dict[str, object]) -> str:
+        return content_key(examples_from_rows([("f", 1, row)], name="d").examples[0])
+
+    assert key({"sentence1": "A b", "sentence2": "c", "score": 1}) == key(
+        {"sentence1": "c", "sentence2": "a B", "score": 0}
+    )
+    assert key({"sentence1": "a", "sentence2": "b", "score": 1}) != key(
+        {"sentence1": "a", "sentence2": "c", "score": 1}
+    )
+    assert key({"anchor": "a", "positive": "b"}) == key({"query": "A", "pos": ["c"], "neg": ["d"]}) == "a"

@@ -108,6 +108,45 @@ def made(row: dict[str, Any]) -> tuple[str, str, Example]:
             ),
         ),
         ({"prompt": "q", "completion": "a"}, "prompt_completion", "chat", Example("", (ASKED, SAID))),
+        ({"anchor": "q", "positive": "p"}, "anchor_positive", "pairs", Example("", (ASKED,), positives=("p",))),
+        (
+            {"anchor": "q", "positive": ["p", "r", "p"], "negative": "n", "negative_1": "m", "negative_2": None},
+            "anchor_positive",
+            "pairs",
+            Example("", (ASKED,), positives=("p", "r"), negatives=("n", "m")),
+        ),
+        (
+            {"query": "q", "positive": "p", "negatives": ["n", "m"]},
+            "query_positive",
+            "pairs",
+            Example("", (ASKED,), positives=("p",), negatives=("n", "m")),
+        ),
+        (
+            {"query": "q", "pos": ["p"], "neg": ["n"], "id": 3},
+            "query_pos",
+            "pairs",
+            Example("", (ASKED,), positives=("p",), negatives=("n",), meta={"id": 3}),
+        ),
+        ({"question": "q", "context": "p"}, "question_context", "pairs", Example("", (ASKED,), positives=("p",))),
+        ({"sentence1": "q", "sentence2": "p"}, "sentences", "pairs", Example("", (ASKED,), positives=("p",))),
+        (
+            {"sentence1": "q", "sentence2": "p", "score": 3},
+            "sentences_score",
+            "similarity",
+            Example("", (ASKED,), positives=("p",), score=3.0),
+        ),
+        (
+            {"sentence1": "q", "sentence2": "p", "label": True},
+            "sentences_label",
+            "similarity",
+            Example("", (ASKED,), positives=("p",), score=1.0),
+        ),
+        (
+            {"question": "q", "context": "c", "answers": ["a"]},
+            "question_answers",
+            "question",
+            Example("", (ASKED,), "a", meta={"context": "c", "answers": ["a"]}, references=("a",)),
+        ),
         ({"prompt": [U], "completion": [A]}, "prompt_completion", "chat", Example("", (ASKED, SAID))),
         ({"prompt": "q", "response": "a"}, "prompt_response", "chat", Example("", (ASKED, SAID))),
         (
@@ -231,6 +270,18 @@ def test_unused_fields_and_tools_are_kept() -> None:
             {"prompt": "q", "completion": "a", "label": "good"},
             'label of a completion must be true or false; got "good"',
         ),
+        ({"anchor": "q", "positive": ""}, "positive is empty"),
+        ({"anchor": "q", "positive": []}, "positive is empty"),
+        ({"anchor": " ", "positive": "p"}, "anchor is empty"),
+        ({"anchor": "q", "positive": ["p", 3]}, "positive[1] must be text; got 3"),
+        ({"anchor": "q", "positive": "p", "negatives": ["n", ""]}, "negatives[1] is empty"),
+        ({"query": "q", "pos": ["p"], "neg": ["p"]}, 'the same text is pos and negative: "p"'),
+        (
+            {"sentence1": "q", "sentence2": "p", "score": "high"},
+            'score must be a number, higher where the texts are more alike; got "high"',
+        ),
+        ({"sentence1": "q", "sentence2": "p", "score": float("nan")}, "score must be a number"),
+        ({"sentence1": "q", "sentence2": "p", "label": "entailment"}, "label must be a number"),
         (
             {"messages": [A], "label": True},
             "a marked conversation must end with the assistant turn that the label is about",
@@ -274,6 +325,28 @@ EXAMPLES = st.one_of(
             ),
             WORDS,
             st.lists(WORDS),
+        ),
+    ),
+    st.tuples(
+        st.just("pairs"),
+        st.builds(
+            lambda t, p, n, m: Example(
+                "", (Message("user", t),), positives=tuple(p), negatives=tuple(x for x in n if x not in p), meta=m
+            ),
+            WORDS,
+            st.lists(WORDS, min_size=1, unique=True),
+            st.lists(WORDS, unique=True),
+            META,
+        ),
+    ),
+    st.tuples(
+        st.just("similarity"),
+        st.builds(
+            lambda t, p, s, m: Example("", (Message("user", t),), positives=(p,), score=s, meta=m),
+            WORDS,
+            WORDS,
+            st.floats(allow_nan=False, allow_infinity=False),
+            META,
         ),
     ),
     st.tuples(

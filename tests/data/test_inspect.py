@@ -161,3 +161,24 @@ def test_rows_that_the_template_cannot_show_are_counted_as_bare_text(renderer: R
     report = of({"messages": talk, "tools": [{"name": "track"}]}, renderer=renderer)
     assert report.lengths.max == len(renderer.prompt_ids("hi\n\n1\nyo"))
     assert any("no place for tools; track" in w for w in report.warnings)
+
+
+def test_pairs_and_scored_texts() -> None:
+    report = of(
+        {"anchor": "one", "positive": "two three", "negatives": ["four five six"]},
+        {"anchor": "ONE", "positive": "two  Three"},
+        {"anchor": "one", "positive": "other"},
+        {"anchor": "seven", "positive": "eight"},
+    )
+    assert (report.kind, report.format, report.rows) == ("pairs", "anchor_positive", 4)
+    assert report.duplicates == 1
+    assert (report.lengths.max, report.lengths.total) == (
+        3,
+        7,
+    )  # the longest text of each row, since each is read alone
+    scored = of(
+        {"sentence1": "one", "sentence2": "two", "score": 4},
+        {"sentence1": "Two", "sentence2": "one", "score": 4.0},
+        {"sentence1": "one", "sentence2": "two", "score": 1},
+    )
+    assert (scored.kind, scored.duplicates) == ("similarity", 1)

@@ -105,7 +105,7 @@ def test_columns_stand_for_known_fields(tmp_path: Path) -> None:
     assert [(e.text, e.target) for e in dataset.examples] == [("a", "x"), ("b", "y")]
     with pytest.raises(DataError, match=r"no column 'bodi'\. Did you mean 'body'\?"):
         read(path, columns={"text": "bodi"})
-    with pytest.raises(InputError, match=r"columns: 'txt' is not a field that Luthier reads\. Did you mean 'text'\?"):
+    with pytest.raises(InputError, match=r"columns: 'txt' is not a field that Luthier reads\. Did you mean 'text' or 'context'\?"):
         read(path, columns={"txt": "body"})
 
 
@@ -217,3 +217,18 @@ def test_rows_in_a_form_of_their_own(tmp_path: Path) -> None:
         convert_rows(rows, number)
     with pytest.raises(DataError, match="no rows"):
         convert_rows([], number)
+
+
+def test_pairs_and_scored_texts_are_read_by_column_and_written_back(tmp_path: Path) -> None:
+    squad = tmp_path / "squad.jsonl"
+    squad.write_text(json.dumps({"question": "q", "context": "c", "answers": ["a"]}) + "\n", encoding="utf-8")
+    found = read(squad, columns={"anchor": "question", "positive": "context"})
+    assert (found.kind, found.examples[0].text, found.examples[0].positives) == ("pairs", "q", ("c",))
+    for rows in (
+        [{"query": "q", "pos": ["a", "b"], "neg": ["c"]}, {"query": "q", "pos": ["a", "b"], "neg": []}],
+        [{"sentence1": "q", "sentence2": "a", "label": n} for n in (0, 0.5, True)],
+    ):
+        first = examples_from_rows((("f", n, row) for n, row in enumerate(rows, 1)), name="d")
+        again = read(write(first, tmp_path / "again.jsonl"))
+        assert [e.id for e in again.examples] == [e.id for e in first.examples]
+        assert len({e.id for e in first.examples}) == len(rows)

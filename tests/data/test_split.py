@@ -138,3 +138,12 @@ def test_labels_that_cannot_be_learned() -> None:
     check_labels(Splits(two, two, two))
     chat = examples_from_rows([("f", 1, {"prompt": "a", "completion": "b"})], name="c")
     check_labels(Splits(chat, chat, chat))
+
+
+def test_pairs_of_one_anchor_stay_on_one_side() -> None:
+    rows = [{"anchor": f"q{n // 4}", "positive": f"p{n}"} for n in range(400)]
+    splits = split(examples_from_rows((("f", n, row) for n, row in enumerate(rows, 1)), name="d"))
+    sides = [{e.text for e in getattr(splits, name).examples} for name in NAMES]
+    assert [len(side) for side in sides] == [60, 15, 25]
+    assert not sides[0] & sides[1] and not sides[1] & sides[2] and not sides[0] & sides[2]
+    assert splits.train.kind == "pairs"

@@ -250,6 +250,16 @@ def _conversation(example: Example, dataset: Dataset, prompt: PromptTemplate) ->
     return (*prompt.messages(example.text), Message("assistant", example.target or ""))
 
 
+def _show_texts(example: Example) -> None:
+    """Texts that are read one by one, without a template."""
+    from luthier.cli import _print
+
+    beside = "positive" if example.score is None else f"score {example.score:g}"
+    named = [("anchor", example.text), *((beside, text) for text in example.positives)]
+    for name, shown in [*named, *(("negative", text) for text in example.negatives)]:
+        _print.out().print(f"{name:<8}  {shown}", markup=False)
+
+
 def _show_row(renderer: Renderer, example: Example, dataset: Dataset, prompt: PromptTemplate, mask: bool) -> None:
     from rich.text import Text
 
@@ -259,6 +269,9 @@ def _show_row(renderer: Renderer, example: Example, dataset: Dataset, prompt: Pr
     tools = example.meta.get("tools")
     if dataset.kind == "text":
         _print.out().print(example.text, markup=False)
+        return
+    if example.positives:
+        _show_texts(example)
         return
     conversation = _conversation(example, dataset, prompt)
     rendered = renderer.training_ids(conversation, tools)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from luthier.core.digest import digest_json
 from luthier.core.message import Conversation, last_user_text
 
-Kind = Literal["labelled", "chat", "preference", "question", "text"]
+Kind = Literal["labelled", "chat", "preference", "question", "text", "pairs", "similarity"]
 """labelled: text -> label. chat: whole conversations. preference: chosen against rejected. question: question -> answer.
-text: plain text."""
+text: plain text. pairs: a text, what belongs with it and what does not. similarity: two texts and how alike they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,9 @@ class Example:
     ``choices``, and the places of the right ones in ``correct``; ``target`` is then the text of the first right one. ``raw`` is the
     whole prompt to the letter where a benchmark fixes it (no chat template is put around it): one text, or one for each choice
     where the choices differ in what comes before them.
+
+    Of pairs, ``messages`` is the anchor (a question), ``positives`` are the texts that belong with it and ``negatives`` those that do not,
+    though they may look so. Of similarity, ``positives`` is the one text that it is compared with, and ``score`` how alike they are.
     """
 
     id: str
@@ -40,6 +43,9 @@ class Example:
     choices: tuple[str, ...] = ()
     correct: tuple[int, ...] = ()
     raw: tuple[str, ...] = ()
+    positives: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
+    score: float | None = None
 
     @property
     def text(self) -> str:

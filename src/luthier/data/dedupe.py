@@ -34,8 +34,10 @@ def normalise(text: str) -> str:
 
 
 def content_key(example: Example) -> str:
-    """What an example asks: its turns without the assistant's, normalised. Examples with equal keys must stay on one side of a split."""
-    return "\n".join(normalise(m.content) for m in example.messages if m.role != "assistant")
+    """What an example asks: its turns without the assistant's, normalised; of two scored texts both, in either order. Examples with
+    equal keys must stay on one side of a split."""
+    texts = [normalise(m.content) for m in example.messages if m.role != "assistant"]
+    return "\n".join(texts if example.score is None else sorted([*texts, *map(normalise, example.positives)]))
 
 
 def groups(keys: Iterable[str]) -> list[list[int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -17,6 +18,8 @@ from luthier.core.errors import InputError
 from luthier.core.message import ROLES, Conversation, Message
 
 Fields: TypeAlias = dict[str, Any]
+
+_NEGATIVE = re.compile(r"neg|negatives?|negatives?_\d+")
 
 SPEAKERS: Mapping[str, str] = {
     "human": "user",
@@ -83,11 +86,21 @@ def as_row(example: Example, kind: Kind) -> Fields:
         return {"messages": [_message_row(m) for m in example.messages], **meta}
     if kind == "question":
         return {"question": example.text} | _answer_row(example) | meta
+    if kind == "pairs":
+        return _pairs_row(example) | meta
+    if kind == "similarity":
+        return {"sentence1": example.text, "sentence2": example.positives[0], "score": example.score, **meta}
     prompt = [_message_row(m) for m in example.messages]
     if example.chosen and example.rejected:
         return {"prompt": prompt, "chosen": _said(example.chosen), "rejected": _said(example.rejected), **meta}
     good = bool(example.chosen)
     return {"prompt": prompt, "completion": _said(example.chosen or example.rejected), "label": good, **meta}
+
+
+def _pairs_row(example: Example) -> Fields:
+    one = len(example.positives) == 1
+    row: Fields = {"anchor": example.text, "positive": example.positives[0] if one else list(example.positives)}
+    return row | ({"negatives": list(example.negatives)} if example.negatives else {})
 
 
 def _answer_row(example: Example) -> Fields:
@@ -409,6 +422,47 @@ def _plain(row: Fields) -> Example:
     return Example("", _one(row.pop("text"), "text", "user"))
 
 
+def _pairs(row: Fields, anchor: str, positive: str) -> Example:
+    """A text with what belongs with it, one or several, and what does not: ``negative``, ``negatives``, ``neg``, ``negative_1``, ..."""
+    asked = _one(row.pop(anchor), anchor, "user")
+    good = _texts(row.pop(positive), positive)
+    if not good:
+        raise RowError(f"{positive} is empty")
+    fields = [field for field in row if _NEGATIVE.fullmatch(field)]
+    bad = [text for field in fields if not _nothing(row[field]) for text in _texts(row[field], field)]
+    for field in fields:
+        del row[field]
+    if both := set(good) & set(bad):
+        raise RowError(f"the same text is {positive} and negative: {_shown(min(both))}")
+    return Example("", asked, positives=tuple(dict.fromkeys(good)), negatives=tuple(dict.fromkeys(bad)))
+
+
+def _texts(value: Any, field: str) -> list[str]:
+    """One text, or a list of them."""
+    if not isinstance(value, list):
+        return [_checked_text(value, field)]
+    return [_checked_text(text, f"{field}[{at}]") for at, text in enumerate(value)]
+
+
+def _scored(row: Fields, one: str, other: str, score: str) -> Example:
+    """Two texts and a number that says how alike they are; in what unit does not matter, only the order."""
+    asked, beside = _one(row.pop(one), one, "user"), _text(row, other)
+    value = row.pop(score)
+    if isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise RowError(f"{score} must be a number, higher where the texts are more alike; got {_shown(value)}")
+    return Example("", asked, positives=(beside,), score=float(value))
+
+
+def _pair_format(name: str, anchor: str, positive: str) -> Format:
+    return _format(name, "pairs", [anchor, positive], lambda row: _pairs(row, anchor, positive))
+
+
+def _scored_format(name: str, one: str, other: str, score: str) -> Format:
+    return _format(name, "similarity", [one, other, score], lambda row: _scored(row, one, other, score))
+
+
 def _format(name: str, kind: Kind, needs: Iterable[str], make: Callable[[Fields], Example]) -> Format:
     return Format(name, kind, tuple(needs), make)
 
@@ -434,11 +488,24 @@ FORMATS: tuple[Format, ...] = (
     _format("prompt_completion", "chat", ["prompt", "completion"], lambda row: _completion(row, "completion")),
     _format("prompt_response", "chat", ["prompt", "response"], lambda row: _completion(row, "response")),
     _format("text_label", "labelled", ["text", "label"], _labelled),
+    _scored_format("sentences_score", "sentence1", "sentence2", "score"),
+    _scored_format("sentences_label", "sentence1", "sentence2", "label"),
+    _pair_format("anchor_positive", "anchor", "positive"),
+    _pair_format("query_positive", "query", "positive"),
+    _pair_format("query_positives", "query", "positives"),
+    _pair_format("query_pos", "query", "pos"),
+    _pair_format("query_passage", "query", "passage"),
+    _pair_format("query_document", "query", "document"),
+    _pair_format("question_context", "question", "context"),
+    _pair_format("sentences", "sentence1", "sentence2"),
     _format("text", "text", ["text"], _plain),
 )
 """From the most particular to the most general."""
 
 FIELD_NAMES = tuple(
-    sorted({field for form in FORMATS for field in form.needs} | {"input", "system", "history", "tools"})
+    sorted(
+        {field for form in FORMATS for field in form.needs}
+        | {"input", "system", "history", "tools", "negative", "negatives"}
+    )
 )
 """Every field name that a format reads."""

@@ -161,7 +161,10 @@ def _fields(dataset: Dataset) -> dict[str, int]:
 
 
 def _whole_text(example: Example) -> str:
-    """Everything that a model would read and say of a row; of a pair, the longer answer."""
+    """Everything that a model would read and say of a row; of a preference, the longer answer, of texts that are embedded one by one,
+    the longest."""
+    if example.positives:
+        return max(example.text, *example.positives, *example.negatives, key=len)
     said = max(example.chosen, example.rejected, key=lambda turns: sum(len(m.content) for m in turns))
     return "\n".join(m.content for m in (*example.messages, *said))
 
@@ -190,8 +193,8 @@ def _rendered_counts(dataset: Dataset, renderer: Renderer) -> list[int]:
     out: list[int] = []
     for begin in range(0, len(dataset), 1000):
         part = dataset.examples[begin : begin + 1000]
-        if dataset.kind == "text":
-            out += map(len, renderer.prompt_ids_batch([e.text for e in part]))
+        if dataset.kind in ("text", "pairs", "similarity"):  # raw text, no template
+            out += map(len, renderer.prompt_ids_batch([_whole_text(e) for e in part]))
         elif dataset.kind == "chat":
             tools = [e.meta.get("tools") for e in part]
             out += (len(r.ids) for r in renderer.training_ids_batch([e.messages for e in part], tools))
@@ -263,7 +266,10 @@ def _copies(dataset: Dataset, same: Sequence[Sequence[int]]) -> tuple[list[list[
 def _answer_key(example: Example) -> str:
     said = [m.content for m in (*example.messages, *example.chosen, *example.rejected) if m.role == "assistant"]
     side = "+" if example.chosen else "-"
-    return "\n".join([example.target or "", side, *map(normalise, said)])
+    beside = [str(example.score), *map(normalise, example.positives)] if example.positives else []
+    if example.score is not None:
+        beside = beside[:1]
+    return "\n".join([example.target or "", side, *map(normalise, said), *beside])
 
 
 def _shown(dataset: Dataset, rows: Sequence[int]) -> Copies:

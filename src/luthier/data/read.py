@@ -112,7 +112,8 @@ def _json_lines(dataset: Dataset) -> Iterator[str]:
 def example_id(example: Example) -> str:
     """First 16 hexadecimal digits of the digest of everything that the row says."""
     said = [[m.as_dict() for m in turns] for turns in (example.messages, example.chosen, example.rejected)]
-    return digest_json([*said, example.target, example.meta])[:16]
+    beside = [example.positives, example.negatives, example.score] if example.positives else []
+    return digest_json([*said, example.target, example.meta, *beside])[:16]
 
 
 class _Gathered:
