@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.core.catalog import EntryConfig
@@ -23,10 +22,11 @@ from luthier.core.message import Conversation, Message
 from luthier.core.task import PromptTemplate
 from luthier.data.batch import pad
 from luthier.data.render_source import SourceRenderer
-from luthier.models.decode import causal_model, hidden_states, logits
+from luthier.models.decode import hidden_states
 from luthier.models.load import LoadedModel
 from luthier.objectives import _seq2seq
-from luthier.objectives._loss import Loss, linear_cross_entropy
+from luthier.objectives._language import token_loss
+from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits, require_kind, require_labels
 
 KINDS = ("chat", "question", "labelled")
@@ -144,18 +144,4 @@ def loss(model: LoadedModel, batch: Batch | _seq2seq.PairBatch, config: Config) 
         hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.places)
     else:
         hidden = _seq2seq.hidden_at_labels(model, batch)
-    head = causal_model(model.module).get_output_embeddings()
-    if type(head) is torch.nn.Linear and _is_plain(model):
-        total = linear_cross_entropy(hidden, head.weight, head.bias, batch.targets)
-    else:
-        total = F.cross_entropy(logits(model.module, hidden).float(), batch.targets, reduction="sum")
-    count = len(batch.targets)
-    return Loss(total / count, count)
-
-
-def _is_plain(model: LoadedModel) -> bool:
-    """Whether the logits are the head's output itself, without what some architectures do after it."""
-    module = causal_model(model.module)
-    config = module.config.get_text_config()
-    after = ("logits_scaling", "logit_scale", "final_logit_softcapping")
-    return getattr(module, "final_logits_bias", None) is None and all(getattr(config, n, None) is None for n in after)
+    return token_loss(model, hidden, batch.targets)
