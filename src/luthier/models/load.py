@@ -209,7 +209,10 @@ def text_pair_length(config: Any, tokenizer: Any) -> int:
 
     Relative positions (T5) set no bound; where the tokenizer states none either, the 512 tokens that T5 was trained on.
     """
-    limits = [int(getattr(config, "max_position_embeddings", 0) or 0), int(getattr(tokenizer, "model_max_length", 0) or 0)]
+    limits = [
+        int(getattr(config, "max_position_embeddings", 0) or 0),
+        int(getattr(tokenizer, "model_max_length", 0) or 0),
+    ]
     return min((limit for limit in limits if 0 < limit < 1_000_000), default=512)
 
 
@@ -274,7 +277,9 @@ def _pretrained(
         quantize(module, quantization, where)  # layer by layer: the device never holds the whole weights
         for parameter in module.parameters():  # and no buffers: rotations by position stay in fp32
             if parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype, copy=True)  # lets go of the file that the others were read from
+                parameter.data = parameter.data.to(
+                    dtype, copy=True
+                )  # lets go of the file that the others were read from
     return module.to(where)
 
 
