@@ -107,6 +107,15 @@ def row_length(length: int | None, limits: Limits, *, default: int, least: int) 
     return found
 
 
+def stride(given: int | None, window: int) -> int:
+    """How far apart windows begin: as ``given``, else side by side. Raises InputError where that would leave tokens out."""
+    if given is not None and given > window:
+        raise InputError(
+            f"objective.stride must be at most the length of a window, {window} tokens, else tokens between two are left out; got {given}"
+        )
+    return given or window
+
+
 def cut(
     examples: Sequence[Example], counts: Sequence[int], length: int, stride: int, limits: Limits
 ) -> Iterator[tuple[int, int, int]]:
