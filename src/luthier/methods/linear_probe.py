@@ -26,11 +26,16 @@ class Config(EntryConfig):
 
 
 def build(model: LoadedModel, config: Config) -> LoadedModel:
-    """Freeze the body, train the head. Raises UnsupportedError for a decoder."""
+    """Freeze the body, train the head. Raises UnsupportedError for a decoder, or an encoder without a head."""
     if model.architecture != "encoder":
         raise UnsupportedError(
             f"method linear_probe needs an encoder; {model.record.name} is a decoder",
             hint="use model.base=minilm-l6 with linear_probe, or method: lora with this model",
+        )
+    if model.module.head is None:
+        raise UnsupportedError(
+            "method linear_probe trains a head alone, and this objective tunes an encoder without one",
+            hint="choose a method that changes the encoder: method: lora",
         )
     model.module.body.requires_grad_(False)
     model.module.head.requires_grad_(True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import InputError, TrainingError
 from luthier.core.run import MetricSink, Progress, no_progress
-from luthier.data.batch import plan
+from luthier.data.batch import Step, plan
 from luthier.objectives._loss import Loss, Totals
 from luthier.training import checkpoint
 from luthier.training.checkpoint import Checkpoint, Position
@@ -73,11 +73,23 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What to minimise: ``loss(collate(rows))``, a mean over the rows' weights."""
+    """What to minimise: ``loss(collate(rows))``, a mean over the rows' weights.
+
+    ``whole``: the loss of a row depends on the other rows of its step, so ``collate`` gets them all at once, not a micro-batch, and it is
+    the loss that keeps its forwards within the token budget.
+    """
 
     rows: Sequence[Row]
     collate: Callable[[Sequence[Any]], Any]
     loss: Callable[[Any], Loss]
+    whole: bool = False
+
+    def plan(self, lengths: Sequence[int], *, batch_size: int, max_tokens: int, seed: int, epoch: int) -> list[Step]:
+        """The steps of ``epoch`` over rows of ``lengths``: the same for the same arguments."""
+        steps = plan(
+            lengths, batch_size=batch_size, max_tokens=max_tokens, seed=seed, epoch=epoch, group=not self.whole
+        )
+        return [[[row for rows in step for row in rows]] for step in steps] if self.whole else steps
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,7 @@ def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str,
     totals = Totals()
     lengths = [row.length for row in work.rows]
     with torch.inference_mode():
-        for step in plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=0, epoch=0):
+        for step in work.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=0, epoch=0):
             for indices in step:
                 totals.add(work.loss(work.collate([work.rows[i] for i in indices])))
     return totals.means()
@@ -247,7 +259,7 @@ class _Loop:
         """The steps of ``epoch``: the same for the same seed, also after a resume."""
         if epoch != self.epoch:
             c = self.config
-            self.steps = plan(
+            self.steps = self.work.plan(
                 self.lengths, batch_size=c.batch_size, max_tokens=c.max_tokens_per_batch, seed=c.seed, epoch=epoch
             )
             self.epoch = epoch

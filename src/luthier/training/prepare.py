@@ -89,8 +89,11 @@ def _work(model: LoadedModel, job: Job, found: Rows) -> Work:
     from luthier.training.loop import Work
 
     objective, config = job.objective.entry, job.objective.config
+    whole = bool(objective.optional("WHOLE_STEPS"))
+    budget = (job.config.train.max_tokens_per_batch,) if whole else ()
     return Work(
         found.rows,
-        lambda rows: objective.module.collate(rows, model),
+        lambda rows: objective.module.collate(rows, model, *budget),
         lambda batch: objective(model, batch, config),
+        whole,
     )
