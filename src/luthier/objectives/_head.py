@@ -76,12 +76,13 @@ def _compute_features(rows: list[HeadRow], model: LoadedModel) -> None:
     for indices in order_by_length([len(row.ids) for row in rows], _FEATURE_TOKENS):
         batch = [rows[i] for i in indices]
         with torch.no_grad():
-            vectors = model.module.pooled(*_padded(batch, model))
+            vectors = model.module.pooled(*padded(batch, model))
         for row, vector in zip(batch, vectors, strict=True):
             row.features = vector
 
 
-def _padded(rows: Sequence[HeadRow], model: LoadedModel) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[HeadRow], model: LoadedModel) -> tuple[Tensor, Tensor]:
+    """ids and mask of the rows' texts, for ``model``."""
     batch = pad([row.ids for row in rows], model.tokenizer.pad_token_id or 0)
     return batch.ids.to(model.device), batch.attention_mask.to(model.device)
 
@@ -92,15 +93,20 @@ def collate(rows: Sequence[HeadRow], model: LoadedModel) -> HeadBatch:
     features = [row.features for row in rows if row.features is not None]
     if features:
         return HeadBatch(None, None, torch.stack(features), labels)
-    return HeadBatch(*_padded(rows, model), None, labels)
+    return HeadBatch(*padded(rows, model), None, labels)
 
 
 def loss(model: LoadedModel, batch: HeadBatch, label_smoothing: float) -> Loss:
     """Mean cross-entropy over the examples, and accuracy."""
-    if batch.features is not None:
-        logits = model.module.classify(batch.features)
-    else:
-        logits = model.module(batch.ids, batch.mask)
+    logits = label_logits(model, batch)
     value = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
     accuracy = float((logits.detach().argmax(-1) == batch.labels).float().mean())
     return Loss(value, len(batch.labels), {"accuracy": accuracy})
+
+
+def label_logits(model: LoadedModel, batch: HeadBatch) -> Tensor:
+    """Logits (rows, labels)."""
+    out: Tensor = (
+        model.module(batch.ids, batch.mask) if batch.features is None else model.module.classify(batch.features)
+    )
+    return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ class Job:
     key: str
     parts: tuple[Mapping[str, Any], ...] = ()
     """Adapters that the method builds on: name and digest of each."""
+    reads: Mapping[str, ModelRecord] = field(default_factory=dict)
+    """Stored models that the objective reads, by their part in it (``teacher``)."""
 
     @property
     def kind(self) -> str:
@@ -103,6 +105,8 @@ def resolve(
     if objective.entry.module.KINDS == ("labelled",):
         check_labels(splits)
     prompt = _prompt(run, base, splits, given=prompt)
+    reads = objective.entry.optional("reads")
+    read = dict(reads(store, base, splits.train, prompt, objective.config)) if reads else {}
     origins = {"train." + key: "default" for key in type(run.train).model_fields} | dict(document.origins)
     layers = {
         f"default of objective {objective.entry.name}": objective.entry.module.DEFAULTS.get(base.architecture, {}),
@@ -119,9 +123,10 @@ def resolve(
         splits.validation.digest,
         base.digest,
         *([list(parts)] if parts else []),
+        *([{part: record.digest for part, record in read.items()}] if read else []),
     ]
     name = check_name(run.name or _derived_name(base, method, splits.train, digest_json(work)))
-    return Job(name, run, origins, base, splits, prompt, method, objective, digest_json([name, *work]), parts)
+    return Job(name, run, origins, base, splits, prompt, method, objective, digest_json([name, *work]), parts, read)
 
 
 def _told(train: dict[str, Any]) -> dict[str, Any]:
@@ -202,8 +207,10 @@ def _prompt(run: RunConfig, base: ModelRecord, splits: Splits, *, given: PromptT
         return given
     section = run.prompt
     if section != PromptConfig():
-        if splits.train.kind == "chat":
-            raise InputError("prompt is for labelled and question data; chats are trained on as they are. Leave it out")
+        if splits.train.kind in ("chat", "pairs", "similarity"):
+            raise InputError(
+                f"prompt is for labelled and question data; {splits.train.kind} rows are trained on as they are. Leave it out"
+            )
         if base.architecture == "encoder":
             raise InputError(f"prompt is for decoders; the encoder {base.name} reads the bare text. Leave it out")
     return PromptTemplate(section.instruction, section.input, splits.train.labels)

@@ -1,0 +1,110 @@
+"""How far a student's distribution is from its teacher's (Hinton et al. 2015, section 2): over labels, and over the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luthier.models.decode import causal_model, logits
+from luthier.objectives._teacher import TeacherHead
+
+Direction = Literal["forward", "reverse"]
+
+_CHUNK = 128  # rows of logits in memory at once
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float, direction: Direction) -> Tensor:
+    """Sum over rows of KL(teacher || student) (forward) or KL(student || teacher) (reverse) of softmax(logits / temperature), in nats."""
+    log_q = (student.float() / temperature).log_softmax(-1)
+    log_p = (teacher.float() / temperature).log_softmax(-1)
+    if direction == "forward":
+        return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    return F.kl_div(log_p, log_q, reduction="sum", log_target=True)
+
+
+@dataclass(frozen=True)
+class TokenTerms:
+    """Sums over tokens: ``value`` with its gradient; of it, the divergence (without T^2) and the cross-entropy."""
+
+    value: Tensor
+    divergence: float
+    cross_entropy: float
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """alpha T^2 KL + (1 - alpha) cross-entropy."""
+
+    alpha: float
+    temperature: float
+    direction: Direction
+
+
+def token_terms(
+    module: Any, hidden: Tensor, targets: Tensor, head: TeacherHead, states: Tensor, mixture: Mixture
+) -> TokenTerms:
+    """The mixture for tokens: ``hidden`` (tokens, width) of the student, ``states`` (tokens, the teacher's width) of the teacher.
+
+    Logits of a few tokens exist at a time, and the gradient is made on the way, so that none are computed twice. Where one of the
+    two heads has rows for more tokens than there are, the divergence is over what both have.
+    """
+    sums = [0.0, 0.0]
+
+    def piece(part: Tensor, start: int) -> Tensor:
+        stop = start + len(part)
+        ours = logits(module, part).float()
+        with torch.no_grad():
+            theirs = logits(head, states[start:stop])
+        both = min(ours.shape[-1], theirs.shape[-1])
+        apart = divergence(ours[:, :both], theirs[:, :both], mixture.temperature, mixture.direction)
+        right = F.cross_entropy(ours, targets[start:stop], reduction="sum")
+        sums[0] += float(apart.detach())
+        sums[1] += float(right.detach())
+        return mixture.alpha * mixture.temperature**2 * apart + (1 - mixture.alpha) * right
+
+    layer = causal_model(module).get_output_embeddings()
+    trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    value = _InPieces.apply(piece, torch.is_grad_enabled(), hidden, *trained)  # type: ignore[no-untyped-call]
+    return TokenTerms(value, *sums)
+
+
+class _InPieces(torch.autograd.Function):
+    """Sum of ``piece(rows of hidden)``, some rows at a time, with the gradients for hidden and parameters made on the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, piece: Callable[[Tensor, int], Tensor], learns: bool, hidden: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        learns = learns and any(ctx.needs_input_grad)
+        grads = [torch.zeros_like(each, dtype=torch.float32) for each in parameters] if learns else []
+        slope = torch.zeros_like(hidden) if learns else None
+        for start in range(0, len(hidden), _CHUNK):
+            part = hidden[start : start + _CHUNK]
+            if slope is None:
+                total += piece(part, start)
+                continue
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                value = piece(part, start)
+                found: Sequence[Tensor | None] = torch.autograd.grad(value, [part, *parameters], allow_unused=True)
+            total += value.detach()
+            slope[start : start + _CHUNK] = found[0]
+            for grad, more in zip(grads, found[1:], strict=True):
+                if more is not None:
+                    grad.add_(more)
+        ctx.save_for_backward(slope, *grads)
+        ctx.dtypes = [each.dtype for each in parameters]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        slope, *grads = ctx.saved_tensors
+        scale = upstream[0]
+        first = (slope * scale).to(slope.dtype)
+        return (None, None, first, *((g * scale).to(kind) for g, kind in zip(grads, ctx.dtypes, strict=True)))
