@@ -10,7 +10,7 @@ from luthier.methods import _bottleneck
 from luthier.methods._peft import task_type, wrap
 from luthier.models import parts, tuners
 from luthier.models.adapters import inner_of, peft_or_none
-from luthier.models.load import LoadedModel
+from luthier.models.load import LoadedModel, store_of
 from luthier.models.tuners._stacks import stacks
 
 if TYPE_CHECKING:
@@ -24,11 +24,9 @@ def below(store: Store, base: ModelRecord, on: str) -> dict[str, Any]:
 
 def insert(model: LoadedModel, method: str, *, on: str | None, targets: Collection[str], **options: Any) -> LoadedModel:
     """Put adapters after ``targets``, above those of ``on`` if it is given. Raises MismatchError when these are elsewhere."""
-    from luthier.store.database import open_store
-
     if on is None:
         return _bottleneck.insert(model, method, targets, **options)
-    store = open_store()
+    store = store_of(model)
     part = below(store, model.base, on)
     here = {"name": "the new adapter", "placement": options["placement"], "places": sorted(targets)}
     parts.require_same_places(part, here, where="method.on")

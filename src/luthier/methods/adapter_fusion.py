@@ -20,7 +20,7 @@ from luthier.core.model import ModelRecord
 from luthier.methods._peft import task_type, wrap
 from luthier.models import parts, tuners
 from luthier.models.adapters import peft_or_none
-from luthier.models.load import LoadedModel
+from luthier.models.load import LoadedModel, store_of
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
@@ -55,9 +55,7 @@ def needs(store: Store, base: ModelRecord, config: Config) -> list[dict[str, Any
 
 def build(model: LoadedModel, config: Config) -> LoadedModel:
     """Put the adapters and a fusion of them in. Raises as ``needs`` does."""
-    from luthier.store.database import open_store
-
-    store = open_store()
+    store = store_of(model)
     found = needs(store, model.base, config)
     settings = tuners.tuner("adapter_fusion").CONFIG(
         **parts.placed(found, where="method.adapters"), parts=parts.plain(found), task_type=task_type(model)

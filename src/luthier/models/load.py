@@ -54,7 +54,7 @@ class LoadedModel:
     a causal language model or an encoder-decoder (possibly inside a ``peft.PeftModel``) or, for encoders, an ``EncoderClassifier``. ``renderer`` is None
     for encoders. ``context_length`` is what real tokens have after the ``virtual_tokens`` of a soft
     prompt. ``folder`` holds the files of ``record``. ``attached`` and ``selected`` belong to ``models.attach``, ``light`` to
-    ``models.light``. ``quantization`` says how the base is held when that is in 4 bits.
+    ``models.light``. ``quantization`` says how the base is held when that is in 4 bits. ``store`` is where it was found.
     """
 
     record: ModelRecord
@@ -73,6 +73,7 @@ class LoadedModel:
     selected: str | None = None
     virtual_tokens: int = 0
     light: Any = None
+    store: Store | None = None
     quantization: Quantization | None = None
 
     @property
@@ -108,6 +109,7 @@ def load_model(
         loaded = load_trained(store, record, dtype=dtype, device=device)
         if labels and loaded.architecture == "encoder" and tuple(labels) != loaded.labels:
             _new_labels(loaded, tuple(labels))
+        loaded.store = store
         return loaded
     if record.kind != "base":
         raise UnsupportedError(
@@ -116,7 +118,7 @@ def load_model(
         )
     from luthier.store.artifacts import path_of
 
-    return load_folder(
+    loaded = load_folder(
         path_of(store, record.digest),
         record,
         record,
@@ -125,6 +127,15 @@ def load_model(
         labels=tuple(labels),
         quantization=quantization,
     )
+    loaded.store = store
+    return loaded
+
+
+def store_of(model: LoadedModel) -> Store:
+    """The store that a model was found in; the default one for a model that came from elsewhere."""
+    from luthier.store.database import open_store
+
+    return model.store or open_store()
 
 
 def load_folder(
@@ -143,40 +154,45 @@ def load_folder(
     set_threads()
     check_folder(folder)
     tokenizer = load_tokenizer(folder)
-    if record.architecture == "decoder":
-        module = _pretrained(AUTO_CLASSES["decoder"], folder, kind, where, quantization).eval()
-        renderer = load_renderer(folder, tokenizer)
-        context = int(getattr(module.config.get_text_config(), "max_position_embeddings", 0) or 2048)
-    elif record.architecture == "encoder-decoder":
-        module = _pretrained(AUTO_CLASSES["encoder-decoder"], folder, kind, where, quantization).eval()
-        renderer = load_renderer(folder, tokenizer)
-        context = text_pair_length(module.config, tokenizer)
-    else:
-        from luthier.models.encoder import EncoderClassifier, read_max_tokens, read_pooling
+    module = _pretrained(AUTO_CLASSES[record.architecture], folder, kind, where, quantization)
+    if record.architecture == "encoder":
+        from luthier.models.encoder import EncoderClassifier, read_pooling
 
-        body = _pretrained(AUTO_CLASSES["encoder"], folder, kind, where, quantization)
-        if getattr(body, "pooler", None) is not None:
-            body.pooler = (
+        if getattr(module, "pooler", None) is not None:
+            module.pooler = (
                 None  # sentence vectors come from the hidden states; an unread layer must not count as trained
             )
-        chance = float(getattr(body.config, "hidden_dropout_prob", 0.1) or 0.0)
-        module = EncoderClassifier(body, len(labels), pooling=read_pooling(folder), dropout=chance).to(where).eval()
-        renderer, context = None, read_max_tokens(folder, body.config, tokenizer)
+        chance = float(getattr(module.config, "hidden_dropout_prob", 0.1) or 0.0)
+        config = module.config
+        module = EncoderClassifier(module, len(labels), pooling=read_pooling(folder), dropout=chance).to(where)
+    else:
+        config = module.config
     return LoadedModel(
         record=record,
         base=base,
-        module=module,
+        module=module.eval(),
         tokenizer=tokenizer,
-        renderer=renderer,
+        renderer=load_renderer(folder, tokenizer) if record.architecture != "encoder" else None,
         device=where,
         dtype=kind,
         architecture=record.architecture,
         labels=labels if record.architecture == "encoder" else (),
-        context_length=context,
+        context_length=read_context_length(record.architecture, folder, config, tokenizer),
         folder=folder,
         base_folder=folder,
         quantization=quantization,
     )
+
+
+def read_context_length(architecture: Architecture, folder: Path, config: Any, tokenizer: Any) -> int:
+    """Tokens that a model reads at once, as its folder, its transformers ``config`` and its tokenizer state them."""
+    if architecture == "decoder":
+        return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
+    if architecture == "encoder-decoder":
+        return text_pair_length(config, tokenizer)
+    from luthier.models.encoder import read_max_tokens
+
+    return read_max_tokens(folder, config, tokenizer)
 
 
 def load_renderer(folder: Path, tokenizer: Any = None) -> Renderer:

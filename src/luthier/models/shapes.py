@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import UnsupportedError
 from luthier.core.model import ModelRecord
-from luthier.models.load import AUTO_CLASSES, LoadedModel, load_renderer, load_tokenizer, quiet_transformers
+from luthier.models.load import (
+    AUTO_CLASSES,
+    LoadedModel,
+    load_renderer,
+    load_tokenizer,
+    quiet_transformers,
+    read_context_length,
+)
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
@@ -44,8 +51,10 @@ def load_shapes(store: Store, record: ModelRecord, labels: Sequence[str] = ()) -
         sketch,
         tokenizer=tokenizer,
         renderer=load_renderer(folder, tokenizer) if record.architecture != "encoder" else None,
+        context_length=read_context_length(holder.architecture, folder, config, tokenizer),
         folder=folder,
         base_folder=folder,
+        store=store,
     )
 
 

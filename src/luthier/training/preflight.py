@@ -13,11 +13,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.batch import plan
-from luthier.store.models import find
 from luthier.store.runs import list_runs
 
 if TYPE_CHECKING:
@@ -298,56 +297,15 @@ def outcome(prediction: Prediction, job: Job, *, peak_mb: float, train_s: float,
 
 
 def _shapes_only(store: Store, job: Job) -> LoadedModel:
-    import torch
-    import transformers
+    from luthier.models.adapters import inner_of
+    from luthier.models.load import choose_device, choose_dtype
+    from luthier.models.shapes import load_shapes
 
-    from luthier.models.encoder import EncoderClassifier, read_max_tokens, read_pooling
-    from luthier.models.load import (
-        AUTO_CLASSES,
-        LoadedModel,
-        choose_device,
-        choose_dtype,
-        load_renderer,
-        load_tokenizer,
-        quiet_transformers,
-        text_pair_length,
-    )
-    from luthier.store.artifacts import path_of
-
-    record = job.base
-    while record.kind != "base" and record.base:
-        record = find(store, record.base)
-    folder = path_of(store, record.digest)
-    tokenizer, meta = load_tokenizer(folder), torch.device("meta")
-    kind = record.architecture
-    with quiet_transformers(), meta:
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        module = getattr(transformers, AUTO_CLASSES[kind]).from_config(config)
-        if kind == "encoder":
-            module.pooler = None
-            labels = job.prompt.labels if job.kind == "labelled" else ()
-            module = EncoderClassifier(module, len(labels), pooling=read_pooling(folder))
+    labels = job.prompt.labels if job.kind == "labelled" else ()
+    found = load_shapes(store, job.base, labels=labels)
     dtype = choose_dtype(job.config.train.dtype, choose_device(job.config.train.device))
-    (module.body if kind == "encoder" else module).to(dtype)
-    if kind == "decoder":
-        context = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
-    elif kind == "encoder":
-        context = read_max_tokens(folder, config, tokenizer)
-    else:
-        context = text_pair_length(config, tokenizer)
-    return LoadedModel(
-        record=job.base,
-        base=job.base,
-        module=module.eval(),
-        tokenizer=tokenizer,
-        renderer=load_renderer(folder, tokenizer) if kind != "encoder" else None,
-        device=meta,
-        dtype=dtype,
-        architecture=record.architecture,
-        context_length=context,
-        folder=folder,
-        base_folder=folder,
-    )
+    inner_of(found).to(dtype)
+    return replace(found, dtype=dtype)
 
 
 def _no_features(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
