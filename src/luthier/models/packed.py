@@ -125,7 +125,7 @@ def prefix_cache(module: Any, prefix: KeysValues | None, shared: int, rows: int)
 def log_probs(module: Any, rows: Sequence[Row], device: torch.device, cache: Any, shared: int) -> list[torch.Tensor]:
     """One padded forward over packed rows whose first ``shared`` prompt tokens are in ``cache``: with gradients when they are
     enabled, the summed log-probability of each continuation, one fp32 vector a row."""
-    hidden, where, tokens, outputs, counts = _hidden_at_reads(module, rows, device, cache, shared)
+    hidden, where, tokens, outputs, counts = hidden_at_reads(module, rows, device, cache, shared)
     total = torch.zeros(sum(counts), device=device)
     if len(tokens):
         total = total.index_add(0, outputs, _token_log_probs(module, hidden, where, tokens))
@@ -135,7 +135,7 @@ def log_probs(module: Any, rows: Sequence[Row], device: torch.device, cache: Any
 @torch.inference_mode()
 def _read(module: Any, rows: Sequence[Row], device: torch.device, cache: Any, shared: int) -> list[list[Read]]:
     """As ``log_probs``, with whether each continuation is the greedy one."""
-    hidden, where, tokens, outputs, counts = _hidden_at_reads(module, rows, device, cache, shared)
+    hidden, where, tokens, outputs, counts = hidden_at_reads(module, rows, device, cache, shared)
     total, missed = torch.zeros(sum(counts), device=device), torch.zeros(sum(counts), device=device)
     if len(tokens):
         values, best = token_log_probs(module, hidden, where, tokens)
@@ -145,7 +145,7 @@ def _read(module: Any, rows: Sequence[Row], device: torch.device, cache: Any, sh
     return [[read.pop(0) for _ in range(count)] for count in counts]
 
 
-def _hidden_at_reads(
+def hidden_at_reads(
     module: Any, rows: Sequence[Row], device: torch.device, cache: Any, shared: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
     """Hidden states where something is read, (places, width); for each token read the place, the token and the number of its
@@ -163,6 +163,25 @@ def _hidden_at_reads(
     places, where = flat.unique_consecutive(return_inverse=True)  # type: ignore[no-untyped-call]
     gathered = hidden.reshape(-1, hidden.shape[-1])[places]
     return gathered, where, tokens, outputs, [tree.count for tree in trees]
+
+
+def hidden_at_ends(
+    module: Any, rows: Sequence[Row], device: torch.device, cache: Any, shared: int
+) -> tuple[torch.Tensor, list[int]]:
+    """Hidden states of each continuation's last token, (continuations, width), and how many continuations each row has."""
+    after = 0  # any token: what it is does not matter where it is predicted
+    longer = [Row(row.prompt, [[*continuation, after] for continuation in row.continuations]) for row in rows]
+    trees = [_join(row.continuations) for row in longer]
+    input_ids, positions, mask = _pack(module, longer, trees, device, shared)
+    hidden = hidden_states(module, input_ids, position_ids=positions, mask=mask, cache=cache)
+    width = input_ids.shape[1]
+    places = []
+    for number, (row, tree) in enumerate(zip(longer, trees, strict=True)):
+        last = number * width + len(row.prompt) - shared - 1
+        ends = {continuation: last + 1 + node for continuation, node, _ in tree.reads}  # of each the last that is read
+        places += [ends[continuation] for continuation in range(tree.count)]
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return flat.index_select(0, torch.tensor(places, device=device)), [tree.count for tree in trees]
 
 
 def _token_log_probs(module: Any, hidden: torch.Tensor, where: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

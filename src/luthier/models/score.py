@@ -16,12 +16,12 @@ import torch
 from luthier.models.cascade import Path, Tree, read_rows, supports
 from luthier.models.decode import attends_fully
 from luthier.models.log_probs import token_log_probs
-from luthier.models.packed import Read, Row, log_probs, prefix_cache, score_masked
+from luthier.models.packed import Read, Row, hidden_at_ends, hidden_at_reads, log_probs, prefix_cache, score_masked
 from luthier.models.prefix import SHARE_AT_LEAST, KeysValues, PrefixMemory, common_prefix, compute
 from luthier.models.soft_prompt import keys_values
 from luthier.models.trie import Leaf, Shared, Unit, plan
 
-__all__ = ["Read", "Row", "packed_log_probs", "score_batches", "score_rows"]
+__all__ = ["Read", "Row", "packed_ends", "packed_hidden", "packed_log_probs", "score_batches", "score_rows"]
 
 FORWARD_ON_CPU, FORWARD_ELSEWHERE = 32, 1024
 """What one more forward costs, in tokens of a large one: reading the weights and starting the kernels."""
@@ -32,16 +32,46 @@ def packed_log_probs(module: Any, rows: Sequence[Row], device: torch.device) -> 
 
     One forward for all rows, after one for what all prompts begin with (the instruction); its gradient is the sum over the rows.
     """
-    if attends_fully(module):
-        prompts = [row.prompt for row in rows]
-        shared = common_prefix(prompts) if len(rows) > 1 else 0
-        if shared < SHARE_AT_LEAST:
-            return log_probs(module, rows, device, None, 0)
-        prefix = compute(module, prompts[0][:shared], device)
-        return log_probs(module, rows, device, prefix_cache(module, prefix, shared, len(rows)), shared)
-    single = [Row(row.prompt, [continuation]) for row in rows for continuation in row.continuations]
-    flat = torch.cat(log_probs(module, single, device, None, 0)) if single else torch.zeros(0, device=device)
+    arranged, cache, shared = _arranged(module, rows, device)
+    found = log_probs(module, arranged, device, cache, shared)
+    if len(arranged) == len(rows):
+        return found
+    flat = torch.cat(found) if found else torch.zeros(0, device=device)
     return list(torch.split(flat, [len(row.continuations) for row in rows]))
+
+
+def packed_hidden(
+    module: Any, rows: Sequence[Row], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What ``packed_log_probs`` is made of, before the head, differentiable.
+
+    Hidden states where something is read, (places, width); for each token that is read its place, the token, and the number of its
+    continuation among all.
+    """
+    arranged, cache, shared = _arranged(module, rows, device)
+    hidden, where, tokens, owners, _ = hidden_at_reads(module, arranged, device, cache, shared)
+    return hidden, where, tokens, owners
+
+
+def packed_ends(module: Any, rows: Sequence[Row], device: torch.device) -> torch.Tensor:
+    """Hidden states of the last token of each continuation of each row in turn, (continuations, width), differentiable."""
+    arranged, cache, shared = _arranged(module, rows, device)
+    return hidden_at_ends(module, arranged, device, cache, shared)[0]
+
+
+def _arranged(module: Any, rows: Sequence[Row], device: torch.device) -> tuple[list[Row], Any, int]:
+    """``rows`` as they go through ``module`` with gradients, a cache of what their prompts begin with, and its length.
+
+    Where one mask does not fit all layers, every continuation is a row of its own.
+    """
+    if not attends_fully(module):
+        return [Row(row.prompt, [continuation]) for row in rows for continuation in row.continuations], None, 0
+    prompts = [row.prompt for row in rows]
+    shared = common_prefix(prompts) if len(rows) > 1 else 0
+    if shared < SHARE_AT_LEAST:
+        return list(rows), None, 0
+    prefix = compute(module, prompts[0][:shared], device)
+    return list(rows), prefix_cache(module, prefix, shared, len(rows)), shared
 
 
 def score_rows(

@@ -1,0 +1,139 @@
+"""Log-probabilities of answers with their gradients: logits only where an answer's token is predicted, a chunk of them at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.data.render_source import SourceRenderer
+from luthier.models.decode import causal_model, logits
+from luthier.models.load import LoadedModel
+from luthier.models.score import Row, packed_hidden
+from luthier.models.seq2seq import read
+
+_CHUNK = 128
+"""Rows of logits in memory at once."""
+
+_TINY = 1e-30
+"""Below this a probability in fp32 has lost digits, and its logarithm is computed from the logits."""
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T + bias)[targets], fp32, one a row.
+
+    d log p / d logits = onehot - softmax. Where only ``hidden`` needs a gradient, its rows (before the upstream factor of each) are made
+    while the chunk's logits are there; the head's own gradient needs the upstream factors first, so that logits are made again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        wanted = ctx.needs_input_grad
+        at_once = wanted[0] and not wanted[1] and not wanted[2]
+        slope = torch.empty_like(hidden) if at_once else None
+        values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), _CHUNK):
+            piece = slice(start, start + _CHUNK)
+            wished = targets[piece, None]
+            low = _logits(hidden[piece], weight, bias)
+            full = low.float()
+            shares = full.softmax(-1)
+            right = shares.gather(1, wished)
+            values[piece] = _log(right, full, wished).squeeze(1)
+            if slope is not None:
+                low.copy_(shares.neg_().scatter_(1, wished, 1.0 - right))
+                torch.mm(low, weight, out=slope[piece])
+        if at_once:
+            ctx.save_for_backward(slope)
+        else:
+            ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.at_once = at_once
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        factors = upstream[0].unsqueeze(1)
+        if ctx.at_once:
+            (slope,) = ctx.saved_tensors
+            return (slope * factors).to(slope.dtype), None, None, None
+        hidden, weight, bias, targets = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] else None
+        for start in range(0, len(hidden), _CHUNK):
+            piece = slice(start, start + _CHUNK)
+            low = _logits(hidden[piece], weight, bias)
+            shares = low.float().softmax(-1).neg_()
+            shares.scatter_add_(1, targets[piece, None], torch.ones_like(factors[piece], dtype=torch.float32))
+            low.copy_(shares.mul_(factors[piece]))
+            if grad_hidden is not None:
+                torch.mm(low, weight, out=grad_hidden[piece])
+            if grad_weight is not None:
+                grad_weight += low.T @ hidden[piece]
+            if grad_bias is not None:
+                grad_bias += low.sum(0, dtype=torch.float32)
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+        )
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    found = hidden @ weight.t()
+    return found if bias is None else found.add_(bias)
+
+
+def _log(right: Tensor, full: Tensor, wished: Tensor) -> Tensor:
+    """log of the probabilities ``right`` (rows, 1); of those that fp32 cannot hold well, from the logits."""
+    out = right.log()
+    lost = (right < _TINY).flatten()
+    if bool(lost.any()):
+        out[lost] = full[lost].gather(1, wished[lost]) - full[lost].logsumexp(-1, keepdim=True)
+    return out
+
+
+def linear_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """log-probability of ``targets[i]`` under the logits ``hidden[i] @ weight.T + bias``, fp32, differentiable.
+
+    hidden (rows, width), weight (vocabulary, width), bias (vocabulary) or None, targets (rows) of token ids; returns (rows).
+    """
+    result: Tensor = _LinearLogProbs.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    return result
+
+
+def token_log_probs(model: LoadedModel, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """log-probability of ``tokens[i]`` at ``hidden[i]`` by the model's language-model head, fp32, differentiable."""
+    module = causal_model(model.module)
+    head = module.get_output_embeddings()
+    if type(head) is nn.Linear and _is_plain(module):
+        return linear_log_probs(hidden, head.weight, head.bias, tokens)
+    every = logits(model.module, hidden).float()
+    return every.gather(1, tokens[:, None]).squeeze(1) - every.logsumexp(-1)
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether the logits are the head's output itself, without what some architectures do after it."""
+    config = module.config.get_text_config()
+    after = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+    return getattr(module, "final_logits_bias", None) is None and all(getattr(config, n, None) is None for n in after)
+
+
+def answer_log_probs(model: LoadedModel, rows: Sequence[Row]) -> Tensor:
+    """log p(answer | prompt), a sum over the answer's tokens, fp32 and differentiable: one for every answer of every row, in turn.
+
+    A prompt goes through the model once, its answers as branches after it.
+    """
+    renderer = model.renderer
+    if isinstance(renderer, SourceRenderer):
+        placed = read(model.module, rows, renderer.opening, renderer.pad_id, model.device)
+        hidden, where, tokens, owners = placed.hidden, placed.where, placed.tokens, placed.owner
+    else:
+        hidden, where, tokens, owners = packed_hidden(model.module, rows, model.device)
+    values = token_log_probs(model, hidden.index_select(0, where), tokens)
+    count = sum(len(row.continuations) for row in rows)
+    return torch.zeros(count, device=values.device).index_add(0, owners, values)
