@@ -8,9 +8,11 @@ import pytest
 import torch
 from tests.methods.tiny import HEAD, KINDS, LAYERS, D, F
 from torch import Tensor
+from transformers import BartConfig
 
 from luthier.core.engine import Sampling
 from luthier.core.errors import InputError, UnsupportedError
+from luthier.core.model import ModelRecord
 from luthier.methods import ladder_side
 from luthier.models import cascade, rows, tuners
 from luthier.models.adapters import inner_of
@@ -20,6 +22,7 @@ from luthier.models.load import LoadedModel, load_model
 from luthier.models.merge import merge
 from luthier.models.packed import Row, log_probs
 from luthier.models.score import score_rows
+from luthier.models.shapes import sketch_of
 from luthier.store.database import open_store
 
 OPTIONS = {"reduction": 4}
@@ -287,3 +290,19 @@ def test_bounds(decoder: LoadedModel) -> None:
     built = ladder_side.build(decoder, ladder_side.Config(reduction=4))
     with pytest.raises(UnsupportedError, match=r"cannot be merged into the weights.*a network beside"):
         merge(built)
+
+
+def test_an_encoder_decoder_without_last_norms_is_refused() -> None:
+    config = BartConfig(
+        vocab_size=64,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+    )
+    sketch = sketch_of(ModelRecord("bart", "base", "encoder-decoder", "0" * 64), config)
+    with pytest.raises(UnsupportedError, match="BartForConditionalGeneration has none"):
+        ladder_side.build(sketch, ladder_side.Config(reduction=4))

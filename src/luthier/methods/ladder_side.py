@@ -68,9 +68,16 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
 
 
 def _check(module: Any, config: Config, tuner: Any) -> None:
+    from luthier.models.tuners._stacks import stacks
+
     whole = module.config.get_text_config()
     if not tuner.targets(module):
         raise UnsupportedError(f"method ladder_side finds no blocks with attention in {type(module).__name__}")
+    if any(stack.feeds and stack.norm is None for stack in stacks(module)):
+        raise UnsupportedError(
+            f"method ladder_side needs a norm after an encoder-decoder's last block, as T5 has; {type(module).__name__} has none",
+            hint="method=lora or method=pfeiffer_adapter takes this model",
+        )
     try:
         tuner.side_config(whole, config.reduction)
     except ValueError as error:
