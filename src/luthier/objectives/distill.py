@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from luthier.core import catalog
 from luthier.core.catalog import EntryConfig
 from luthier.core.dataset import Dataset
 from luthier.core.errors import DataError, UnsupportedError
@@ -31,7 +32,7 @@ from luthier.data.batch import order_by_length
 from luthier.models.adapters import inner_of
 from luthier.models.decode import hidden_states
 from luthier.models.load import LoadedModel
-from luthier.objectives import _head, _label_texts, _seq2seq, _teacher, classify, sft
+from luthier.objectives import _head, _label_texts, _seq2seq, _teacher
 from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits, require_kind
 from luthier.objectives._soft_targets import Direction, Mixture, divergence, token_terms
@@ -107,14 +108,16 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
     require_kind(dataset, KINDS, "distill")
     if dataset.kind == "labelled":
         told = config.model_dump(include={"generative_weight"}, exclude_unset=True)
-        found = classify.prepare(dataset, model, prompt, classify.Config(**told), limits)
+        own = catalog.load("objectives", "classify")
+        found = own.module.prepare(dataset, model, prompt, own.configure(told), limits)
     elif model.architecture == "encoder":
         raise UnsupportedError(
             f"an encoder is distilled on labelled rows; {dataset.name} is {dataset.kind}",
             hint="luthier data inspect FILE shows what a file holds",
         )
     else:
-        found = sft.prepare(dataset, model, prompt, sft.Config(turns=config.turns), limits)
+        own = catalog.load("objectives", "sft")
+        found = own.module.prepare(dataset, model, prompt, own.configure({"turns": config.turns}), limits)
     return [Row(row) for row in found]
 
 
@@ -173,11 +176,15 @@ def _label_logits(teacher: LoadedModel, rows: Sequence[Any], student: LoadedMode
 
 def _states(teacher: LoadedModel, rows: Sequence[Any]) -> list[Tensor]:
     """Hidden states at the labelled places of each row, in the machine's own memory."""
-    hidden = _hidden(teacher, sft.collate([row.row for row in rows], teacher)).cpu()
+    hidden = _hidden(teacher, _batch("sft", [row.row for row in rows], teacher)).cpu()
     return [part.clone() for part in torch.split(hidden, [row.weight for row in rows])]
 
 
-def _hidden(model: LoadedModel, batch: sft.Batch | _seq2seq.PairBatch) -> Tensor:
+def _batch(objective: str, rows: Sequence[Any], model: LoadedModel) -> Any:
+    return catalog.load("objectives", objective).module.collate(rows, model)
+
+
+def _hidden(model: LoadedModel, batch: Any) -> Tensor:
     if isinstance(batch, _seq2seq.PairBatch):
         return _seq2seq.hidden_at_labels(model, batch)
     hidden = hidden_states(model.module, batch.ids)
@@ -189,8 +196,8 @@ def collate(rows: Sequence[Any], model: LoadedModel) -> Batch:
     inner, said = [row.row for row in rows], [row.said for row in rows]
     head = rows[0].head
     if head is None:
-        return Batch(classify.collate(inner, model), torch.stack(said).to(model.device), None)
-    return Batch(sft.collate(inner, model), torch.cat(said).to(model.device), head)
+        return Batch(_batch("classify", inner, model), torch.stack(said).to(model.device), None)
+    return Batch(_batch("sft", inner, model), torch.cat(said).to(model.device), head)
 
 
 def loss(model: LoadedModel, batch: Batch, config: Config) -> Loss:
