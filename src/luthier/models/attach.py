@@ -9,6 +9,11 @@ A trained folder holds ``luthier.json`` (the manifest) and, as ``saves`` in it s
 - ``weights``: a whole model in Hugging Face layout with its tokenizer (and ``head.safetensors``);
 - ``head``: ``head.safetensors`` alone.
 
+A head that has no labels (a reward model's, on a decoder as well) is in ``head.safetensors`` too; the manifest's ``head`` says how many
+outputs it has.
+
+An encoder that was tuned to predict words also has ``lm_head.safetensors`` (``models.masked_head``), which only that reads.
+
 While training, adapters live in a ``peft.PeftModel``: it *is* ``LoadedModel.module`` for decoders and ``module.body`` for encoders.
 """
 
@@ -61,8 +66,9 @@ def save_trained(model: LoadedModel, folder: Path, manifest: Mapping[str, Any]) 
     saves = manifest.get("saves")
     if saves not in SAVES:
         raise InputError(f"saves must be one of {', '.join(SAVES)}; got {saves!r}")
-    if saves == "head" and (model.architecture != "encoder" or model.module.head is None):
-        raise InputError(f"saves 'head' needs an encoder with labels; {model.record.name} has none")
+    head = model.head
+    if saves == "head" and head is None:
+        raise InputError(f"saves 'head' needs an encoder with labels, or a head; {model.record.name} has none")
     full = {
         "format": FORMAT,
         "base": {"name": model.base.name, "digest": model.base.digest},
@@ -76,7 +82,10 @@ def save_trained(model: LoadedModel, folder: Path, manifest: Mapping[str, Any]) 
         "run_id": None,
         **({"quantization": model.quantization.as_dict()} if model.quantization is not None else {}),
         **manifest,
+        **({"head": {"outputs": head.out_features}} if head is not None and not model.labels else {}),
     }
+    if head is not None and model.architecture != "encoder":
+        model.put_head(None)  # the files of the language model hold nothing else
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if saves == "adapter":
@@ -85,12 +94,17 @@ def save_trained(model: LoadedModel, folder: Path, manifest: Mapping[str, Any]) 
             delta.write_changes(inner_of(model), folder / delta.FILE)
         elif saves == "weights":
             _save_weights(model, folder)
-        if model.architecture == "encoder" and model.module.head is not None:
-            write_tensors(folder / HEAD, dict(model.module.head.state_dict()))
+        if head is not None:
+            write_tensors(folder / HEAD, dict(head.state_dict()))
+        if model.architecture == "encoder" and model.module.lm_head is not None:
+            model.module.lm_head.save(folder)
         text = json.dumps(full, indent=2, ensure_ascii=False, sort_keys=True)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise StoreError(f"cannot write the trained model to {folder}: {error}") from error
+    finally:
+        if model.architecture != "encoder":
+            model.put_head(head)
     return full
 
 
@@ -129,6 +143,8 @@ def load_trained(store: Store, record: ModelRecord, *, dtype: str = "auto", devi
         loaded = load_folder(folder, record, base, dtype=dtype, device=device, labels=labels)
         if loaded.architecture == "encoder" and labels:
             _read_head(folder, loaded.module.head)
+        elif manifest.get("head"):
+            loaded.put_head(_further_head(folder, loaded))
         loaded.labels = labels
         _check_template(record, manifest, loaded)
         return loaded
@@ -217,6 +233,8 @@ def attach(
         from luthier.models.encoder import new_head
 
         held.head = _read_head(folder, new_head(base.module.width, len(held.labels))).to(base.device).eval()
+    elif manifest.get("head"):
+        held.head = _further_head(folder, base)
     if light and manifest["saves"] == "adapter" and take(base, folder, name):
         base.attached[name] = replace(held, light=True)
         return
@@ -255,6 +273,8 @@ def select(base: LoadedModel, name: str | None) -> None:
     if base.architecture == "encoder":
         base.module.head = held.head if held is not None else None
         base.labels = held.labels if held is not None else ()
+    else:
+        base.decoder_head = held.head if held is not None else None
     base.selected = name
 
 
@@ -305,6 +325,23 @@ def _save_weights(model: LoadedModel, folder: Path) -> None:
             target = folder / source.relative_to(model.base_folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+
+
+def _further_head(folder: Path, model: LoadedModel) -> Any:
+    """The head of a model without labels, as its file has it."""
+    import torch
+
+    tensors = read_tensors(folder / HEAD)
+    weight = tensors.get("weight")
+    width = inner_of(model).config.get_text_config().hidden_size
+    if weight is None or weight.ndim != 2 or weight.shape[1] != width:
+        shape = None if weight is None else tuple(weight.shape)
+        raise MismatchError(
+            f"{folder / HEAD}: a head of shape {shape} does not fit {model.base.name} of width {width}", hint=_AGAIN
+        )
+    head = torch.nn.Linear(width, weight.shape[0], bias="bias" in tensors)
+    head.load_state_dict(tensors)
+    return head.requires_grad_(False).to(model.device).eval()
 
 
 def _read_head(folder: Path, head: Any) -> Any:

@@ -33,6 +33,7 @@ class EncoderClassifier(nn.Module):
         self.pooling: Pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.head: nn.Linear | None = new_head(self.width, labels) if labels else None
+        self.lm_head: nn.Module | None = None  # ``models.masked_head``, while words are predicted
 
     @property
     def width(self) -> int:
@@ -51,11 +52,15 @@ class EncoderClassifier(nn.Module):
             self.body.train(False)
         return self
 
-    def pooled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """One fp32 vector a text, not normalised. Both inputs (batch, length); returns (batch, width)."""
+    def pooled(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_types: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One fp32 vector a text, not normalised. Inputs (batch, length); returns (batch, width). ``token_types`` says which of a pair of
+        texts a token belongs to."""
+        types = {} if token_types is None else {"token_type_ids": token_types}
         needs_grad = torch.is_grad_enabled() and not self.body_is_frozen
         with torch.set_grad_enabled(needs_grad):
-            hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
             hidden = hidden[:, -input_ids.shape[1] :]  # a soft prompt's come first, and are not pooled
             if self.pooling == "cls":
                 return hidden[:, 0].float()  # type: ignore[no-any-return]

@@ -52,7 +52,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, hits: Tensor | None
+    ) -> Tensor:
         wanted = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
@@ -68,6 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if bias is not None:
                 low.add_(bias)
             torch.softmax(logits.copy_(low), -1, out=shares)
+            if hits is not None:
+                hits += (shares.argmax(-1, keepdim=True) == wished).sum()
             right = shares.gather(1, wished)
             total -= _log(right, logits, wished).sum()
             if not any(wanted):
@@ -89,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad is None else (grad * upstream[0]).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*grads, None)
+        return (*grads, None, None)
 
 
 def _log(right: Tensor, logits: Tensor, wished: Tensor) -> Tensor:
@@ -101,10 +105,13 @@ def _log(right: Tensor, logits: Tensor, wished: Tensor) -> Tensor:
     return out
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, hits: Tensor | None = None
+) -> Tensor:
     """Sum over rows of the cross-entropy of ``hidden @ weight.T + bias`` against ``targets``, in nats, fp32.
 
-    hidden (rows, width), weight (vocabulary, width), bias (vocabulary) or None, targets (rows) of token ids.
+    hidden (rows, width), weight (vocabulary, width), bias (vocabulary) or None, targets (rows) of token ids. To ``hits``, a scalar of
+    whole numbers, is added how many targets are the likeliest of their row.
     """
-    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, hits)  # type: ignore[no-untyped-call]
     return result
