@@ -51,13 +51,12 @@ def _attends(block: nn.Module) -> bool:
 
 
 def _norm_after(owner: nn.Module, place: str, blocks: nn.ModuleList) -> str | None:
-    """The last norm among the children of the module that holds the blocks, after them."""
+    """The last norm among the children of the module that holds the blocks, after them; BART lists that of its embeddings there too."""
     after, name = False, None
     for key, child in owner.named_children():
+        kind = type(getattr(child, "base_layer", child)).__name__  # perhaps wrapped by a tuner
         if child is blocks:
             after = True
-        elif after and type(getattr(child, "base_layer", child)).__name__.endswith(
-            "Norm"
-        ):  # perhaps wrapped by a tuner
+        elif after and kind.endswith("Norm") and "embed" not in key:
             name = f"{place}.{key}" if place else key
     return name
