@@ -125,7 +125,12 @@ def _starts(words: Sequence[int | None]) -> list[int]:
 
 
 def heads(model: LoadedModel, config: Config) -> None:
-    """Give the encoder its language-model head."""
+    """Give the encoder its language-model head. Raises UnsupportedError for a method that trains nothing of the encoder."""
+    if model.module.body_is_frozen:
+        raise UnsupportedError(
+            "masked_lm is there to train the encoder, and this method leaves it as it is",
+            hint="choose a method that changes the encoder: method=lora",
+        )
     head = masked_head(model)
     head.requires_grad_(not head.own if config.train_head is None else config.train_head)
     model.module.lm_head = head
@@ -182,10 +187,9 @@ def collate(rows: Sequence[Any], model: LoadedModel) -> Batch:
 def loss(model: LoadedModel, batch: Batch, config: Config) -> Loss:
     """Mean cross-entropy over the tokens asked, in nats; metric ``accuracy``, the share whose likeliest token is the right one."""
     encoder = model.module
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not encoder.body_is_frozen):
-        hidden = encoder.body(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        hidden = hidden[:, -batch.ids.shape[1] :]  # a soft prompt's come first
-        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.places)
+    hidden = encoder.body(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+    hidden = hidden[:, -batch.ids.shape[1] :]  # a soft prompt's come first
+    hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.places)
     head, hits = encoder.lm_head, torch.zeros((), dtype=torch.long, device=hidden.device)
     total = linear_cross_entropy(head(hidden), head.weight(inner_of(model)), head.bias, batch.targets, hits)
     count = len(batch.targets)

@@ -207,7 +207,7 @@ def _prompt(run: RunConfig, base: ModelRecord, splits: Splits, *, given: PromptT
         return given
     section = run.prompt
     if section != PromptConfig():
-        if splits.train.kind in ("chat", "pairs", "similarity"):
+        if splits.train.kind in ("chat", "pairs", "similarity", "preference", "text"):
             raise InputError(
                 f"prompt is for labelled and question data; {splits.train.kind} rows are trained on as they are. Leave it out"
             )
