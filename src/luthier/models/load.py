@@ -31,6 +31,9 @@ AUTO_CLASSES: Mapping[Architecture, str] = {
 }
 """The class of transformers that loads each kind of model."""
 
+HEAD_MODULE = "task_head"
+"""What a decoder's head is called among the parts of its module."""
+
 
 @dataclass
 class Attached:
@@ -55,6 +58,7 @@ class LoadedModel:
     for encoders. ``context_length`` is what real tokens have after the ``virtual_tokens`` of a soft
     prompt. ``folder`` holds the files of ``record``. ``attached`` and ``selected`` belong to ``models.attach``, ``light`` to
     ``models.light``. ``quantization`` says how the base is held when that is in 4 bits. ``store`` is where it was found.
+    ``decoder_head`` is set by ``put_head``.
     """
 
     record: ModelRecord
@@ -75,6 +79,25 @@ class LoadedModel:
     light: Any = None
     store: Store | None = None
     quantization: Quantization | None = None
+    decoder_head: Any = None
+
+    @property
+    def head(self) -> Any:
+        """What turns a text's vector into scores: an encoder's head, or one that was put on a decoder; None without one."""
+        return self.module.head if self.architecture == "encoder" else self.decoder_head
+
+    def put_head(self, head: Any) -> None:
+        """Give the model a head (a linear layer from its width), or take it away (None).
+
+        The head is a part of ``module``, so that it is trained with it, but of no language model: it is saved in a file of its own.
+        """
+        if self.architecture == "encoder":
+            self.module.head = head
+            return
+        self.decoder_head = head
+        self.module._modules.pop(HEAD_MODULE, None)
+        if head is not None:
+            self.module.add_module(HEAD_MODULE, head)
 
     @property
     def template_digest(self) -> str:

@@ -216,6 +216,11 @@ def require_mergeable(record: ModelRecord) -> None:
     """Raise UnsupportedError, before any weight is read, for a tuned model whose method has no merged weights (as its SERVING says)."""
     from luthier.core import catalog
 
+    if record.meta.get("scores"):
+        raise UnsupportedError(
+            f"{record.name} scores texts with a head beside the language model; merged weights would lose it",
+            hint="use it where it is: luthier.models.reward scores texts with it",
+        )
     method = str(record.meta.get("method") or "")
     if record.kind != "adapter" or method not in catalog.names("methods"):
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,7 @@ _REFERENCE_TOKENS = 2048
 class PairRow:
     """Token ids of a prompt and of its two answers, each to its end of turn; ``length`` counts what goes through the model.
 
-    ``reference`` are the log-probabilities of chosen and rejected under the model as it was before training.
+    ``reference`` are the log-probabilities of chosen and rejected under the model as it was before training, ``margin`` by how much chosen is said to be better.
     """
 
     prompt: list[int]
@@ -61,11 +61,16 @@ class PairBatch:
     rows: list[ScoredRow]
     sizes: Tensor
     reference: Tensor | None
-    margin: Tensor
 
 
-def pairs(dataset: Dataset, model: LoadedModel, limits: Limits, objective: str) -> list[PairRow]:
-    """Both answers of every example in tokens.
+def pairs(
+    dataset: Dataset,
+    model: LoadedModel,
+    limits: Limits,
+    objective: str,
+    margin: Callable[[Example], float] | None = None,
+) -> list[PairRow]:
+    """Both answers of every example in tokens, and its ``margin``.
 
     Raises UnsupportedError for another kind of data or an encoder; DataError, which names the rows, for an example with one side, without
     a prompt or with an empty answer, sides that are the same tokens, and rows over the context.
@@ -80,6 +85,8 @@ def pairs(dataset: Dataset, model: LoadedModel, limits: Limits, objective: str) 
     rows = []
     for example, (prompt, good), (_, bad) in zip(dataset.examples, chosen, rejected, strict=True):
         row = PairRow(prompt, good, bad, example.source or example.id)
+        if margin is not None:
+            row.margin = margin(example)
         most = max(map(len, (good, bad)))
         if limits.admit(
             example,
@@ -188,7 +195,6 @@ def collate(rows: Sequence[PairRow], model: LoadedModel) -> PairBatch:
         [row.scored for row in rows],
         torch.tensor([[len(row.chosen), len(row.rejected)] for row in rows], device=model.device),
         torch.tensor(known, device=model.device) if len(known) == len(rows) else None,
-        torch.tensor([row.margin for row in rows], device=model.device),
     )
 
 

@@ -228,6 +228,8 @@ def outline(store: Store, job: Job, shared: Shared | None = None) -> LoadedModel
     model.labels = job.prompt.labels if job.kind == "labelled" else ()
     model.module.requires_grad_(False)
     built: LoadedModel = job.method.entry(model, job.method.config)
+    if (heads := job.objective.entry.optional("heads")) is not None:
+        heads(built, job.objective.config)
     return built
 
 

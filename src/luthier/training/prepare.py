@@ -60,9 +60,16 @@ def _model(store: Store, job: Job, progress: Progress, shared: Shared | None) ->
     if job.base.kind == "adapter":
         model = merge(model)
         model.base = job.base
+    head = model.head if model.architecture != "encoder" else None
+    if head is not None:
+        model.put_head(None)  # methods change the language model alone
     model.labels = labels
     model.module.requires_grad_(False)
     built: LoadedModel = job.method.entry(model, job.method.config)
+    if (heads := job.objective.entry.optional("heads")) is not None:
+        if head is not None:
+            built.put_head(head)
+        heads(built, job.objective.config)
     progress("load", 1, 1)
     return built
 

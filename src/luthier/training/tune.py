@@ -280,7 +280,11 @@ def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, 
     """Write the weights into the store, register the name, record where it came from."""
     from luthier.models.attach import save_trained
 
-    prompt = job.prompt.as_dict() if model.architecture != "encoder" and job.kind != "chat" else None
+    prompt = (
+        job.prompt.as_dict()
+        if model.architecture != "encoder" and job.kind not in ("chat", "preference", "text")
+        else None
+    )
     saves = job.method.entry.module.SAVES
     manifest = {
         "saves": saves,
@@ -305,6 +309,7 @@ def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, 
             "method": job.method.entry.name,
             "objective": job.objective.entry.name,
             "saves": saves,
+            **({"scores": True} if model.head is not None and not model.labels else {}),
             "serving": dict(job.serving),
             "prompt": prompt,
             **({"parts": [dict(part) for part in job.parts]} if job.parts else {}),
