@@ -82,13 +82,11 @@ def shrink(
 
 def keep_layers(module: Any, layers: Sequence[int] | None = None) -> tuple[int, ...]:
     """Take all layers but ``layers`` out of a Hugging Face model, in place, its configuration too; returns the ones that are left."""
-    import torch
+    from luthier.models.watch import blocks
 
+    layered = blocks(module)
     config = module.config.get_text_config()
     count = int(config.num_hidden_layers)
-    blocks = [child for child in module.modules() if isinstance(child, torch.nn.ModuleList) and len(child) == count]
-    if len(blocks) != 1:
-        raise UnsupportedError(f"{type(module).__name__} does not keep its {count} layers in one list of their own")
     kept = tuple(range(0, count, 2) if layers is None else layers)
     if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
         raise InputError(
@@ -97,7 +95,7 @@ def keep_layers(module: Any, layers: Sequence[int] | None = None) -> tuple[int, 
     if len(kept) == count:
         raise InputError(f"layers must leave at least one of the {count} out; all are given")
     for place in sorted(set(range(count)) - set(kept), reverse=True):
-        del blocks[0][place]
+        del layered[place]
     for name in _BY_LAYER:
         stated = getattr(config, name, None)
         if isinstance(stated, list | tuple) and len(stated) == count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -11,9 +12,9 @@ from luthier.core.errors import DataError, InputError, MismatchError, Unsupporte
 from luthier.core.model import ModelRecord
 from luthier.core.task import PromptTemplate
 from luthier.models.decode import causal_model
-from luthier.models.load import LoadedModel, load_model, load_tokenizer
+from luthier.models.load import LoadedModel, load_model, load_tokenizer, store_of
 from luthier.store.artifacts import path_of
-from luthier.store.database import Store, open_store
+from luthier.store.database import Store
 from luthier.store.models import find
 
 if TYPE_CHECKING:
@@ -97,14 +98,19 @@ def open_teacher(name: str, student: LoadedModel, longest: int) -> LoadedModel:
     Raises DataError when its context is too short for that.
     """
     dtype = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(student.dtype).removeprefix("torch.")]
-    teacher = load_model(open_store(), name, dtype=dtype, device=str(student.device))
-    if longest > teacher.context_length:
-        raise DataError(
-            f"a row has {longest} tokens; the teacher {name} reads {teacher.context_length} at most",
-            hint="shorten the rows, or leave the long ones out of the file",
-        )
+    teacher = load_model(store_of(student), name, dtype=dtype, device=str(student.device))
+    require_context(teacher, longest)
     teacher.module.eval().requires_grad_(False)
     return teacher
+
+
+def require_context(teacher: LoadedModel, longest: int) -> None:
+    """Raise DataError when the teacher cannot read ``longest`` tokens."""
+    if longest > teacher.context_length:
+        raise DataError(
+            f"a row has {longest} tokens; the teacher {teacher.record.name} reads {teacher.context_length} at most",
+            hint="shorten the rows, or leave the long ones out of the file",
+        )
 
 
 def places_of(labels: Sequence[str], teacher: LoadedModel) -> list[int]:
@@ -141,3 +147,21 @@ def head_of(teacher: LoadedModel) -> TeacherHead:
     if head is None:
         head = _heads[key] = TeacherHead(teacher.module)
     return head
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Layers, their width, and attention heads of a model."""
+
+    layers: int
+    width: int
+    heads: int
+
+
+def sizes(store: Store, record: ModelRecord) -> Sizes:
+    """Of a stored model, from its configuration alone."""
+    from transformers import AutoConfig
+
+    folder = path_of(store, _root(store, record).digest)
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False).get_text_config()
+    return Sizes(int(config.num_hidden_layers), int(config.hidden_size), int(config.num_attention_heads))

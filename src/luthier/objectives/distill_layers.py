@@ -1,0 +1,258 @@
+"""Layer-wise distillation of encoders: a student's layers imitate those of its teacher (TinyBERT; Jiao et al. 2020, equations 7 to 11).
+
+Of every example, means over its real tokens, and the mean over the examples, of
+
+    embeddings * MSE(E_s W_e, E_t)  +  sum over layers m of  hidden * MSE(H_s[m] W_h, H_t[g(m)])  +  attention * MSE(A_s[m], A_t[g(m)])
+    +  prediction * cross-entropy(softmax(z_t / T), softmax(z_s / T))
+
+E are the embeddings' outputs, H the layers', A the attention scores before the softmax, z the logits of the labels. W are learned where
+the widths differ, and thrown away afterwards. On plain text there are no labels, and the last term is left out: the general
+distillation that comes first in the paper. The teacher reads every batch anew: all its layers and scores are too much to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakValueDictionary
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from luthier.core.catalog import EntryConfig
+from luthier.core.dataset import Dataset
+from luthier.core.errors import DataError, InputError, MismatchError, UnsupportedError
+from luthier.core.model import ModelRecord
+from luthier.core.run import Progress
+from luthier.core.task import PromptTemplate
+from luthier.models.adapters import inner_of
+from luthier.models.load import LoadedModel, store_of
+from luthier.models.watch import Seen, watch, watch_scores
+from luthier.objectives import _head, _teacher
+from luthier.objectives._loss import Loss
+from luthier.objectives._rows import Limits, require_kind, require_labels
+from luthier.store.database import Store
+from luthier.store.models import find
+
+KINDS = ("labelled", "text")
+ARCHITECTURES = ("encoder",)
+DEFAULT_FOR = ()
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {}
+
+
+class Config(EntryConfig):
+    """``teacher``: name of a stored encoder, base or tuned, with the student's tokenizer and (for labelled rows) labels.
+
+    ``layers``: which layer of the teacher each layer of the student imitates: uniform (every so-manieth, the last one among them), last (the
+    teacher's last ones), or a list with one layer of the teacher for each of the student's, counted from 0. ``embeddings``, ``hidden``,
+    ``attention`` and ``prediction`` are the weights of the four terms; 0 leaves a term out. ``temperature`` T softens the predictions.
+    """
+
+    teacher: str = Field(min_length=1)
+    layers: Literal["uniform", "last"] | tuple[int, ...] = "uniform"
+    embeddings: float = Field(1.0, ge=0)
+    hidden: float = Field(1.0, ge=0)
+    attention: float = Field(1.0, ge=0)
+    prediction: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+
+
+@dataclass(slots=True)
+class Row:
+    """Token ids, the label's index (-1: plain text) and the teacher."""
+
+    ids: list[int]
+    label: int
+    source: str
+    teacher: LoadedModel | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens that it costs."""
+        return len(self.ids)
+
+    @property
+    def weight(self) -> int:
+        """One example."""
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """ids and mask (rows, length), padded on the right; labels (rows), None of plain text."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor | None
+    teacher: LoadedModel
+
+
+def mapping(layers: str | Sequence[int], student: int, teacher: int) -> list[int]:
+    """The teacher's layer, from 0, that each of ``student`` layers imitates. Raises InputError for a list that does not fit."""
+    if layers == "uniform":
+        return [(place + 1) * teacher // student - 1 for place in range(student)]
+    if layers == "last":
+        return [teacher - student + place for place in range(student)]
+    given = [int(each) for each in layers]
+    if len(given) != student or any(not 0 <= each < teacher for each in given):
+        raise InputError(
+            f"objective.layers must name one of the teacher's layers 0 to {teacher - 1} for each of the student's {student}; got {given}"
+        )
+    return given
+
+
+def reads(
+    store: Store, base: ModelRecord, train: Dataset, prompt: PromptTemplate, config: Config
+) -> Mapping[str, ModelRecord]:
+    """The teacher, checked against the student without reading weights."""
+    if base.architecture != "encoder":
+        raise UnsupportedError(
+            f"objective distill_layers needs an encoder; {base.name} is of architecture {base.architecture}",
+            hint="use objective: distill",
+        )
+    record = _teacher.check(store, base, train, prompt, config.teacher)
+    ours, theirs = _teacher.sizes(store, base), _teacher.sizes(store, record)
+    if ours.layers > theirs.layers:
+        raise MismatchError(
+            f"the student {base.name} has {ours.layers} layers, its teacher {record.name} only {theirs.layers}"
+        )
+    mapping(config.layers, ours.layers, theirs.layers)
+    if config.attention and ours.heads != theirs.heads:
+        raise MismatchError(
+            f"the student {base.name} has {ours.heads} attention heads, its teacher {record.name} {theirs.heads}",
+            hint="leave the attention out: objective.attention=0",
+        )
+    if train.kind == "text" and "prediction" in config.model_fields_set and config.prediction:
+        raise InputError("objective.prediction is for labelled rows; plain text has no labels. Leave it out")
+    if train.kind == "labelled" and not config.prediction:
+        raise InputError(
+            "objective.prediction must be above 0 for labelled rows: the head would learn nothing",
+            hint="for the layers alone give plain text (rows with text only), then tune the result on the labelled rows",
+        )
+    if not (config.embeddings or config.hidden or config.attention):
+        raise InputError("all of objective.embeddings, hidden and attention are 0", hint="use objective: distill")
+    return {"teacher": record}
+
+
+def heads(model: LoadedModel, config: Config) -> None:
+    """Projections to the teacher's width where it is another, and sight of the attention scores."""
+    store = store_of(model)
+    wide, narrow = _teacher.sizes(store, find(store, config.teacher)).width, int(model.module.width)
+    if wide != narrow:
+        made = {name: nn.Linear(narrow, wide, bias=False).to(model.device) for name in ("embeddings", "hidden")}
+        wanted = {"embeddings": config.embeddings, "hidden": config.hidden}
+        model.module.projections = nn.ModuleDict({name: each for name, each in made.items() if wanted[name]})
+    if config.attention:
+        watch_scores(inner_of(model))
+
+
+def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Any]:
+    """Tokenise. Raises DataError for empty texts, labels that training lacks and overlong rows, UnsupportedError where no layer is trained."""
+    require_kind(dataset, KINDS, "distill_layers")
+    if model.module.body_is_frozen:
+        raise UnsupportedError(
+            "objective distill_layers trains layers; this method leaves them as they are", hint="method: lora or full"
+        )
+    empty = [e.source or e.id for e in dataset.examples if not e.text.strip()]
+    if empty:
+        raise DataError(f"{dataset.name}: {len(empty)} rows hold no text: {', '.join(empty[:5])}", hint="remove them")
+    if dataset.kind == "labelled":
+        require_labels(dataset, model.labels)
+        return [Row(row.ids, row.label, row.source) for row in _head.prepare(dataset, model, limits)]
+    encoded = model.tokenizer([e.text for e in dataset.examples], truncation=False, verbose=False)["input_ids"]
+    rows = [Row(list(ids), -1, e.source or e.id) for e, ids in zip(dataset.examples, encoded, strict=True)]
+
+    def shorten(row: Row) -> bool:
+        row.ids = row.ids[: limits.context_length - 1] + row.ids[-1:]
+        return True
+
+    kept = [
+        row
+        for e, row in zip(dataset.examples, rows, strict=True)
+        if limits.admit(e, row.length, lambda row=row: shorten(row))  # type: ignore[misc]
+    ]
+    limits.check()
+    return kept
+
+
+_open: WeakValueDictionary[tuple[str, str, str], LoadedModel] = WeakValueDictionary()
+
+
+def before(model: LoadedModel, rows: Sequence[Any], config: Config, progress: Progress) -> None:
+    """Open the teacher; the rows of training and of validation have one in common, and let go of it together."""
+    if not rows:
+        return
+    progress("teacher", 0, 1)
+    record = find(store_of(model), config.teacher)
+    key = (record.digest, str(model.dtype), str(model.device))
+    longest = max(row.length for row in rows)
+    teacher = _open.get(key)
+    if teacher is None:
+        teacher = _open[key] = _teacher.open_teacher(config.teacher, model, longest)
+    _teacher.require_context(teacher, longest)
+    if config.attention:
+        watch_scores(inner_of(teacher))
+    for row in rows:
+        row.teacher = teacher
+    progress("teacher", 1, 1)
+
+
+def collate(rows: Sequence[Any], model: LoadedModel) -> Batch:
+    """One padded batch."""
+    ids, mask = _head.padded(rows, model)
+    labels = None if rows[0].label < 0 else torch.tensor([row.label for row in rows], device=model.device)
+    return Batch(ids, mask, labels, rows[0].teacher)
+
+
+def loss(model: LoadedModel, batch: Batch, config: Config) -> Loss:
+    """Mean over the examples; each term before its weight is a metric, and ``accuracy`` where there are labels."""
+    with torch.no_grad(), watch(inner_of(batch.teacher)) as theirs:
+        said = _run(batch.teacher, batch)
+    with watch(inner_of(model)) as ours:
+        scores = _run(model, batch)
+    real = batch.mask.float()
+    projections: Any = getattr(model.module, "projections", {})
+    terms = _terms(ours, theirs, real, projections, config)
+    metrics = {}
+    if batch.labels is not None:
+        order = _teacher.places_of(model.labels, batch.teacher)
+        wanted = (said[:, order].float() / config.temperature).softmax(-1)
+        terms["prediction"] = -(wanted * (scores.float() / config.temperature).log_softmax(-1)).sum(-1)
+        metrics["accuracy"] = float((scores.detach().argmax(-1) == batch.labels).float().mean())
+    total = torch.stack([getattr(config, name) * term.mean() for name, term in terms.items()]).sum()
+    metrics |= {name: float(term.detach().mean()) for name, term in terms.items()}
+    return Loss(total, len(batch.ids), metrics)
+
+
+def _run(model: LoadedModel, batch: Batch) -> Tensor:
+    """Logits of the labels; pooled vectors, which nobody reads, of plain text."""
+    out: Tensor = (model.module.pooled if batch.labels is None else model.module)(batch.ids, batch.mask)
+    return out
+
+
+def _terms(ours: Seen, theirs: Seen, real: Tensor, projections: Any, config: Config) -> dict[str, Tensor]:
+    """(rows) of each term, over real tokens: a soft prompt's and padding are left out."""
+    length, counts = real.shape[1], real.sum(1)
+    pairs = mapping(config.layers, len(ours.hidden) - 1, len(theirs.hidden) - 1)
+
+    def apart(name: str, one: Tensor, other: Tensor) -> Tensor:
+        mine = one[:, -length:].float()
+        mine = projections[name](mine) if name in projections else mine
+        return ((mine - other[:, -length:].float()).square().mean(-1) * real).sum(1) / counts
+
+    terms = {}
+    if config.embeddings:
+        terms["embeddings"] = apart("embeddings", ours.hidden[0], theirs.hidden[0])
+    if config.hidden:
+        each = [apart("hidden", ours.hidden[m + 1], theirs.hidden[g + 1]) for m, g in enumerate(pairs)]
+        terms["hidden"] = torch.stack(each).sum(0)
+    if config.attention:
+        visible = real[:, :, None] * real[:, None, :]
+        total = torch.zeros_like(counts)
+        for m, g in enumerate(pairs):
+            one, other = (s[..., -length:, -length:].float() for s in (ours.scores[m], theirs.scores[g]))
+            total = total + ((one - other).square().mean(1) * visible).sum((1, 2)) / counts.square()
+        terms["attention"] = total
+    return terms
