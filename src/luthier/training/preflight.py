@@ -217,6 +217,7 @@ def predict(
 
 def outline(store: Store, job: Job, shared: Shared | None = None) -> LoadedModel:
     """The model of ``job`` in shapes alone, with its method in it. Raises what the method raises when it cannot go in."""
+    from luthier.training.prepare import build
     from luthier.training.shared import Shared
 
     labels = job.prompt.labels if job.kind == "labelled" else ()
@@ -227,10 +228,7 @@ def outline(store: Store, job: Job, shared: Shared | None = None) -> LoadedModel
     model.record = model.base = job.base
     model.labels = job.prompt.labels if job.kind == "labelled" else ()
     model.module.requires_grad_(False)
-    built: LoadedModel = job.method.entry(model, job.method.config)
-    if (heads := job.objective.entry.optional("heads")) is not None:
-        heads(built, job.objective.config)
-    return built
+    return build(model, job)
 
 
 def sketch(store: Store, job: Job, shared: Shared | None = None) -> tuple[LoadedModel, list[int], list[int]]:

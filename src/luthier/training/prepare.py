@@ -60,17 +60,28 @@ def _model(store: Store, job: Job, progress: Progress, shared: Shared | None) ->
     if job.base.kind == "adapter":
         model = merge(model)
         model.base = job.base
-    head = model.head if model.architecture != "encoder" else None
-    if head is not None:
-        model.put_head(None)  # methods change the language model alone
     model.labels = labels
     model.module.requires_grad_(False)
+    built = build(model, job)
+    progress("load", 1, 1)
+    return built
+
+
+def build(model: LoadedModel, job: Job) -> LoadedModel:
+    """The method in ``model``, and the head that the objective puts on it, if it does.
+
+    Methods train an encoder's head with the body; of a decoder they change the language model alone, so that its head comes afterwards.
+    """
+    heads, head = job.objective.entry.optional("heads"), model.head
+    if model.architecture != "encoder":
+        model.put_head(None)
+    elif heads is not None:
+        heads(model, job.objective.config)
     built: LoadedModel = job.method.entry(model, job.method.config)
-    if (heads := job.objective.entry.optional("heads")) is not None:
-        if head is not None:
+    if heads is not None and model.architecture != "encoder":
+        if head is not None:  # of the tuning that this one goes on from
             built.put_head(head)
         heads(built, job.objective.config)
-    progress("load", 1, 1)
     return built
 
 
