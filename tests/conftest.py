@@ -60,7 +60,7 @@ def _tokenizer(folder: Path, *, chat: bool) -> None:
         raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         raw.train_from_iterator(SENTENCES * 4, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
         raw.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
         fast = PreTrainedTokenizerFast(
             tokenizer_object=raw,

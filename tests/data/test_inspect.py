@@ -172,6 +172,7 @@ def test_pairs_and_scored_texts() -> None:
     )
     assert (report.kind, report.format, report.rows) == ("pairs", "anchor_positive", 4)
     assert report.duplicates == 1
+    assert report.fields == {"anchor": 4, "positive": 4, "negatives": 1}
     assert (report.lengths.max, report.lengths.total) == (
         3,
         7,

@@ -120,6 +120,23 @@ def test_in_batch_negatives_and_their_gradients_whatever_the_budget(
             torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-3, atol=1e-5)
 
 
+def test_all_forwards_but_the_last_are_made_again(encoder: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the activations of one at a time are in memory."""
+    calls: list[int] = []
+    monkeypatch.setattr(embed, "pooled", lambda model, rows: (calls.append(len(rows)), pooled(model, rows))[1])
+    encoder.module.requires_grad_(True)
+    batch = collate(rows_of(encoder, PAIRS), encoder, 24)
+    value = loss(encoder, batch, Config()).value
+    made = list(calls)
+    assert len(made) > 3 and sum(made) == len(batch.texts)
+    value.backward()
+    assert sorted(calls[len(made) :]) == sorted(made[:-1])
+    with torch.no_grad():
+        calls.clear()
+        loss(encoder, batch, Config())
+    assert calls == made
+
+
 def test_accuracy_is_how_often_the_positive_is_nearest(encoder: LoadedModel) -> None:
     candidates = list(dict.fromkeys(text for row in PAIRS for text in (row["positive"], row["negative"])))
     with torch.no_grad():

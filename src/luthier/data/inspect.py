@@ -154,7 +154,9 @@ def _fields(dataset: Dataset) -> dict[str, int]:
     """Field -> rows: those of the format, then the others."""
     own = next((form.needs for form in FORMATS if form.name == dataset.format), ())
     others = Counter(key for e in dataset.examples for key in e.meta if key not in own)
-    return dict.fromkeys(own, len(dataset)) | dict(others.most_common())
+    negatives = sum(bool(e.negatives) for e in dataset.examples)
+    beside = {"negatives": negatives} if negatives else {}
+    return dict.fromkeys(own, len(dataset)) | beside | dict(others.most_common())
 
 
 # ---- lengths

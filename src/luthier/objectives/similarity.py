@@ -34,6 +34,7 @@ from luthier.core.errors import DataError, InputError
 from luthier.core.task import PromptTemplate
 from luthier.models.embed import pooled_within, shortened, text_ids, text_limit
 from luthier.models.load import LoadedModel
+from luthier.objectives._known import known_positives
 from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits, require_kind
 
@@ -99,6 +100,11 @@ class Batch:
     max_tokens: int
 
 
+def heads(model: LoadedModel, config: Config) -> None:
+    """An embedder has none: that of an earlier tuning is taken off."""
+    model.put_head(None)
+
+
 def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Any]:
     """Tokenise, each different text once; an anchor with several positives becomes as many rows.
 
@@ -150,22 +156,11 @@ class _Texts:
 
 
 def _known(dataset: Dataset, texts: _Texts) -> dict[int, frozenset[int]]:
-    """Anchor -> what may not be its negative: itself and every positive that it has anywhere. Raises DataError for a contradiction."""
+    """By numbers, anchor -> what may not be its negative."""
     if dataset.kind != "pairs":
         return {}
-    found: dict[int, set[int]] = {}
-    for example in dataset.examples:
-        anchor = texts[example.text].number
-        found.setdefault(anchor, {anchor}).update(texts[text].number for text in example.positives)
-    for example in dataset.examples:
-        for text in example.negatives:
-            if texts[text].number in found[texts[example.text].number]:
-                what = "the anchor itself" if text == example.text else "a positive of the same anchor in another row"
-                raise DataError(
-                    f"{example.source or example.id}: the negative {text[:60]!r} is {what}",
-                    hint="take it out of the negatives, or the other row out of the data",
-                )
-    return {anchor: frozenset(numbers) for anchor, numbers in found.items()}
+    found = known_positives(dataset)
+    return {texts[anchor].number: frozenset(texts[text].number for text in right) for anchor, right in found.items()}
 
 
 def _require_contrast(dataset: Dataset, rows: Sequence[Row]) -> None:
