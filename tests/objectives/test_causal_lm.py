@@ -157,3 +157,14 @@ def test_what_it_cannot_train_on(model: LoadedModel, tiny_encoder: str) -> None:
         rows_of(model, documents(), length=20, stride=20)
     with pytest.raises(InputError, match="must be a token of the model's vocabulary; got '<stop>'"):
         rows_of(model, documents(), end="<stop>")
+
+
+def test_packed_is_separate_in_bf16_too(tiny_decoder: str) -> None:
+    model = load_model(open_store(), tiny_decoder, dtype="bf16", device="cpu")
+    rows, apart = (rows_of(model, documents(), pack=pack) for pack in (True, False))
+    assert collate(rows, model).mask is not None
+    with torch.no_grad():
+        found, wanted = (float(loss(model, collate(form, model), Config()).value) for form in (rows, apart))
+        single = [(float(loss(model, collate([row], model), Config()).value), row.weight) for row in apart]
+    assert found == pytest.approx(wanted, rel=5e-3)
+    assert found == pytest.approx(sum(v * n for v, n in single) / sum(n for _, n in single), rel=5e-3)

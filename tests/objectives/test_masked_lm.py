@@ -255,3 +255,17 @@ def test_what_it_cannot_train_on(model: LoadedModel, tiny_decoder: str) -> None:
     with pytest.raises(UnsupportedError, match="needs a mask token"):
         rows_of(model, documents())
     assert masked_lm.DEFAULT_FOR == ("text",)
+
+
+def test_bf16(tiny_encoder: str) -> None:
+    losses = []
+    for dtype in ("fp32", "bf16"):
+        model = load_model(open_store(), tiny_encoder, dtype=dtype, device="cpu")
+        torch.manual_seed(0)
+        heads(model, Config())
+        found = loss(model, collate(rows_of(model, documents()), model), Config())
+        torch.autograd.backward(found.value)
+        assert {p.dtype for p in model.module.lm_head.parameters()} == {model.dtype}
+        assert all(p.grad is not None for p in model.module.lm_head.parameters())
+        losses.append(float(found.value.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
