@@ -18,6 +18,7 @@ _VERBS = {
     "read": "luthier.data.read",
     "inspect": "luthier.data.inspect",
     "split": "luthier.data.split",
+    "answers": "luthier.data.answers",
     "tune": "luthier.training.tune",
     "export": "luthier.models.export",
     "shrink": "luthier.models.shrink",

@@ -32,9 +32,11 @@ LISTED = 20
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    from luthier.cli._answers import answers_command
+
     data = typer.Typer(
         name="data",
-        help="Inspect, split and render datasets; make one of feedback.",
+        help="Inspect, split and render datasets; make one of feedback, or of a model's answers.",
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -42,6 +44,7 @@ def register(app: typer.Typer) -> None:
     data.command("split")(split_command)
     data.command("render")(render_command)
     data.command("from-feedback")(from_feedback_command)
+    data.command("answers")(answers_command)
     app.add_typer(data)
 
 

@@ -1,0 +1,128 @@
+"""Datasets of a model's own answers: what is asked, what is kept, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.cli import main
+from luthier.core.dataset import Dataset, Example
+from luthier.core.engine import EMBED, GENERATE, EngineInfo, Generation, Sampling
+from luthier.core.errors import ConflictError, DataError, UnsupportedError
+from luthier.core.message import Conversation, Message, user
+from luthier.data.answers import BLOCK, answers
+from luthier.data.read import read
+
+
+class Parrot:
+    """Says the last turn again; stops for good before the prompt number ``breaks``."""
+
+    def __init__(self, breaks: int = 10**9, can: str = GENERATE, digest: str = "d1") -> None:
+        self.info: Any = EngineInfo("parrot", "test", frozenset({can}), model_digest=digest)
+        self.asked: list[Conversation] = []
+        self.breaks = breaks
+
+    def generate(self, prompts: Sequence[Any], sampling: Sampling, *_: Any) -> list[Generation]:
+        if len(self.asked) + len(prompts) > self.breaks:
+            raise KeyboardInterrupt
+        self.asked += prompts
+        return [self._say(prompt[-1].content) for prompt in prompts]
+
+    def _say(self, text: str) -> Generation:
+        said = "" if "silent" in text else f"you say {text}"
+        return Generation(said, (), (), "length" if "endless" in text else "stop")
+
+
+def dataset(texts: Sequence[str]) -> Dataset:
+    return Dataset("p", "question", tuple(Example(str(i), user(t), source=f"p:{i}") for i, t in enumerate(texts)))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_are_conversations_that_say_where_they_are_from(tmp_path: Path) -> None:
+    engine, out = Parrot(), tmp_path / "new" / "out.jsonl"
+    made = answers(dataset(["一", "two", "一"]), engine, out, sampling=Sampling(seed=3), system="Be brief.")  # type: ignore[arg-type]
+    assert (made.rows, made.earlier, made.cut, made.empty) == (2, 0, 0, 0)
+    first = lines(out)[0]
+    assert [m["role"] for m in first["messages"]] == ["system", "user", "assistant"]
+    assert first["messages"][2]["content"] == "you say 一" and "一" in out.read_text(encoding="utf-8")
+    assert (first["answered_by"], first["model_digest"], first["engine"], first["sampling"]["seed"]) == (
+        "parrot",
+        "d1",
+        "test",
+        3,
+    )
+    again = read(out)
+    assert again.kind == "chat" and again.examples[1].messages[-1] == Message("assistant", "you say two")
+
+
+def test_a_conversation_is_asked_without_its_last_answer(tmp_path: Path) -> None:
+    talk = (
+        Message("system", "S"),
+        Message("user", "a"),
+        Message("assistant", "b"),
+        Message("user", "c"),
+        Message("assistant", "d"),
+    )
+    engine = Parrot()
+    answers(Dataset("t", "chat", (Example("0", talk),)), engine, tmp_path / "o.jsonl", system="Other")  # type: ignore[arg-type]
+    assert engine.asked == [talk[:4]]
+
+
+def test_cut_and_empty_answers_are_left_out(tmp_path: Path) -> None:
+    made = answers(dataset(["fine", "endless", "silent"]), Parrot(), tmp_path / "o.jsonl")  # type: ignore[arg-type]
+    assert (made.rows, made.cut, made.empty, len(lines(made.path))) == (1, 1, 1, 1)
+
+
+def test_an_interrupted_call_goes_on_where_it_was(tmp_path: Path) -> None:
+    texts, out = [f"number {i}" for i in range(3 * BLOCK)], tmp_path / "o.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        answers(dataset(texts), Parrot(breaks=2 * BLOCK), out)  # type: ignore[arg-type]
+    assert len(lines(out)) == 2 * BLOCK
+    out.write_bytes(out.read_bytes()[:-9])  # killed while it wrote: half a line
+    engine, told = Parrot(), []
+    made = answers(dataset(texts), engine, out, progress=lambda *at: told.append(at))  # type: ignore[arg-type]
+    assert (made.rows, made.earlier, len(engine.asked)) == (3 * BLOCK, 2 * BLOCK - 1, BLOCK + 1)
+    assert told[0] == ("answers", 2 * BLOCK - 1, 3 * BLOCK) and told[-1][1:] == (3 * BLOCK, 3 * BLOCK)
+    assert [row["messages"][0]["content"] for row in lines(out)] == texts
+    engine = Parrot()
+    assert answers(dataset(texts), engine, out).earlier == 3 * BLOCK and not engine.asked  # type: ignore[arg-type]
+
+
+def test_a_file_of_something_else_is_not_touched(tmp_path: Path) -> None:
+    out = tmp_path / "o.jsonl"
+    answers(dataset(["a"]), Parrot(), out)  # type: ignore[arg-type]
+    before = out.read_bytes()
+    for engine, sampling in ((Parrot(digest="d2"), Sampling()), (Parrot(), Sampling(temperature=0.5))):
+        with pytest.raises(ConflictError, match=r"o\.jsonl:1: is not an answer of parrot with these settings"):
+            answers(dataset(["a", "b"]), engine, out, sampling=sampling)  # type: ignore[arg-type]
+    assert out.read_bytes() == before
+    out.write_text('{"text": "something"}\n')
+    with pytest.raises(ConflictError):
+        answers(dataset(["a"]), Parrot(), out)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_asked(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="cannot generate"):
+        answers(dataset(["a"]), Parrot(can=EMBED), tmp_path / "o.jsonl")  # type: ignore[arg-type]
+    empty = Dataset("t", "chat", (Example("0", (Message("assistant", "x"),), source="t:7"),))
+    with pytest.raises(DataError, match="t:7: there is nothing to answer"):
+        answers(empty, Parrot(), tmp_path / "o.jsonl")  # type: ignore[arg-type]
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_the_command(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"question": f"number {i}?", "answer": "x"}) + "\n" for i in range(3)))
+    for said in ("3 answers of fake", "3 of them there before"):
+        with pytest.raises(SystemExit) as done:
+            main(["data", "answers", str(source), "--model", "fake", "--out", str(out), "--max-tokens", "64"])
+        assert not done.value.code
+        assert said in capsys.readouterr().err.replace("\n", " ")
+    assert read(out).kind == "chat" and len(lines(out)) == 3
