@@ -83,6 +83,8 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded() -> None:
         configure({"type": "FOURIERFT", "options": {"n_frequncy": 8}})
     with pytest.raises(InputError, match="options of FOURIERFT: unknown key 'target_modules'"):
         configure({"type": "FOURIERFT", "options": {"target_modules": ["q_proj"]}})
+    with pytest.raises(InputError, match=r"options\.bias must be none; got 'all'\. Method bitfit trains biases"):
+        configure({"type": "HRA", "options": {"bias": "all"}})
 
 
 def test_what_peft_refuses_is_said_in_its_words(tiny_decoder: str, tiny_gpt2: str) -> None:

@@ -258,6 +258,8 @@ def test_files_that_are_pickled_cut_short_or_half_a_base(
     told = json.loads(text)
     config.write_text(json.dumps(told | {"init_lora_weights": "pissa"}))
     refused(UnsupportedError, "took a part out of the base's own weights")
+    config.write_text(json.dumps(told | {"bias": "all"}))
+    refused(UnsupportedError, "bias='all': its biases would stay in the base")
     config.write_text(json.dumps(told | {"peft_type": "NEWER"}))
     refused(UnsupportedError, "peft_type 'NEWER' is not known")
     config.write_text(text[:20])

@@ -78,6 +78,8 @@ class Config(EntryConfig):
         for key in self.options:
             if key not in fields:
                 raise ValueError(f"options of {self.type}: unknown key {key!r}. {did_you_mean(key, fields)}")
+        if str(self.options.get("bias", "none")) != "none":  # PEFT would put them over the base's, for whoever answers
+            raise ValueError(f"options.bias must be none; got {self.options['bias']!r}. Method bitfit trains biases")
         return self
 
 

@@ -190,7 +190,12 @@ def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Any], ske
 
 
 def _check_start(place: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a LoRA whose beginning changed the base's weights and which was not converted when it was saved."""
+    """Refuse what changes the base's own weights: trained biases, and a LoRA whose beginning did and which was not converted when it was saved."""
+    if str(config.get("bias") or "none") not in ("none", "False"):
+        raise UnsupportedError(
+            f"{place}: was trained with bias={config['bias']!r}: its biases would stay in the base when another adapter answers",
+            hint="merge it into the base with PEFT (merge_and_unload) and pull that as a model of its own",
+        )
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_OWN_START):
         raise UnsupportedError(
