@@ -45,7 +45,8 @@ def test_tokens_marks_and_the_answers_of_others(model: LoadedModel) -> None:
         "It is not, sorry.<|im_end|>",
         "明天到。<|im_end|>",
     ]
-    assert [row.other for row in rows] == [rows[1].answer, rows[2].answer, rows[3].answer, rows[0].answer]
+    assert sorted(row.other for row in rows) == sorted(row.answer for row in rows)
+    assert all(row.other != row.answer for row in rows)
     assert [row.length for row in rows] == [len(row.prompt) + max(len(row.answer), len(row.other)) - 1 for row in rows]
 
 
@@ -55,8 +56,19 @@ def test_a_pair_is_two_rows_and_their_other_answer_is_another_prompts(model: Loa
     text = [model.tokenizer.decode(row.answer, skip_special_tokens=True) for row in rows]
     other = [model.tokenizer.decode(row.other, skip_special_tokens=True) for row in rows]
     assert text == ["b", "c", "d", "f", "g", "h"]
-    assert other == ["f", "f", "f", "h", "h", "f"]
+    assert all(o in "fg" if t in "bcdh" else o in "bcdh" for t, o in zip(text, other, strict=True))
     assert [row.good for row in rows] == [True, False, True, True, False, False]
+
+
+def test_the_answers_of_others_are_good_and_bad_ones_as_the_data_has_them(model: LoadedModel) -> None:
+    """A neighbour's would not do: next to each pair stands the good answer of the next."""
+    rows = rows_of(model, pairs([(f"question {n}", f"good {n}", f"bad {n}") for n in range(40)]))
+    good = {tuple(row.answer): row.good for row in rows}
+    share = sum(good[tuple(row.other)] for row in rows) / len(rows)
+    assert 0.4 < share < 0.6
+    assert [row.other for row in rows] == [
+        row.other for row in rows_of(model, pairs([(f"question {n}", f"good {n}", f"bad {n}") for n in range(40)]))
+    ]
 
 
 @pytest.mark.parametrize("weights", [{}, {"desirable_weight": 1.5, "undesirable_weight": 0.7}])

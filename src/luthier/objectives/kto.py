@@ -7,13 +7,14 @@ log p(y | x) - log p_ref(y | x), summed over the answer's tokens, the loss of a 
     undesirable_weight (1 - sigmoid(beta (z0 - r)))     for a bad one
 
 z0 estimates the divergence of the model from the reference: the mean of r(x, y') over answers y' to other prompts, at least 0, without a
-gradient. Here y' belongs to the row: the answer of the next row of the data that has another prompt (cut where both do not fit the
-context). The mean is over the rows that go through the model together, as in the paper (section 4.1); which these are follows from
+gradient. Here y' belongs to the row: the answer of the next one with another prompt, in an order of the rows that is drawn once, the same
+for the same data (so that good and bad answers are among them as in the data); it is cut where both do not fit the context. The mean is over the rows that go through the model together, as in the paper (section 4.1); which these are follows from
 ``train.seed`` and ``train.max_tokens_per_batch``, so that the same run gives the same weights. A pair counts as a good and a bad row.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -131,14 +132,16 @@ def _room(row: MarkedRow, length: int, model: LoadedModel) -> int:
 
 
 def _give_others(rows: Sequence[MarkedRow], name: str, length: int, model: LoadedModel) -> None:
-    """Each row's answer to another prompt: that of the next row, from the end on to the beginning, whose prompt is another."""
+    """Each row's answer to another prompt: that of the next row whose prompt is another, in a drawn order without an end."""
     if rows and all(row.prompt == rows[0].prompt for row in rows):
         raise DataError(
             f"{name}: kto compares with answers to other prompts; all {len(rows)} rows have the same prompt",
             hint="give it rows with several prompts; pairs of one prompt can be learned from with objective: dpo",
         )
     found: MarkedRow | None = None
-    following = [*rows, *rows]
+    order = list(rows)
+    random.Random("others").shuffle(order)
+    following = [*order, *order]
     for at in range(
         len(following) - 2, -1, -1
     ):  # from the back: a row of the same prompt looks where its successor looked
