@@ -12,7 +12,7 @@ from luthier.core.errors import DataError, InputError, UnsupportedError
 from luthier.core.message import user
 from luthier.core.task import PromptTemplate
 from luthier.models.load import LoadedModel, load_model
-from luthier.objectives._documents import Row
+from luthier.objectives._documents import Document, Row
 from luthier.objectives._rows import Limits
 from luthier.objectives.causal_lm import Config, collate, loss, prepare
 from luthier.store.database import open_store
@@ -124,6 +124,7 @@ def test_sliding_windows_keep_a_document_a_row(model: LoadedModel) -> None:
     model.module.config.sliding_window = 4
     batch = collate(rows, model)
     assert batch.mask is None and batch.positions is None and len(batch.ids) == len(TEXTS)
+    assert len(rows_of(model, documents())) == len(TEXTS) > len(rows)
 
 
 def test_long_documents_in_windows(model: LoadedModel) -> None:
@@ -168,3 +169,18 @@ def test_packed_is_separate_in_bf16_too(tiny_decoder: str) -> None:
         single = [(float(loss(model, collate([row], model), Config()).value), row.weight) for row in apart]
     assert found == pytest.approx(wanted, rel=5e-3)
     assert found == pytest.approx(sum(v * n for v, n in single) / sum(n for _, n in single), rel=5e-3)
+
+
+def test_no_more_padding_than_the_rows_have(model: LoadedModel) -> None:
+    def row(*lengths: int) -> Row:
+        return Row([Document(list(range(5, 5 + n)), 1, "c.jsonl:1") for n in lengths])
+
+    narrow = collate([row(30, 10, 10), row(40, 10)], model)  # as wide as the longest: three rows of 40 would be padding
+    assert narrow.ids.shape == (2, 50) and narrow.mask is not None
+    fitting = collate([row(30, 30), row(30, 30)], model)
+    assert fitting.ids.shape == (4, 30) and fitting.mask is None
+    for batch, rows in ((narrow, [row(30, 10, 10), row(40, 10)]), (fitting, [row(30, 30), row(30, 30)])):
+        wanted = [(float(theirs(model, d.ids).detach()), len(d.ids) - 1) for r in rows for d in r.documents]
+        with torch.no_grad():
+            found = loss(model, batch, Config())
+        assert float(found.value) == pytest.approx(sum(v * n for v, n in wanted) / found.count, abs=1e-6)

@@ -136,23 +136,28 @@ def cut(
             yield number, start, end
 
 
-def packed(documents: Sequence[Document], length: int, *, together: bool) -> list[Row]:
-    """Rows of at most ``length`` tokens, each as full as it gets; a document a row when not ``together``."""
-    if not together:
+def packed(documents: Sequence[Document], length: int, model: LoadedModel, *, together: bool) -> list[Row]:
+    """Rows of at most ``length`` tokens, each as full as it gets; a document a row when not ``together``, or where one mask does not serve
+    all layers of the model (sliding windows)."""
+    if not together or not attends_fully(model.module):
         return [Row([document]) for document in documents]
     return [Row([documents[i] for i in bin_]) for bin_ in pack([len(d.ids) for d in documents], length)]
 
 
 def collate(rows: Sequence[Row], model: LoadedModel) -> Batch:
-    """The rows' documents laid out anew, as wide as the longest of them: attention is never computed over more than that.
+    """The rows' documents laid out anew, as wide as the longest of them, so that attention is computed over no more than that; or as they
+    are in the rows, where that has less padding.
 
     A mask is made only where a row holds several. Where one mask does not serve all layers (sliding windows) a document is a row.
     """
     documents = [document for row in rows for document in row.documents]
     width = max(len(document.ids) for document in documents)
-    lines = pack([len(d.ids) for d in documents], width)
-    if len(lines) < len(documents) and not attends_fully(model.module):
-        lines = [[i] for line in lines for i in line]
+    lines, widest = pack([len(d.ids) for d in documents], width), max(row.length for row in rows)
+    if not attends_fully(model.module):
+        lines = [[i] for i in range(len(documents))]
+    elif len(lines) * width > len(rows) * widest:  # more padding than in the rows as they are
+        indices = iter(range(len(documents)))
+        lines, width = [[next(indices) for _ in row.documents] for row in rows], widest
     assert model.renderer is not None  # decoders have one
     ids = torch.full((len(lines), width), model.renderer.pad_id, dtype=torch.long)
     positions, owners = torch.zeros_like(ids), torch.full_like(ids, -1)

@@ -59,7 +59,7 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
         done = max(1, ends[number] - start)  # nothing comes before the first token of all
         documents.append(Document(whole[number][start:end], done, _documents.place(dataset.examples[number])))
         ends[number] = end
-    return list(_documents.packed(documents, length, together=config.pack))
+    return list(_documents.packed(documents, length, model, together=config.pack))
 
 
 def collate(rows: Sequence[Any], model: LoadedModel) -> _documents.Batch:
