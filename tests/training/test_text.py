@@ -133,5 +133,5 @@ def test_encoder_decoders_learn_spans(tiny_t5: str, tiny_t5_path: Path, corpus: 
 
 
 def test_an_encoder_probe_has_nothing_to_probe(tiny_encoder: str, corpus: Path) -> None:
-    with pytest.raises(UnsupportedError, match="masked_lm is there to train the encoder"):
+    with pytest.raises(UnsupportedError, match="linear_probe trains a head alone"):
         tune(settings(tiny_encoder, corpus, method="linear_probe"))

@@ -41,7 +41,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {}
 class Config(EntryConfig):
     """``share``: part of the tokens that is chosen. ``mask``, ``random``: parts of those that become ``[MASK]`` and a random token; the rest stays.
     ``whole_word``: choose whole words. ``length``: tokens of a row; left out: as long as the model reads. ``stride``: how far apart the windows
-    of a longer document begin; left out: as far as a window is long. ``train_head``: train the language-model head too; left out: when it is new."""
+    of a longer document begin; left out: as far as a window is long. ``train_head``: train the language-model head too; left out: when it is new. Method ``full`` trains it in any case."""
 
     share: float = Field(0.15, gt=0, lt=1)
     mask: float = Field(0.8, ge=0, le=1)
@@ -125,12 +125,7 @@ def _starts(words: Sequence[int | None]) -> list[int]:
 
 
 def heads(model: LoadedModel, config: Config) -> None:
-    """Give the encoder its language-model head. Raises UnsupportedError for a method that trains nothing of the encoder."""
-    if model.module.body_is_frozen:
-        raise UnsupportedError(
-            "masked_lm is there to train the encoder, and this method leaves it as it is",
-            hint="choose a method that changes the encoder: method=lora",
-        )
+    """Give the encoder its language-model head."""
     head = masked_head(model)
     head.requires_grad_(not head.own if config.train_head is None else config.train_head)
     model.module.lm_head = head
