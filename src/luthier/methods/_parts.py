@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from luthier.core.errors import InputError, UnsupportedError, did_you_mean
 from luthier.methods._targets import linear_layers
+from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 
@@ -191,7 +192,7 @@ def of_modules(module: Any, names: Iterable[str]) -> dict[str, Any]:
 
 def train_only(model: LoadedModel, parameters: Mapping[str, Any]) -> LoadedModel:
     """Freeze everything, then let ``parameters`` (and an encoder's head) require a gradient."""
-    model.module.requires_grad_(False)
+    inner_of(model).requires_grad_(False)  # the heads beside it are their objectives'
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     if model.architecture == "encoder" and model.module.head is not None:
