@@ -29,7 +29,7 @@ SERVING: Mapping[str, Mapping[str, str]] = {
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 1e-3},
-    "encoder": {"learning_rate": 1e-3},
+    "encoder": {"learning_rate": 3e-3},
     "encoder-decoder": {"learning_rate": 1e-3},
 }
 

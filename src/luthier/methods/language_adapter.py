@@ -32,7 +32,7 @@ SERVING: Mapping[str, Mapping[str, str]] = {
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 1e-4},
-    "encoder": {"learning_rate": 1e-4},
+    "encoder": {"learning_rate": 1e-3},
 }
 
 

@@ -31,7 +31,7 @@ SERVING: Mapping[str, Mapping[str, str]] = {
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 5e-4},
-    "encoder": {"learning_rate": 5e-4},
+    "encoder": {"learning_rate": 2e-3},
     "encoder-decoder": {"learning_rate": 5e-4},
 }
 

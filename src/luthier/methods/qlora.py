@@ -33,7 +33,7 @@ SERVING: Mapping[str, Mapping[str, str]] = {
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 1e-3},
-    "encoder": {"learning_rate": 1e-3},
+    "encoder": {"learning_rate": 2e-3},
     "encoder-decoder": {"learning_rate": 1e-3},
 }
 

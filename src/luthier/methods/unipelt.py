@@ -37,7 +37,7 @@ SERVING: Mapping[str, Mapping[str, str]] = {
 }
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"learning_rate": 1e-3},
-    "encoder": {"learning_rate": 1e-3},
+    "encoder": {"learning_rate": 3e-3},
 }
 _QUERIES, _VALUES = ("q_proj", "query", "q_lin", "q"), ("v_proj", "value", "v_lin", "v")
 
