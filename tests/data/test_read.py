@@ -105,7 +105,9 @@ def test_columns_stand_for_known_fields(tmp_path: Path) -> None:
     assert [(e.text, e.target) for e in dataset.examples] == [("a", "x"), ("b", "y")]
     with pytest.raises(DataError, match=r"no column 'bodi'\. Did you mean 'body'\?"):
         read(path, columns={"text": "bodi"})
-    with pytest.raises(InputError, match=r"columns: 'txt' is not a field that Luthier reads\. Did you mean 'text' or 'context'\?"):
+    with pytest.raises(
+        InputError, match=r"columns: 'txt' is not a field that Luthier reads\. Did you mean 'text' or 'context'\?"
+    ):
         read(path, columns={"txt": "body"})
 
 

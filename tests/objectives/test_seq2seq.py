@@ -74,7 +74,12 @@ def test_sft_gradients_are_those_of_transformers(model: LoadedModel) -> None:
 
 
 def test_sft_makes_a_row_of_every_answer(model: LoadedModel) -> None:
-    turns = (Message("user", "one"), Message("assistant", "two"), Message("user", "three"), Message("assistant", "four"))
+    turns = (
+        Message("user", "one"),
+        Message("assistant", "two"),
+        Message("user", "three"),
+        Message("assistant", "four"),
+    )
     chat = Dataset("c", "chat", (Example("0", turns),))
     rows, config = prepared(sft, model, chat)
     assert [model.tokenizer.decode(row.source_ids) for row in rows] == ["one</s>", "one\n\ntwo\n\nthree</s>"]

@@ -87,7 +87,8 @@ def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the nam
         raise UnsupportedError(f"engine llamacpp answers as stored models; {model.name!r} is not one")
     if record.architecture != "decoder":
         raise UnsupportedError(
-            f"engine llamacpp is for decoders; {record.name} is an {record.architecture}", hint="use engine torch for it"
+            f"engine llamacpp is for decoders; {record.name} is an {record.architecture}",
+            hint="use engine torch for it",
         )
     files = find_files(store, record, config.type)
     renderer = load_renderer(files.tokenizer)

@@ -107,7 +107,9 @@ def membership(
     if not 0 < share <= 1:
         raise InputError(f"share must be above 0 and at most 1; got {share}")
     if model.architecture != "decoder":
-        raise UnsupportedError(f"{model.record.name} is an {model.architecture}: it gives no probabilities of a text's tokens")
+        raise UnsupportedError(
+            f"{model.record.name} is an {model.architecture}: it gives no probabilities of a text's tokens"
+        )
     found = _figures(model, [*texts, *non_members], share, progress)
     own, others = found[: len(texts)], [f for f in found[len(texts) :] if f is not None]
     tested = [f for f in own if f is not None]

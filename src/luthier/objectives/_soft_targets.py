@@ -94,7 +94,8 @@ class _InPieces(torch.autograd.Function):
                 value = piece(part, start)
                 found: Sequence[Tensor | None] = torch.autograd.grad(value, [part, *parameters], allow_unused=True)
             total += value.detach()
-            slope[start : start + _CHUNK] = found[0]
+            if found[0] is not None:  # it is always read
+                slope[start : start + _CHUNK] = found[0]
             for grad, more in zip(grads, found[1:], strict=True):
                 if more is not None:
                     grad.add_(more)

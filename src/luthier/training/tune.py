@@ -268,8 +268,8 @@ def _record_inputs(store: Store, job: Job, run: Run) -> None:
     record_edge(store, Node("model", job.base.name), "base", made_by)
     for part in job.parts:
         record_edge(store, Node("model", part["name"]), "built on", made_by)
-    for part, record in job.reads.items():
-        record_edge(store, Node("model", record.name), part, made_by)
+    for what, record in job.reads.items():
+        record_edge(store, Node("model", record.name), what, made_by)
     record_edge(store, _dataset(job.splits.train), "train", made_by)
     runs.record_trained_on(store, run.id, (example.id for example in job.splits.train.examples))
     if len(job.splits.validation):
