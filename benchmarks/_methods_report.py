@@ -17,7 +17,15 @@ GROUPS = {
     "scaling and turning": ("#b7791f", ("ia3", "oft", "peft")),
     "adapter layers": (
         "#c53030",
-        ("adapter", "pfeiffer_adapter", "parallel_adapter", "compacter", "ladder_side", "adapter_fusion"),
+        (
+            "adapter",
+            "pfeiffer_adapter",
+            "parallel_adapter",
+            "compacter",
+            "ladder_side",
+            "adapter_fusion",
+            "language_adapter",
+        ),
     ),
     "soft prompts": ("#6b46c1", ("prompt", "p_tuning", "prefix", "p_tuning_v2")),
     "several together": ("#0f766e", ("mam", "unipelt")),
@@ -27,7 +35,7 @@ GROUPS = {
 def summary(lines: list[dict[str, Any]], speed: str = "tokens_per_s") -> list[dict[str, Any]]:
     """A row a model and method: of each side the medians, the ratio of speeds, the mean and spread of the quality over seeds.
 
-    ``speed``: which of the speeds the ratio is of.
+    ``speed``: which of the speeds is told, and the ratio is of.
     """
     grouped: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
@@ -42,10 +50,8 @@ def summary(lines: list[dict[str, Any]], speed: str = "tokens_per_s") -> list[di
             listed = sides[side]
             row["sides"][side] = {
                 "trainable": int(statistics.median(line["trainable"] for line in listed)),
-                **{
-                    k: round(statistics.median(line[k] for line in listed), 1)
-                    for k in ("tokens_per_s", "peak_mb", "over_base_mb")
-                },
+                "tokens_per_s": round(statistics.median(line[speed] for line in listed), 1),
+                **{k: round(statistics.median(line[k] for line in listed), 1) for k in ("peak_mb", "over_base_mb")},
                 "ratio": _ratio(sides["luthier"], listed, speed) if side != "luthier" else None,
                 "quality": _quality(listed),
             }

@@ -3,7 +3,7 @@
     python benchmarks/figures.py [--results OUT/results.jsonl]
 
 Parameters and memory are counted from the shapes of the two models that come with Luthier, with each method's default options; memory in
-bf16 with micro-batches of 2,048 tokens. Speeds (tokens a second over those of lora on the same model) are medians over the lines that
+bf16 with micro-batches of 2,048 tokens. Speeds (tokens a processor second over those of lora on the same model) are medians over the lines that
 ``benchmarks/methods.py`` wrote; without ``--results``, those that are there already stay.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -67,24 +66,26 @@ def counted() -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def measured(path: Path) -> dict[tuple[str, str], float]:
-    """(method, model) -> speed over that of lora."""
+def measured(path: Path) -> tuple[dict[tuple[str, str], float], str]:
+    """(method, model) -> speed over that of lora, in tokens a processor second; and what that was measured on."""
     from _methods_report import summary
 
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    cores = max((line["cores"] for line in lines if "tokens_per_cpu_s" in line), default=1)
     speeds = {
         (row["method"], row["model"]): row["sides"]["luthier"]["tokens_per_s"]
-        for row in summary(lines)
+        for row in summary(lines, "tokens_per_cpu_s")
         if "luthier" in row["sides"]
     }
-    return {
+    ratios = {
         (method, model): round(speed / speeds["lora", model], 2)
         for (method, model), speed in speeds.items()
         if ("lora", model) in speeds
     }
+    return ratios, machine(cores)
 
 
-def machine() -> str:
+def machine(cores: int) -> str:
     """What the speeds were measured on."""
     path = Path("/proc/cpuinfo")
     names = (
@@ -92,7 +93,7 @@ def machine() -> str:
         if path.exists()
         else []
     )
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+    return f"{cores} {'core' if cores == 1 else 'cores'} of {names[0] if names else platform.machine()}"
 
 
 def main() -> None:
@@ -102,7 +103,7 @@ def main() -> None:
     before = yaml.safe_load(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"speed": "", "methods": {}}
     methods = counted()
     if given.results:
-        speeds, told = measured(given.results), machine()
+        speeds, told = measured(given.results)
     else:
         rows = before["methods"].items()
         speeds = {(m, model): row["speed"] for m, models in rows for model, row in models.items() if "speed" in row}

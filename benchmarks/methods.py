@@ -147,7 +147,7 @@ def bars(found: Iterable[dict[str, Any]]) -> list[str]:
 def main() -> None:
     """Read the command line, measure what is missing, report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--data", type=Path, required=True, help="a folder with a folder for each set")
+    parser.add_argument("--data", type=Path, help="a folder with a folder for each set")
     parser.add_argument("--methods", nargs="+", help="default: all of the catalogue")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--sets", nargs="+", default=list(SETS))
@@ -174,10 +174,16 @@ def main() -> None:
     parser.add_argument("--hours", type=float, help="begin no training after this")
     parser.add_argument("--out", type=Path, default=Path("methods-results"))
     parser.add_argument("--picture", type=Path, help="default: OUT/methods.png")
+    parser.add_argument("--report", action="store_true", help="train nothing: report on all that OUT holds")
     parser.add_argument(
         "--quick", action="store_true", help=f"{', '.join(QUICK)} on one set, one seed: under five minutes on two cores"
     )
     given = parser.parse_args()
+    if given.report:
+        report(made(given.out / "results.jsonl"), given)
+        return
+    if given.data is None:
+        parser.error("--data is needed")
     if given.quick:
         given.methods, given.sets, given.seeds = list(QUICK), given.sets[:1], 1
         given.rows, given.decoder_rows, given.test, given.epochs, given.limit_s = 128, 32, 100, 1, 45
@@ -191,10 +197,14 @@ def main() -> None:
         os.environ[name] = str(given.cores)
     os.environ["LUTHIER_HOME"] = str((given.out / "home").resolve())
     pull(given)
-    lines = measure(list(cells(given)), given)
+    report(measure(list(cells(given)), given), given)
+
+
+def report(lines: list[dict[str, Any]], given: argparse.Namespace) -> None:
+    """The picture, a table a model, the bars, the failures, and everything as one line of JSON."""
     found = summary(lines, "tokens_per_cpu_s" if given.processor_time else "tokens_per_s")
     draw(found, given.picture or given.out / "methods.png")
-    for model in given.models:
+    for model in dict.fromkeys(row["model"] for row in found):
         print(f"\n{model}\n\n{table(found, model)}")
     missed = bars(found)
     print("\n" + ("\n".join(["NOT met:", *missed]) if missed else "All bars met."))
