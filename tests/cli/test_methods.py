@@ -119,8 +119,9 @@ def test_json_holds_everything(tiny_encoder: str, capsys: pytest.CaptureFixture[
         "why_not": "",
         "share": pytest.approx(66 / found["full"]["parameters"]["total"], abs=1e-8),
         "memory_mb": pytest.approx(found["linear_probe"]["parameters"]["memory_mb"]),
-        "speed": None,
+        "speed": found["linear_probe"]["parameters"]["speed"],
     }
+    assert found["lora"]["parameters"]["speed"] == 1.0 < found["linear_probe"]["parameters"]["speed"]
     assert found["lora"]["serving"]["decoder"] == {"torch": "swap", "llamacpp": "swap"}
     assert {option["key"]: option["default"] for option in found["lora"]["options"]}["rank"] == 8
 

@@ -18,7 +18,7 @@ Model = Annotated[
     typer.Option("--model", metavar="NAME", help="Count parameters and memory in this stored model."),
 ]
 _DEFAULT, _ENCODER = "smollm2-135m", "minilm-l6"
-_WIDE, _LONGEST, _NARROW_PAPER = 150, 50, 22
+_WIDE, _LONGEST, _NARROW_PAPER = 150, 50, 21
 
 
 def register(app: typer.Typer) -> None:
