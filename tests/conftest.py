@@ -56,9 +56,13 @@ def _tokenizer(folder: Path, *, chat: bool) -> None:
         fast.chat_template = CHATML
     else:
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        raw.train_from_iterator(SENTENCES * 4, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
+        cut = pre_tokenizers.BertPreTokenizer()
+        words = sorted({word for text in SENTENCES for word, _ in cut.pre_tokenize_str(text)})
+        letters = sorted({letter for word in words for letter in word})
+        # written down, not trained: the trainer does not find the same words every time
+        known = dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words])
+        raw = Tokenizer(models.WordPiece({word: n for n, word in enumerate(known)}, unk_token="[UNK]"))
+        raw.pre_tokenizer = cut
         raw.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
@@ -151,7 +155,7 @@ def tiny_encoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _tokenizer(folder, chat=False)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=300,  # a few more than words: how many the trainer finds is not the same every time
+        vocab_size=300,  # a few more than words
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,

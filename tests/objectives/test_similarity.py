@@ -383,7 +383,7 @@ def test_a_tuned_embedder_answers_through_the_engine(
         np.testing.assert_allclose(np.linalg.norm(anchors, axis=1), 1.0, rtol=1e-5)
         cosines = anchors @ candidates.T
         margins.append(float((np.diag(cosines) - cosines.mean(1)).mean()))
-    assert margins[1] > margins[0] + 0.1
+    assert margins[1] > margins[0] + 0.05
 
 
 def test_a_head_alone_is_no_embedder(tiny_encoder: str, tmp_path: Path) -> None:
