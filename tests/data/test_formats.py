@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from luthier.core.dataset import Example
 from luthier.core.message import Message, ToolCall
-from luthier.data.formats import FORMATS, RowError, as_row, build, recognise
+from luthier.data.fields import RowError
+from luthier.data.formats import FORMATS, as_row, build, recognise
 
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 ASKED, SAID = Message("user", "q"), Message("assistant", "a")

@@ -10,8 +10,8 @@ import pytest
 
 import luthier
 from luthier.core.errors import DataError, InputError, MissingExtraError
+from luthier.data.fields import RowError
 from luthier.data.files import rows_of
-from luthier.data.formats import RowError
 from luthier.data.read import convert_rows, examples_from_rows, read, write
 
 

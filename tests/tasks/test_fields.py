@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from luthier.data.formats import RowError
+from luthier.data.fields import RowError
 from luthier.tasks._fields import field, labelled_choices, mapping, place, shown, text, texts
 
 LETTERS = ("A", "B", "C")

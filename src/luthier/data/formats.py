@@ -6,39 +6,18 @@ does not use are kept in ``meta``.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from luthier.core.dataset import Example, Kind
-from luthier.core.errors import InputError
-from luthier.core.message import ROLES, Conversation, Message
-
-Fields: TypeAlias = dict[str, Any]
+from luthier.core.message import Conversation, Message
+from luthier.data import fields
+from luthier.data.fields import Fields, RowError
 
 _NEGATIVE = re.compile(r"neg|negatives?|negatives?_\d+")
-
-SPEAKERS: Mapping[str, str] = {
-    "human": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "function": "tool",
-    "observation": "tool",
-    "developer": "system",
-}
-"""Names that other projects give to the four roles."""
-
-
-class RowError(ValueError):
-    """Why one row cannot become an example."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +46,9 @@ def build(form: Format, row: Mapping[str, Any]) -> Example:
     """The row as an example without id and source. Raises RowError with the reason when it cannot be used."""
     rest = dict(row)
     example = form.build(rest)
-    meta = {key: value for key, value in rest.items() if not _nothing(value)}
+    meta = {key: value for key, value in rest.items() if not fields.nothing(value)}
     if isinstance(meta.get("tools"), str):
-        meta["tools"] = _json(meta["tools"], "tools")
+        meta["tools"] = fields.parsed(meta["tools"], "tools")
     if "tools" in meta and not (isinstance(meta["tools"], list) and all(isinstance(t, dict) for t in meta["tools"])):
         raise RowError("tools must be a list of objects")
     return replace(example, meta=meta)
@@ -129,194 +108,27 @@ def _said(turns: Conversation) -> str | list[Fields]:
     return [_message_row(m) for m in turns]
 
 
-# ---- fields
-
-
-def _text(row: Fields, field: str, *, empty: bool = False) -> str:
-    if field not in row:
-        raise RowError(f"{field} is missing")
-    return _checked_text(row.pop(field), field, empty=empty)
-
-
-def _checked_text(value: Any, where: str, *, empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"{where} must be text; got {_shown(value)}")
-    if not empty and not value.strip():
-        raise RowError(f"{where} is empty")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RowError(f"{where} holds half of a surrogate pair at character {error.start}") from error
-    return value
-
-
-def _label(value: Any, field: str = "label") -> str:
-    """A class label: text, a whole number or true/false, as text."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int):
-        return str(value)
-    if not isinstance(value, str):
-        raise RowError(f"{field} must be text, a whole number or true/false; got {_shown(value)}")
-    return _checked_text(value, field).strip()
-
-
-def _answer(value: Any, field: str) -> str:
-    """A reference answer: text or a number."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    return _checked_text(value, field)
-
-
-def _optional(row: Fields, field: str) -> str:
-    """Text that may be missing, null or empty."""
-    value = row.pop(field, None)
-    return "" if value is None else _checked_text(value, field, empty=True)
-
-
-def _nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and not math.isfinite(value))
-
-
-def _json(value: str, field: str) -> Any:
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"{field}: not valid JSON: {error}") from error
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, float) and math.isnan(value):
-        return "NaN"
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# ---- conversations
-
-
-def _turns(value: Any, field: str) -> Conversation:
-    """A list of turns: ``role``/``content``, or ShareGPT's ``from``/``value``."""
-    if not isinstance(value, list):
-        raise RowError(f"{field} must be a list of messages; got {_shown(value)}")
-    if not value:
-        raise RowError(f"{field} is empty")
-    return tuple(_turn(turn, f"{field}[{at}]") for at, turn in enumerate(value))
-
-
-def _turn(turn: Any, where: str) -> Message:
-    if not isinstance(turn, Mapping):
-        raise RowError(f"{where} must be an object with role and content; got {_shown(turn)}")
-    role = turn.get("role", turn.get("from"))
-    if role is None:
-        raise RowError(f"{where}: role is missing")
-    if role == "function_call":
-        return _function_call(turn.get("value"), where)
-    known = SPEAKERS.get(role, role) if isinstance(role, str) else None
-    if known not in ROLES:
-        raise RowError(f"{where}: unknown role {_shown(role)}; allowed: {', '.join([*ROLES, *SPEAKERS])}")
-    if turn.get("weight") == 0:
-        raise RowError(f"{where}: weight 0 (a turn not to train on) is not supported")
-    content = turn.get("content", turn.get("value"))
-    if isinstance(content, list):
-        content = _joined_parts(content, where)
-    has_calls = known == "assistant" and bool(turn.get("tool_calls"))
-    if content is None and has_calls:
-        content = ""
-    content = _checked_text(content, f"{where}: content", empty=has_calls or known in ("system", "tool"))
-    try:
-        return Message.from_dict({**turn, "role": known, "content": content})
-    except (InputError, AttributeError, TypeError) as error:
-        raise RowError(f"{where}: {error}") from error
-
-
-def _joined_parts(parts: list[Any], where: str) -> str:
-    """Content written as a list of parts, when all of them are text."""
-    texts = []
-    for part in parts:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else part
-            raise RowError(f"{where}: only content parts of type 'text' are supported; got {_shown(kind)}")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _function_call(value: Any, where: str) -> Message:
-    """A turn of role ``function_call``, whose value is the JSON of one call or of a list of calls."""
-    calls = _json(_checked_text(value, where), where)
-    try:
-        return Message.from_dict(
-            {"role": "assistant", "content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}
-        )
-    except (InputError, AttributeError, TypeError) as error:
-        raise RowError(f"{where}: {error}") from error
-
-
-def _prompt(row: Fields) -> Conversation:
-    """The prompt of a pair or a completion: text or messages under any of its names, with a system turn when there is one."""
-    system = _system(row)
-    for field in ("prompt", "messages", "conversations", "question"):
-        if field in row:
-            value = row.pop(field)
-            return system + (_turns(value, field) if isinstance(value, list) else _one(value, field, "user"))
-    if "instruction" in row:
-        return system + _instruction(row)
-    raise RowError("prompt is missing")
-
-
-def _system(row: Fields) -> Conversation:
-    text = _optional(row, "system")
-    return (Message("system", text),) if text.strip() else ()
-
-
-def _one(value: Any, field: str, role: str) -> Conversation:
-    return (Message(role, _checked_text(value, field)),)
-
-
-def _reply(value: Any, field: str, prompt: Conversation) -> Conversation:
-    """What is said after the prompt: text, one message, or messages (which may repeat the prompt first)."""
-    if isinstance(value, str):
-        return _one(value, field, "assistant")
-    turns = _turns([value] if isinstance(value, Mapping) else value, field)
-    if prompt and len(turns) > len(prompt) and turns[: len(prompt)] == prompt:
-        turns = turns[len(prompt) :]
-    if turns[0].role != "assistant":
-        raise RowError(f"{field} must begin with an assistant turn after the prompt; got role {turns[0].role!r}")
-    return turns
-
-
-# ---- formats
-
-
 def _chat(row: Fields, field: str) -> Example:
     if row.get(field) is None:
         raise RowError(f"{field} is missing")
-    messages = _system(row) + _turns(row.pop(field), field)
+    messages = fields.system(row) + fields.turns(row.pop(field), field)
     if not any(m.role == "assistant" for m in messages):
         raise RowError(f"{field} has no assistant turn")
     return Example("", messages)
 
 
-def _instruction(row: Fields) -> Conversation:
-    text = _text(row, "instruction")
-    more = _optional(row, "input")
-    return (Message("user", f"{text}\n\n{more}" if more.strip() else text),)
-
-
 def _alpaca(row: Fields) -> Example:
-    system = _system(row)
+    system = fields.system(row)
     history: list[Message] = []
     for at, pair in enumerate(row.pop("history", None) or ()):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise RowError(f"history[{at}] must be a pair of question and answer; got {_shown(pair)}")
-        history += [*_one(pair[0], f"history[{at}]", "user"), *_one(pair[1], f"history[{at}]", "assistant")]
-    asked = _instruction(row)
-    return Example("", (*system, *history, *asked, Message("assistant", _text(row, "output"))))
+            raise RowError(f"history[{at}] must be a pair of question and answer; got {fields.shown(pair)}")
+        history += [
+            *fields.one_turn(pair[0], f"history[{at}]", "user"),
+            *fields.one_turn(pair[1], f"history[{at}]", "assistant"),
+        ]
+    asked = fields.instruction(row)
+    return Example("", (*system, *history, *asked, Message("assistant", fields.text(row, "output"))))
 
 
 def _pair(row: Fields) -> Example:
@@ -324,14 +136,14 @@ def _pair(row: Fields) -> Example:
     if not row.keys() & {"prompt", "messages", "conversations", "question", "instruction"}:
         if not isinstance(chosen, list) or not isinstance(rejected, list):
             raise RowError("prompt is missing")
-        both = (_turns(chosen, "chosen"), _turns(rejected, "rejected"))
+        both = (fields.turns(chosen, "chosen"), fields.turns(rejected, "rejected"))
         shared = next((at for at, (a, b) in enumerate(zip(*both, strict=False)) if a != b), min(map(len, both)))
         prompt, good, bad = both[0][:shared], both[0][shared:], both[1][shared:]
         if not prompt or not good or not bad:
             raise RowError("prompt is missing, and chosen and rejected share no beginning")
     else:
-        prompt = _prompt(row)
-        good, bad = _reply(chosen, "chosen", prompt), _reply(rejected, "rejected", prompt)
+        prompt = fields.prompt(row)
+        good, bad = fields.reply(chosen, "chosen", prompt), fields.reply(rejected, "rejected", prompt)
     if good == bad:
         raise RowError("chosen and rejected are the same")
     return Example("", prompt, chosen=good, rejected=bad)
@@ -343,13 +155,13 @@ def _marked(row: Fields) -> Example:
     if isinstance(mark, str) and mark.strip().lower() in ("true", "false", "0", "1"):
         mark = mark.strip().lower() in ("true", "1")
     if not isinstance(mark, bool):
-        raise RowError(f"label of a completion must be true or false; got {_shown(mark)}")
+        raise RowError(f"label of a completion must be true or false; got {fields.shown(mark)}")
     if "completion" in row:
         reply = row.pop("completion")
-        prompt = _prompt(row)
-        said = _reply(reply, "completion", prompt)
+        prompt = fields.prompt(row)
+        said = fields.reply(reply, "completion", prompt)
     else:
-        turns = _prompt(row)
+        turns = fields.prompt(row)
         prompt, said = turns[:-1], turns[-1:]
         if not prompt or said[0].role != "assistant":
             raise RowError("a marked conversation must end with the assistant turn that the label is about")
@@ -358,7 +170,7 @@ def _marked(row: Fields) -> Example:
 
 def _choices(row: Fields) -> Example:
     """A question with choices; ``answer`` is the index, the letter or the text of the right one. ``meta`` keeps both fields."""
-    question, texts, answer = _text(row, "question"), _choice_texts(row), row["answer"]
+    question, texts, answer = fields.text(row, "question"), _choice_texts(row), row["answer"]
     if isinstance(answer, str) and answer in texts:
         return _chosen(question, texts, (texts.index(answer),))
     return _chosen(question, texts, (_place(answer, "answer", texts),))
@@ -366,17 +178,17 @@ def _choices(row: Fields) -> Example:
 
 def _correct(row: Fields) -> Example:
     """A question with choices of which several may be right: ``correct`` lists their indices or letters."""
-    question, texts, correct = _text(row, "question"), _choice_texts(row), row["correct"]
+    question, texts, correct = fields.text(row, "question"), _choice_texts(row), row["correct"]
     if not isinstance(correct, list) or not correct:
-        raise RowError(f"correct must be a list of the right choices; got {_shown(correct)}")
+        raise RowError(f"correct must be a list of the right choices; got {fields.shown(correct)}")
     return _chosen(question, texts, tuple(_place(one, f"correct[{at}]", texts) for at, one in enumerate(correct)))
 
 
 def _choice_texts(row: Fields) -> tuple[str, ...]:
     choices = row["choices"]
     if not isinstance(choices, list) or len(choices) < 2:
-        raise RowError(f"choices must be a list of at least two; got {_shown(choices)}")
-    return tuple(_answer(choice, f"choices[{at}]") for at, choice in enumerate(choices))
+        raise RowError(f"choices must be a list of at least two; got {fields.shown(choices)}")
+    return tuple(fields.answer(choice, f"choices[{at}]") for at, choice in enumerate(choices))
 
 
 def _place(value: Any, field: str, texts: tuple[str, ...]) -> int:
@@ -385,7 +197,7 @@ def _place(value: Any, field: str, texts: tuple[str, ...]) -> int:
         return ord(value) - 65
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(texts):
         return value
-    raise RowError(f"{field} must be one of the {len(texts)} choices or an index from 0; got {_shown(value)}")
+    raise RowError(f"{field} must be one of the {len(texts)} choices or an index from 0; got {fields.shown(value)}")
 
 
 def _chosen(question: str, texts: tuple[str, ...], correct: tuple[int, ...]) -> Example:
@@ -394,64 +206,59 @@ def _chosen(question: str, texts: tuple[str, ...], correct: tuple[int, ...]) -> 
 
 
 def _question(row: Fields) -> Example:
-    return Example("", _one(row.pop("question"), "question", "user"), _answer(row.pop("answer"), "answer"))
+    return Example(
+        "", fields.one_turn(row.pop("question"), "question", "user"), fields.answer(row.pop("answer"), "answer")
+    )
 
 
 def _answers(row: Fields) -> Example:
     """A question with all its good answers; the first is the target, an empty list a question that has none (target None)."""
-    question, answers = _text(row, "question"), row["answers"]
+    question, answers = fields.text(row, "question"), row["answers"]
     if isinstance(answers, Mapping):  # SQuAD: {"text": [...], "answer_start": [...]}
         answers = row["answers"] = answers.get("text")
     if not isinstance(answers, list):
-        raise RowError(f"answers must be a list; got {_shown(answers)}")
-    texts = [_answer(answer, f"answers[{at}]") for at, answer in enumerate(answers)]
+        raise RowError(f"answers must be a list; got {fields.shown(answers)}")
+    texts = [fields.answer(answer, f"answers[{at}]") for at, answer in enumerate(answers)]
     return Example("", (Message("user", question),), texts[0] if texts else None, references=tuple(texts))
 
 
 def _completion(row: Fields, field: str) -> Example:
     reply = row.pop(field)
-    prompt = _prompt(row)
-    return Example("", prompt + _reply(reply, field, prompt))
+    prompt = fields.prompt(row)
+    return Example("", prompt + fields.reply(reply, field, prompt))
 
 
 def _labelled(row: Fields) -> Example:
-    return Example("", _one(row.pop("text"), "text", "user"), _label(row.pop("label")))
+    return Example("", fields.one_turn(row.pop("text"), "text", "user"), fields.label(row.pop("label")))
 
 
 def _plain(row: Fields) -> Example:
-    return Example("", _one(row.pop("text"), "text", "user"))
+    return Example("", fields.one_turn(row.pop("text"), "text", "user"))
 
 
 def _pairs(row: Fields, anchor: str, positive: str) -> Example:
     """A text with what belongs with it, one or several, and what does not: ``negative``, ``negatives``, ``neg``, ``negative_1``, ..."""
-    asked = _one(row.pop(anchor), anchor, "user")
-    good = _texts(row.pop(positive), positive)
+    asked = fields.one_turn(row.pop(anchor), anchor, "user")
+    good = fields.texts(row.pop(positive), positive)
     if not good:
         raise RowError(f"{positive} is empty")
-    fields = [field for field in row if _NEGATIVE.fullmatch(field)]
-    bad = [text for field in fields if not _nothing(row[field]) for text in _texts(row[field], field)]
-    for field in fields:
+    names = [field for field in row if _NEGATIVE.fullmatch(field)]
+    bad = [text for field in names if not fields.nothing(row[field]) for text in fields.texts(row[field], field)]
+    for field in names:
         del row[field]
     if both := set(good) & set(bad):
-        raise RowError(f"the same text is {positive} and negative: {_shown(min(both))}")
+        raise RowError(f"the same text is {positive} and negative: {fields.shown(min(both))}")
     return Example("", asked, positives=tuple(dict.fromkeys(good)), negatives=tuple(dict.fromkeys(bad)))
-
-
-def _texts(value: Any, field: str) -> list[str]:
-    """One text, or a list of them."""
-    if not isinstance(value, list):
-        return [_checked_text(value, field)]
-    return [_checked_text(text, f"{field}[{at}]") for at, text in enumerate(value)]
 
 
 def _scored(row: Fields, one: str, other: str, score: str) -> Example:
     """Two texts and a number that says how alike they are; in what unit does not matter, only the order."""
-    asked, beside = _one(row.pop(one), one, "user"), _text(row, other)
+    asked, beside = fields.one_turn(row.pop(one), one, "user"), fields.text(row, other)
     value = row.pop(score)
     if isinstance(value, bool):
         value = float(value)
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise RowError(f"{score} must be a number, higher where the texts are more alike; got {_shown(value)}")
+        raise RowError(f"{score} must be a number, higher where the texts are more alike; got {fields.shown(value)}")
     return Example("", asked, positives=(beside,), score=float(value))
 
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 from luthier.core.dataset import Dataset, Example, RowProblem
 from luthier.core.digest import digest_json
 from luthier.core.errors import DataError, InputError, did_you_mean
+from luthier.data.fields import RowError
 from luthier.data.files import Broken, Row, bare_name, hub_rows, rows_of
-from luthier.data.formats import FIELD_NAMES, FORMATS, Format, RowError, as_row, build, recognise
+from luthier.data.formats import FIELD_NAMES, FORMATS, Format, as_row, build, recognise
 
 SHOWN_PROBLEMS = 20
 Made = TypeVar("Made")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from luthier.data.formats import RowError
+from luthier.data.fields import RowError
 
 Fields: TypeAlias = Mapping[str, Any]
 

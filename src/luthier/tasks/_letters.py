@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from pydantic import Field
 
-from luthier.data.formats import RowError
+from luthier.data.fields import RowError
 from luthier.tasks._benchmark import Item, ShotsConfig
 from luthier.tasks._fields import Fields, field, place, text, texts
 

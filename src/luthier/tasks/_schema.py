@@ -7,7 +7,7 @@ from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
-from luthier.data.formats import RowError
+from luthier.data.fields import RowError
 
 
 def schema(database: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from luthier.core.errors import InputError
 from luthier.core.task import Task
-from luthier.data.formats import RowError
+from luthier.data.fields import RowError
 from luthier.tasks._benchmark import Benchmark, Item, ShotsConfig, build_task
 from luthier.tasks._fields import Fields, field, place, text
 from luthier.tasks._source import Source

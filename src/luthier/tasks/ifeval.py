@@ -7,7 +7,7 @@ single ones is, strictly and loosely (the harness's ``prompt_level_`` and ``inst
 from __future__ import annotations
 
 from luthier.core.task import Task
-from luthier.data.formats import RowError
+from luthier.data.fields import RowError
 from luthier.tasks._benchmark import AskedConfig, Benchmark, Item, build_task
 from luthier.tasks._fields import Fields, field, mapping, text, texts
 from luthier.tasks._source import Source

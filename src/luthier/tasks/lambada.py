@@ -7,7 +7,7 @@ harness's ``acc``: whether the word is what the model would have said), perplexi
 from __future__ import annotations
 
 from luthier.core.task import Task
-from luthier.data.formats import RowError
+from luthier.data.fields import RowError
 from luthier.tasks._benchmark import Benchmark, Item, TextConfig, build_task
 from luthier.tasks._fields import Fields, text
 from luthier.tasks._source import Source

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from luthier.core.errors import InputError
 from luthier.core.task import Task
-from luthier.data.formats import RowError
+from luthier.data.fields import RowError
 from luthier.tasks._benchmark import Benchmark, Item, ShotsConfig, build_task
 from luthier.tasks._fields import Fields, text
 from luthier.tasks._parts import is_file, is_hub

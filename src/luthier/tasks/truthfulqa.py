@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.core.task import Task
-from luthier.data.formats import RowError
+from luthier.data.fields import RowError
 from luthier.tasks._benchmark import AskedConfig, Benchmark, Item, build_task
 from luthier.tasks._fields import Fields, field, mapping, place, text, texts
 from luthier.tasks._source import Source

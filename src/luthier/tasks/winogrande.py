@@ -8,7 +8,7 @@ chat turn the model is asked which name fits, and the names are scored.
 from __future__ import annotations
 
 from luthier.core.task import Task
-from luthier.data.formats import RowError
+from luthier.data.fields import RowError
 from luthier.tasks._benchmark import Benchmark, Item, ShotsConfig, build_task
 from luthier.tasks._fields import Fields, field, place, shown, text
 from luthier.tasks._source import Source
