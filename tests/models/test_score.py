@@ -107,6 +107,9 @@ def test_a_model_with_sliding_windows_is_scored_too() -> None:
         assert got == pytest.approx(want, abs=1e-4)
     for got, want in zip(packed_log_probs(model, rows, CPU), expected, strict=True):
         assert got.tolist() == pytest.approx(want, abs=1e-4)
+    empty = [Row([5, 6], []), Row([7], [[3], [4, 2]])]  # as many continuations as rows, but not one for each
+    assert [len(each) for each in packed_log_probs(model, empty, CPU)] == [0, 2]
+    assert [len(each) for each in packed_log_probs(model, empty[:1], CPU)] == [0]
 
 
 def test_shared_beginnings_are_computed_once(model: LlamaForCausalLM) -> None:

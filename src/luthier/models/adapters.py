@@ -19,7 +19,7 @@ from luthier.core.errors import DataError, LuthierError, MismatchError, Unsuppor
 from luthier.models import parts
 from luthier.models.load import LoadedModel
 from luthier.models.soft_prompt import KINDS, is_soft, set_sizes, task_of
-from luthier.models.weights import read_tensors, write_tensors
+from luthier.models.weights import AGAIN, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
 
 
 @contextmanager
@@ -59,16 +58,18 @@ def peft_or_none(model: LoadedModel) -> Any:
     return inner if hasattr(inner, "peft_config") and hasattr(inner, "base_model") else None
 
 
+def peft_type(config: Any) -> str:
+    """PEFT's word for what kind of adapter a configuration describes: LORA, IA3, ..."""
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
 def kind_of(config: Any) -> str:
     """What adapters must have in common to share a PEFT model: the type, shared random matrices, modules trained whole."""
-    parts = [str(getattr(config.peft_type, "value", config.peft_type)), str(getattr(config, "projection_prng_key", ""))]
     whole = sorted(getattr(config, "modules_to_save", None) or ())
-    if whole and getattr(
-        config, "ensure_weight_tying", False
-    ):  # PEFT takes the tied head out of the list and puts it in
-        whole = ["tied"]
-    parts += whole
-    return " ".join(part for part in parts if part)
+    if whole and getattr(config, "ensure_weight_tying", False):
+        whole = ["tied"]  # PEFT takes the tied head out of the list and puts it in
+    common = [peft_type(config), str(getattr(config, "projection_prng_key", "")), *whole]
+    return " ".join(each for each in common if each)
 
 
 def remember_start(layer: Any, name: str) -> None:
@@ -89,16 +90,13 @@ def save_adapter(model: Any, folder: Path, base_name: str) -> None:
     embeds = not isinstance(targets, str) and bool({"embed_tokens", "lm_head", "word_embeddings"} & set(targets))
     tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=embeds)
     _from_the_start(model, name, config, tensors)
-    if getattr(
-        config, "ensure_weight_tying", False
-    ):  # PEFT has taken the tied head out of the list, and not every one back in
+    if getattr(config, "ensure_weight_tying", False):
+        # PEFT has taken the tied head out of the list, and not every one back in
         whole = [where for where, layer in model.named_modules() if isinstance(layer, ModulesToSaveWrapper)]
         config.modules_to_save = [where.removeprefix("base_model.model.") for where in whole]
     seen: set[int] = set()
-    for (
-        key,
-        tensor,
-    ) in tensors.items():  # a head that is the embeddings is written twice, as PEFT does: safetensors shares nothing
+    # a head that is the embeddings is written twice, as PEFT does: safetensors shares nothing
+    for key, tensor in tensors.items():
         if tensor.data_ptr() in seen:
             tensors[key] = tensor.clone()
         seen.add(tensor.data_ptr())
@@ -199,7 +197,7 @@ def switch(base: LoadedModel, model: Any, name: str) -> None:
 
 def _check_soft_prompt(base: LoadedModel, folder: Path, config: Any) -> None:
     """Make ``config`` that of a soft prompt as it is put into this base. Raises UnsupportedError, MismatchError."""
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    kind = peft_type(config)
     if kind not in KINDS or config.modules_to_save:
         raise UnsupportedError(
             f"{folder / ADAPTER_CONFIG}: a soft prompt of type {kind}{' with modules_to_save' * bool(config.modules_to_save)} "

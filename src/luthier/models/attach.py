@@ -34,7 +34,7 @@ from luthier.models.adapters import drop_adapter, inner_of, load_adapter, peft_o
 from luthier.models.light import take
 from luthier.models.load import Attached, LoadedModel, load_folder, load_model, quiet_transformers
 from luthier.models.soft_prompt import virtual_tokens
-from luthier.models.weights import read_tensors, write_tensors
+from luthier.models.weights import AGAIN, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from luthier.models.quantize import Quantization
@@ -117,7 +117,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if saves not in SAVES or not isinstance(base["name"], str) or not isinstance(base["digest"], str):
             raise ValueError(f"saves {saves!r}, base {base!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a trained model's manifest: {error}", hint=_AGAIN) from error
+        raise DataError(f"{path}: not a trained model's manifest: {error}", hint=AGAIN) from error
     if number != FORMAT:
         raise DataError(f"{path}: format must be {FORMAT}; got {number!r}", hint="Use the Luthier that wrote it.")
     return manifest  # type: ignore[no-any-return]
@@ -293,9 +293,6 @@ def detach(base: LoadedModel, name: str) -> None:
     select(base, selected)
 
 
-_AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
-
-
 def _take_out(base: LoadedModel) -> None:
     """Give the base its own tensors back, whichever delta is in."""
     for held in base.attached.values():
@@ -337,7 +334,7 @@ def _further_head(folder: Path, model: LoadedModel) -> Any:
     if weight is None or weight.ndim != 2 or weight.shape[1] != width:
         shape = None if weight is None else tuple(weight.shape)
         raise MismatchError(
-            f"{folder / HEAD}: a head of shape {shape} does not fit {model.base.name} of width {width}", hint=_AGAIN
+            f"{folder / HEAD}: a head of shape {shape} does not fit {model.base.name} of width {width}", hint=AGAIN
         )
     head = torch.nn.Linear(width, weight.shape[0], bias="bias" in tensors)
     head.load_state_dict(tensors)
@@ -349,5 +346,5 @@ def _read_head(folder: Path, head: Any) -> Any:
     try:
         head.load_state_dict(tensors)
     except RuntimeError as error:
-        raise MismatchError(f"{folder / HEAD}: does not fit the model's labels: {error}", hint=_AGAIN) from error
+        raise MismatchError(f"{folder / HEAD}: does not fit the model's labels: {error}", hint=AGAIN) from error
     return head

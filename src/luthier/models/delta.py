@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import InputError, MismatchError
 from luthier.models.decode import causal_model
-from luthier.models.weights import read_tensors, write_tensors
+from luthier.models.weights import AGAIN, read_tensors, write_tensors
 
 FILE = "changed.safetensors"
 PLACES, VALUES = "#places", "#values"
@@ -131,7 +131,7 @@ def write_changes(module: Any, path: Path) -> None:
             if hasattr(chain[0], "changed"):
                 of = f"{owner}.{attribute}"
                 tensors[of + PLACES], tensors[of + VALUES] = chain[0].changed(chain.original)
-                told.append(f"{owner}.parametrizations.")
+                told.append(f"{owner}.parametrizations.{attribute}.")
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and not name.startswith(tuple(told)):
             tensors[name] = parameter.detach()
@@ -156,18 +156,15 @@ def read_changes(path: Path, module: Any, *, device: Any, dtype: Any, base: str)
         parameter = known.get(of)
         problem = _problem(of, values, places, parameter, name.endswith(VALUES))
         if problem:
-            raise MismatchError(f"{path}: does not fit {base}: {problem}", hint=_AGAIN)
+            raise MismatchError(f"{path}: does not fit {base}: {problem}", hint=AGAIN)
         assert parameter is not None
         # a copy of its own: a view into the file's mapping would keep the file open
         own = values.to(device=device, dtype=dtype, copy=True)
         at = None if places is None else places.to(device=device, dtype=torch.int64)
         changes.append(Change(of, parameter, own, at))
     if not changes:
-        raise MismatchError(f"{path}: holds no tensors", hint=_AGAIN)
+        raise MismatchError(f"{path}: holds no tensors", hint=AGAIN)
     return Changes(changes)
-
-
-_AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
 
 
 def _problem(name: str, values: Any, places: Any, parameter: Any, sparse: bool) -> str:

@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 
 from luthier.core.errors import UnsupportedError
 from luthier.models import rows
-from luthier.models.adapters import ADAPTER, inner_of, peft_models, read_config
+from luthier.models.adapters import ADAPTER, inner_of, peft_models, peft_type, read_config
 from luthier.models.decode import causal_model
 from luthier.models.fast_linear import speed_up_linear
 from luthier.models.load import LoadedModel
@@ -291,7 +291,7 @@ def take(base: LoadedModel, folder: Path, name: str) -> bool:
 
 def suits(config: Any) -> bool:
     """Whether an adapter is one that is held here: a LoRA or (IA)3 that asks for nothing but its matrices and vectors."""
-    kind = _kind(config)
+    kind = peft_type(config)
     if kind not in _KINDS or config.target_modules in (None, "all-linear"):
         return False
     if getattr(config, "init_lora_weights", True) not in _BEGINNINGS:
@@ -308,15 +308,11 @@ def _is_default(config: Any, field: Any) -> bool:
     return bool(getattr(config, field.name) == default)
 
 
-def _kind(config: Any) -> str:
-    return str(getattr(config.peft_type, "value", config.peft_type))
-
-
 def _shapes(config: Any, targets: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(key, shape) of each tensor that PEFT writes for such an adapter."""
     for name, layer in targets.items():
         inputs, outputs = _sizes(layer)
-        if _kind(config) == "IA3":
+        if peft_type(config) == "IA3":
             yield f"{_PREFIX}{name}.ia3_l", (1, inputs) if _of_inputs(config, name) else (outputs, 1)
         else:
             rank, _ = _rank_and_scale(config, name)
@@ -325,7 +321,7 @@ def _shapes(config: Any, targets: Mapping[str, Any]) -> Iterator[tuple[str, tupl
 
 
 def _change(config: Any, name: str, views: Mapping[str, Tensor]) -> Change:
-    if _kind(config) == "IA3":
+    if peft_type(config) == "IA3":
         return Rescaled(views[f"{_PREFIX}{name}.ia3_l"].flatten(), _of_inputs(config, name))
     a, b = views[f"{_PREFIX}{name}.lora_A.weight"], views[f"{_PREFIX}{name}.lora_B.weight"]
     return LowRank(a, b, _rank_and_scale(config, name)[1])

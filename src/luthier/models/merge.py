@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InputError, NotFoundError, UnsupportedError
 from luthier.core.model import ModelRecord
-from luthier.models.adapters import inner_of, unwrapped
+from luthier.models.adapters import inner_of, peft_type, unwrapped
 from luthier.models.load import LoadedModel
 
 if TYPE_CHECKING:
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 def merge(model: LoadedModel) -> LoadedModel:
     """The same model as plain Hugging Face modules, the selected adapter added into the base weights.
 
-    The sum is computed in fp32 and rounded once to the model's dtype; of a base in 4 bits, with its dequantized weights. A delta's tensors replace the base's, as they are. ``model`` is
-    used up: its modules become the result's. A model without an adapter comes back as it is. Raises UnsupportedError when the
-    adapter's method cannot be merged (soft prompts).
+    The sum is computed in fp32 and rounded once to the model's dtype; of a base in 4 bits, with its dequantized weights. A delta's
+    tensors replace the base's, as they are. ``model`` is used up: its modules become the result's. A model without an adapter comes
+    back as it is. Raises UnsupportedError when the adapter's method cannot be merged (soft prompts).
     """
-    inner = model.module.body if model.architecture == "encoder" else model.module
+    inner = inner_of(model)
     held = model.attached.get(model.selected) if model.selected else None
     replaced = held is not None and held.changes is not None
     if held is not None and held.light:
-        for _, parameter, tensor in list(model.light.merged(model.selected)):
-            parameter.data = tensor
+        for _, parameter, tensor in model.light.merged(model.selected):
+            parameter.data = tensor  # one at a time: the weights are never held twice
         replaced = True
     if model.light is not None:
         model.light.let_go()
@@ -54,11 +54,7 @@ def merge(model: LoadedModel) -> LoadedModel:
     try:
         merged = inner.float().merge_and_unload(safe_merge=True)
     except (NotImplementedError, ValueError) as error:
-        kind = str(getattr(inner.active_peft_config.peft_type, "value", inner.active_peft_config.peft_type))
-        raise UnsupportedError(
-            f"{model.record.name}: an adapter of type {kind} cannot be merged into the weights: {error}",
-            hint="it can be served where it is swapped in: engine torch",
-        ) from error
+        raise _refusal(model, inner, error) from error
     if model.quantization is not None:
         from luthier.models.quantize import restore_transposed
 
@@ -109,20 +105,26 @@ def _peft_merged(model: LoadedModel, inner: Any) -> Iterator[LoadedModel]:
     kept = {id(parameter): tensor for parameter, tensor in own}
     names = list(inner.active_adapters)
     try:
-        for layer in layers:
-            _merge_layer(layer, names, kept)
+        try:
+            for layer in layers:
+                _merge_layer(layer, names, kept)
+        except (NotImplementedError, ValueError) as error:
+            raise _refusal(model, inner, error) from error
         yield model
-    except NotImplementedError as error:
-        raise UnsupportedError(
-            f"{model.record.name}: an adapter of its kind cannot be merged into the weights: {error}",
-            hint="it can be served where it is swapped in: engine torch",
-        ) from error
     finally:
         for parameter, tensor in own:
             parameter.data = tensor
         for layer in layers:
             if layer.merged_adapters:
                 layer.merged_adapters.clear()
+
+
+def _refusal(model: LoadedModel, inner: Any, error: Exception) -> UnsupportedError:
+    """What to say when PEFT merges no adapter of this type (NotImplementedError), or none with such values (ValueError)."""
+    return UnsupportedError(
+        f"{model.record.name}: an adapter of type {peft_type(inner.active_peft_config)} cannot be merged into the weights: {error}",
+        hint="it can be served where it is swapped in: engine torch",
+    )
 
 
 def _merge_layer(layer: Any, names: list[str], kept: Mapping[int, Any]) -> None:

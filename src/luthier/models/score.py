@@ -33,9 +33,7 @@ def packed_log_probs(module: Any, rows: Sequence[Row], device: torch.device) -> 
     One forward for all rows, after one for what all prompts begin with (the instruction); its gradient is the sum over the rows.
     """
     arranged, cache, shared = _arranged(module, rows, device)
-    found = log_probs(module, arranged, device, cache, shared)
-    if len(arranged) == len(rows):
-        return found
+    found = log_probs(module, arranged, device, cache, shared) if arranged else []
     flat = torch.cat(found) if found else torch.zeros(0, device=device)
     return list(torch.split(flat, [len(row.continuations) for row in rows]))
 

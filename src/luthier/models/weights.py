@@ -7,6 +7,8 @@ The format (huggingface/safetensors, "Format"): 8 bytes little-endian header len
 from __future__ import annotations
 
 import json
+from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,9 @@ from luthier.core.errors import DataError
 
 if TYPE_CHECKING:
     import torch
+
+AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
+"""What to do about a damaged file of what tuning made."""
 
 _LONGEST_HEADER = 100_000_000  # the format's own limit, in bytes
 
@@ -52,6 +57,28 @@ def check_folder(folder: Path) -> None:
         raise DataError(f"{folder}: holds no .safetensors weights", hint=_HINT)
     for path in files:
         check_file(path)
+
+
+def entries(path: Path) -> dict[str, tuple[str, int]]:
+    """Tensor's name -> the format's name of its type and the number of its entries, from the header of one file."""
+    header = check_file(path).items()
+    return {name: (tensor["dtype"], prod(tensor["shape"])) for name, tensor in header if name != "__metadata__"}
+
+
+def dtypes(folder: Path) -> Counter[str]:
+    """Type -> number of entries that have it, over all files of a model folder."""
+    found: Counter[str] = Counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        for dtype, size in entries(path).values():
+            found[dtype] += size
+    return found
+
+
+def missing_weights(folder: Path, wanted: str) -> str:
+    """What is said of a folder without the file ``wanted``, and of a pickled one that it has instead."""
+    pickled = next((path.name for kind in ("*.bin", "*.pt") for path in sorted(folder.glob(kind))), None)
+    why = f"; {pickled} is pickled and never loaded: it can run code" if pickled else ""
+    return f"{folder}: {wanted} is missing{why}"
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
