@@ -10,10 +10,14 @@ from __future__ import annotations
 import gc
 import os
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from _labelled import macro_f1, only_training, read_rows
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,8 +32,6 @@ PRELOAD = [
     "luthier.training.loop",
     "luthier.models.score",
 ]
-LONGEST = 400  # characters of a text that are read
-SIDES = {"luthier": "Luthier", "peer": "PEFT + Trainer, fp32", "tuned": "PEFT + Trainer, bf16, grouped by length"}
 
 
 @dataclass(frozen=True)
@@ -87,22 +89,13 @@ class Skip(Exception):  # noqa: N818  no error
 
 
 @cache
-def _sets(folder: Path, rows: int, test: int) -> tuple[Any, Any, Any]:
-    """(training rows, test rows, prompt), drawn evenly over the labels."""
-    from luthier.core.message import user
+def sets(folder: Path, rows: int, test: int) -> tuple[Any, Any, Any]:
+    """(training rows, test rows, prompt)."""
     from luthier.core.task import PromptTemplate
-    from luthier.data.read import read
-    from luthier.data.split import split
     from luthier.tasks.own import CLASSIFY_INSTRUCTION
 
-    parts = []
-    for name, count in (("train", rows), ("test", test)):
-        data = read(folder / f"{name}.jsonl")
-        if count < len(data):
-            share = count / len(data)
-            data = split(data, train=share, validation=0.0, test=1.0 - share, seed=0).train
-        parts.append(replace(data, examples=tuple(replace(e, messages=user(e.text[:LONGEST])) for e in data.examples)))
-    return parts[0], parts[1], PromptTemplate(CLASSIFY_INSTRUCTION, labels=parts[0].labels)
+    train = read_rows(folder / "train.jsonl", rows)
+    return train, read_rows(folder / "test.jsonl", test), PromptTemplate(CLASSIFY_INSTRUCTION, labels=train.labels)
 
 
 def options(method: str, cell: Cell, place: Place) -> dict[str, Any]:
@@ -128,21 +121,13 @@ def parts(cell: Cell, place: Place, store: Any) -> None:
         try:
             find(store, f"part-{cell.model}-{name}")
         except NotFoundError:
-            train, _, prompt = _sets(place.data / name, cell.rows, cell.test)
+            train, _, prompt = sets(place.data / name, cell.rows, cell.test)
             tune(
                 _config(other, place, store, f"part-{cell.model}-{name}"),
-                splits=_only(train),
+                splits=only_training(train),
                 prompt=prompt,
                 store=store,
             )
-
-
-def _only(train: Any) -> Any:
-    """Splits with training rows alone."""
-    from luthier.core.dataset import Splits
-
-    nothing = replace(train, name="none", examples=())
-    return Splits(train, nothing, nothing)
 
 
 def _config(cell: Cell, place: Place, store: Any, name: str) -> dict[str, Any]:
@@ -168,13 +153,6 @@ def settings(cell: Cell, entry: Any, architecture: str) -> dict[str, Any]:
     return chosen | dict(entry.module.DEFAULTS[architecture])
 
 
-def macro_f1(given: list[str], wanted: list[str]) -> float:
-    """scikit-learn's, over the labels of the test rows."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(wanted, given, labels=sorted(set(wanted)), average="macro", zero_division=0.0))
-
-
 def first_tokens(renderer: Any, prompt: Any, labels: tuple[str, ...]) -> list[int]:
     """The first token of every label as an answer; they must differ, and the likeliest of them is a decoder's answer."""
     from luthier.core.message import Message
@@ -195,77 +173,97 @@ def base_mb(module: Any) -> float:
 # ---- Luthier
 
 
+class _Watch:
+    """What ``luthier.tune`` tells of a training: when it was ready to begin and at its end, and how good the model was then."""
+
+    def __init__(self, limit_s: float, judge: Callable[[Any], float]) -> None:
+        self._limit_s, self._judge = limit_s, judge
+        self._ready, self._end = (0.0, 0.0), (0.0, 0.0)
+        self.trained, self.tokens, self.peak_mb = 0, 0.0, 0.0
+        self.quality: float | None = None
+
+    @property
+    def spent(self) -> tuple[float, float]:
+        """Seconds, and seconds of processor time, from the model in memory to the last step."""
+        return self._end[0] - self._ready[0], self._end[1] - self._ready[1]
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if stage == "load" and done:
+            self._ready = _now()
+
+    def started(self, start: Any) -> None:
+        self.trained = start.trainable_parameters
+
+    def note(self, line: Any) -> None:
+        """Raises Halt when the time is up."""
+        if self.quality is not None:
+            return
+        self._end, self.peak_mb, self.tokens = _now(), line["peak_mb"], line["tokens"]
+        if self.spent[0] > self._limit_s:
+            from luthier.training.interrupt import Halt
+
+            raise Halt("time is up")
+
+    def score(self, model: Any) -> dict[str, float]:
+        """After the last step. Judging is not training: its time and memory do not count."""
+        from luthier.training.memory import peak_mb
+
+        self._end, self.peak_mb = _now(), peak_mb(model.device)
+        self.quality = self._judge(model)
+        return {"macro_f1": self.quality}
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
 def luthier(cell: Cell, place: Place) -> dict[str, Any]:
     """``luthier.tune`` as a user calls it."""
     import torch
 
-    from luthier.core import catalog
     from luthier.models.load import choose_dtype
     from luthier.models.shapes import load_shapes
     from luthier.store.database import open_store
     from luthier.store.models import find, remove
     from luthier.training.interrupt import Halt
-    from luthier.training.memory import peak_mb, resident_mb
+    from luthier.training.memory import resident_mb
     from luthier.training.tune import tune
 
     store = open_store(place.home)
-    train, test, prompt = _sets(place.data / cell.dataset, cell.rows, cell.test)
-    entry, record = catalog.load("methods", cell.method), find(store, cell.model)
-    own = settings(cell, entry, record.architecture)
+    train, test, prompt = sets(place.data / cell.dataset, cell.rows, cell.test)
+    record = find(store, cell.model)
     element = 2 if choose_dtype() == torch.bfloat16 else 4
     weights_mb = sum(p.numel() for p in load_shapes(store, record).module.parameters()) * element / 1e6
     gc.collect()
     before_mb = resident_mb() + weights_mb
-    seen: dict[str, Any] = {}
-
-    def progress(stage: str, done: int, total: int) -> None:
-        if stage == "load" and done:
-            seen["ready"], seen["cpu"] = time.perf_counter(), time.process_time()
-
-    def started(start: Any) -> None:
-        seen["trainable"] = start.trainable_parameters
-
-    def note(line: Any) -> None:
-        if "end" not in seen or not seen.get("scored"):
-            seen["end"], seen["cpu_end"], seen["peak_mb"] = time.perf_counter(), time.process_time(), line["peak_mb"]
-        seen["tokens"] = line["tokens"]
-        if seen["end"] - seen["ready"] > place.limit_s and "f1" not in seen:
-            raise Halt("time is up")
-
-    def score(model: Any) -> dict[str, float]:
-        seen["end"], seen["cpu_end"], seen["scored"] = time.perf_counter(), time.process_time(), True
-        seen["peak_mb"] = peak_mb(model.device)
-        seen["f1"] = macro_f1(_answers(model, test, prompt), [str(e.target) for e in test.examples])
-        return {"macro_f1": seen["f1"]}
-
+    if cell.method == "adapter_fusion":
+        parts(cell, place, store)
     name = f"{cell.dataset}-{cell.method}-{cell.seed}"
     config = _config(cell, place, store, name)
     config["train"]["metric"] = "validation_macro_f1"
-    if cell.method == "adapter_fusion":
-        parts(cell, place, store)
-        seen.clear()
-    try:
+    wanted = [str(e.target) for e in test.examples]
+    watch = _Watch(place.limit_s, lambda model: macro_f1(_answers(model, test, prompt), wanted))
+    with suppress(Halt):  # cut short: no model is kept, and what was seen until then is the result, without a quality
         tune(
             config,
-            splits=_only(train),
+            splits=only_training(train),
             prompt=prompt,
-            scorer=score,
+            scorer=watch.score,
             store=store,
-            metrics=note,
-            progress=progress,
-            started=started,
+            metrics=watch.note,
+            progress=watch.progress,
+            started=watch.started,
             resume=False,
             replace=True,
         )
         remove(store, name)
-    except Halt:
-        pass
-    spent = seen["end"] - seen["ready"], seen["cpu_end"] - seen["cpu"]
-    tokens = _tokens(train, prompt, load_shapes(store, record)) * own["epochs"] if "f1" in seen else seen["tokens"]
-    return _figures(seen["trainable"], tokens, spent, seen["peak_mb"], before_mb, seen.get("f1"))
+    tokens = watch.tokens
+    if watch.quality is not None:
+        tokens = _tokens(train, prompt, load_shapes(store, record)) * config["train"]["epochs"]
+    return figures_of(watch.trained, tokens, watch.spent, watch.peak_mb, before_mb, watch.quality)
 
 
-def _figures(
+def figures_of(
     trained: int, tokens: float, spent: tuple[float, float], peak: float, before: float, quality: float | None
 ) -> dict[str, Any]:
     """``spent``: seconds, and seconds of processor time, which other work on the machine does not lengthen as much."""

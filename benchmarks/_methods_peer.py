@@ -12,19 +12,8 @@ import time
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from _methods_cell import (
-    Cell,
-    Place,
-    Skip,
-    _figures,
-    _sets,
-    base_mb,
-    first_tokens,
-    macro_f1,
-    options,
-    settings,
-    tokenised,
-)
+from _labelled import macro_f1
+from _methods_cell import Cell, Place, Skip, base_mb, figures_of, first_tokens, options, sets, settings, tokenised
 
 PLAIN = ("full", "freeze", "bitfit", "linear_probe", "attention_only")
 """Methods that are ``requires_grad`` and no more."""
@@ -33,8 +22,7 @@ PLAIN = ("full", "freeze", "bitfit", "linear_probe", "attention_only")
 def peer(cell: Cell, place: Place) -> dict[str, Any]:
     """Train with the Trainer: in fp32 and random batches as it comes, or in bf16 with rows grouped by length."""
     import torch
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
+    from transformers import AutoTokenizer
 
     from luthier.core import catalog
     from luthier.models.load import load_renderer
@@ -44,7 +32,7 @@ def peer(cell: Cell, place: Place) -> dict[str, Any]:
     from luthier.training.memory import peak_mb, reset_peak, resident_mb
 
     store = open_store(place.home)
-    train, test, prompt = _sets(place.data / cell.dataset, cell.rows, cell.test)
+    train, test, prompt = sets(place.data / cell.dataset, cell.rows, cell.test)
     labels = list(prompt.labels)
     entry, record = catalog.load("methods", cell.method), find(store, cell.model)
     decoder, folder = record.architecture == "decoder", path_of(store, record.digest)
@@ -54,14 +42,7 @@ def peer(cell: Cell, place: Place) -> dict[str, Any]:
     renderer = load_renderer(folder, tokenizer) if decoder else None
     gc.collect()
     before_mb = resident_mb()
-    dtype = torch.bfloat16 if cell.side == "tuned" else torch.float32
-    torch.manual_seed(cell.seed)
-    if decoder:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, **_quantized(cell))
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            str(folder), dtype=dtype, num_labels=len(labels), **_quantized(cell)
-        )
+    model = _load(cell, str(folder), decoder, labels)
     before_mb += base_mb(model)
     model = apply(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -69,9 +50,37 @@ def peer(cell: Cell, place: Place) -> dict[str, Any]:
     began, cpu = time.perf_counter(), time.process_time()
     rows = [_row(ids, told, decoder) for ids, told in tokenised(train, prompt, tokenizer, renderer, labels)]
     counted = _Counting(tokenizer, decoder)
+    watch = _train(cell, place, model, rows, counted, own)
+    spent = time.perf_counter() - began, time.process_time() - cpu
+    peak = peak_mb(torch.device("cpu"))
+    if watch.cut:
+        tokens = counted.tokens * watch.steps / max(1, counted.batches)
+        return figures_of(trainable, tokens, spent, peak, before_mb, None)
+    tokens = sum(len(row["input_ids"]) for row in rows) * own["epochs"]
+    answers = _answers(model, test, prompt, tokenizer, renderer, labels)
+    quality = macro_f1(answers, [str(e.target) for e in test.examples])
+    return figures_of(trainable, tokens, spent, peak, before_mb, quality)
+
+
+def _load(cell: Cell, folder: str, decoder: bool, labels: list[str]) -> Any:
+    """The base as transformers loads it; an encoder with a new classifier."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    torch.manual_seed(cell.seed)
+    options = {"dtype": torch.bfloat16 if cell.side == "tuned" else torch.float32, **_quantized(cell)}
+    if decoder:
+        return AutoModelForCausalLM.from_pretrained(folder, **options)
+    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(labels), **options)
+
+
+def _train(cell: Cell, place: Place, model: Any, rows: list[Any], collator: Any, own: dict[str, Any]) -> Any:
+    """Run the Trainer; returns the callback that says whether it was cut short."""
+    from transformers import Trainer, TrainingArguments
+
     watch = _watch(place.limit_s)
     with TemporaryDirectory() as out:
-        arguments = transformers.TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=out,
             per_device_train_batch_size=own["batch_size"],
             num_train_epochs=own["epochs"],
@@ -89,19 +98,11 @@ def peer(cell: Cell, place: Place) -> dict[str, Any]:
             **({"train_sampling_strategy": "group_by_length"} if cell.side == "tuned" else {}),
         )
         callbacks = [watch, *([_allocation(model)] if cell.method == "adalora" else [])]
-        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=counted, callbacks=callbacks)
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=callbacks)
         if cell.method == "adalora":
-            _plan_ranks(model, trainer, rows, own)
+            _plan_ranks(model, len(rows), own)
         trainer.train()
-    spent = time.perf_counter() - began, time.process_time() - cpu
-    peak = peak_mb(torch.device("cpu"))
-    if watch.cut:
-        return _figures(trainable, counted.tokens * watch.steps / max(1, counted.batches), spent, peak, before_mb, None)
-    tokens = sum(len(row["input_ids"]) for row in rows) * own["epochs"]
-    answers = _answers(model, test, prompt, tokenizer, renderer, labels)
-    return _figures(
-        trainable, tokens, spent, peak, before_mb, macro_f1(answers, [str(e.target) for e in test.examples])
-    )
+    return watch
 
 
 def _quantized(cell: Cell) -> dict[str, Any]:
@@ -167,13 +168,12 @@ def _allocation(model: Any) -> Any:
     return Allocation()
 
 
-def _plan_ranks(model: Any, trainer: Any, rows: Any, own: Any) -> None:
+def _plan_ranks(model: Any, rows: int, own: dict[str, Any]) -> None:
     """AdaLoRA's schedule over the steps of this training: a tenth of warmup, three tenths after the last rank has gone."""
-    steps = -(-len(rows) // own["batch_size"]) * int(own["epochs"])
+    steps = -(-rows // own["batch_size"]) * int(own["epochs"])
     config = model.peft_config["default"]
     config.total_step, config.tinit, config.tfinal, config.deltaT = steps, int(0.1 * steps), int(0.3 * steps), 1
     model.base_model.rankallocator.set_total_step(steps)
-    del trainer
 
 
 def _method(cell: Cell, place: Place, store: Any, record: Any, entry: Any, labels: list[str]) -> Any:

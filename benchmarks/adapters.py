@@ -84,11 +84,11 @@ def make_store(folder: Path, count: int, rank: int) -> list[Path]:
 
 
 def resident_mb() -> float:
-    """Memory of this process, in MB."""
-    import psutil
+    """Memory that this process holds, garbage aside, in MB."""
+    from luthier.training.memory import resident_mb as now_mb
 
     gc.collect()
-    return float(psutil.Process().memory_info().rss / 1e6)
+    return now_mb()
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -75,7 +75,6 @@ def measured(path: Path) -> tuple[dict[tuple[str, str], float], str]:
     speeds = {
         (row["method"], row["model"]): row["sides"]["luthier"]["tokens_per_s"]
         for row in summary(lines, "tokens_per_cpu_s")
-        if "luthier" in row["sides"]
     }
     ratios = {
         (method, model): round(speed / speeds["lora", model], 2)

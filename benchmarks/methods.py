@@ -15,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import queue
 import statistics
 import sys
 import time
@@ -23,10 +24,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from _labelled import check_sets
 from _methods_cell import PRELOAD, Cell, Place, run
 from _methods_report import draw, summary, table
 
-MODELS = ("minilm-l6", "smollm2-135m")
+MODELS = {"minilm-l6": "encoder", "smollm2-135m": "decoder"}
 SETS = ("agnews", "tweet_emotion")
 QUICK = ("lora", "dora", "ia3", "linear_probe")
 COMMON = ("lora", "full", "dora", "ia3", "prompt", "prefix", "linear_probe")
@@ -40,7 +42,7 @@ def cells(given: argparse.Namespace) -> Iterator[Cell]:
     for seed in range(given.seeds):
         for dataset in given.sets:
             for model in given.models:
-                architecture = "decoder" if model == "smollm2-135m" else "encoder"
+                architecture = MODELS[model]
                 for method in given.methods or catalog.names("methods"):
                     if architecture not in catalog.load("methods", method).module.DEFAULTS:
                         continue
@@ -48,16 +50,16 @@ def cells(given: argparse.Namespace) -> Iterator[Cell]:
                         if side != "luthier" and seed >= given.peer_seeds:
                             continue
                         yield Cell(
-                            side,
-                            model,
-                            dataset,
-                            method,
-                            seed,
-                            given.rows if architecture == "encoder" else given.decoder_rows,
-                            given.test,
-                            given.epochs,
-                            given.batch_size,
-                            given.cores,
+                            side=side,
+                            model=model,
+                            dataset=dataset,
+                            method=method,
+                            seed=seed,
+                            rows=given.rows if architecture == "encoder" else given.decoder_rows,
+                            test=given.test,
+                            epochs=given.epochs,
+                            batch_size=given.batch_size,
+                            cores=given.cores,
                         )
 
 
@@ -106,7 +108,7 @@ def one(context: Any, cell: Cell, place: Place) -> dict[str, Any]:
     while time.monotonic() < end:
         try:
             found: dict[str, Any] = results.get(timeout=1.0)
-        except Exception:  # noqa: BLE001  queue.Empty: look whether the process still lives
+        except queue.Empty:
             if not process.is_alive() and results.empty():
                 break
         else:
@@ -144,8 +146,8 @@ def bars(found: Iterable[dict[str, Any]]) -> list[str]:
     return out
 
 
-def main() -> None:
-    """Read the command line, measure what is missing, report."""
+def command_line() -> argparse.ArgumentParser:
+    """What can be asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", type=Path, help="a folder with a folder for each set")
     parser.add_argument("--methods", nargs="+", help="default: all of the catalogue")
@@ -178,6 +180,12 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help=f"{', '.join(QUICK)} on one set, one seed: under five minutes on two cores"
     )
+    return parser
+
+
+def main() -> None:
+    """Read the command line, measure what is missing, report."""
+    parser = command_line()
     given = parser.parse_args()
     if given.report:
         report(made(given.out / "results.jsonl"), given)
@@ -185,14 +193,9 @@ def main() -> None:
     if given.data is None:
         parser.error("--data is needed")
     if given.quick:
-        given.methods, given.sets, given.seeds = list(QUICK), given.sets[:1], 1
+        given.methods, given.sets, given.seeds = given.methods or list(QUICK), given.sets[:1], 1
         given.rows, given.decoder_rows, given.test, given.epochs, given.limit_s = 128, 32, 100, 1, 45
-    for name in given.sets:
-        for part in ("train", "test"):
-            if not (given.data / name / f"{part}.jsonl").is_file():
-                parser.error(
-                    f"{given.data / name / f'{part}.jsonl'} is missing; --data must hold a folder for each of --sets"
-                )
+    check_sets(parser, given.data, given.sets)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(given.cores)
     os.environ["LUTHIER_HOME"] = str((given.out / "home").resolve())

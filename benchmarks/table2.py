@@ -20,29 +20,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _labelled import check_sets, macro_f1, only_training, read_rows
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SETS = ("agnews", "tweet_emotion", "tweet_sentiment", "chnsenticorp")
 MODELS = ("minilm-l6", "smollm2-135m")
 WAYS = ("full", "lora")
-LONGEST = 400  # characters of a text that are read: the sets have a few reviews of thousands
-
-
-def rows(path: Path, count: int, seed: int = 0) -> Any:
-    """``count`` rows of a file, drawn evenly over the labels, texts cut to what is read."""
-    from dataclasses import replace
-
-    from luthier.core.message import user
-    from luthier.data.read import read
-    from luthier.data.split import split
-
-    data = read(path)
-    if count < len(data):
-        share = count / len(data)
-        data = split(data, train=share, validation=0.0, test=1.0 - share, seed=seed).train
-    cut = tuple(replace(e, messages=user(e.text[:LONGEST])) for e in data.examples)
-    return replace(data, examples=cut, name=f"{path.parent.name}-{path.stem}")
 
 
 def answers(model: Any, test: Any, prompt: Any) -> list[str]:
@@ -73,16 +58,8 @@ def answers(model: Any, test: Any, prompt: Any) -> list[str]:
     return [model.labels[place] for place in best]
 
 
-def macro_f1(given: list[str], wanted: list[str]) -> float:
-    """scikit-learn's, over the labels of the test rows."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(wanted, given, labels=sorted(set(wanted)), average="macro", zero_division=0.0))
-
-
 def tuned(store: Any, model: str, way: str, train: Any, test: Any, prompt: Any, epochs: int) -> dict[str, Any]:
     """One cell: macro F1 on the test rows after every epoch, the last answers, parameters and seconds."""
-    from luthier.core.dataset import Splits
     from luthier.training.tune import tune
 
     wanted = [str(e.target) for e in test.examples]
@@ -97,11 +74,10 @@ def tuned(store: Any, model: str, way: str, train: Any, test: Any, prompt: Any, 
         spent[0] += time.perf_counter() - start
         return {"macro_f1": curve[-1]}
 
-    nothing = type(train)(name="none", kind=train.kind, examples=(), format=train.format)
     config = {"name": f"{train.name}-{model}-{way}", "model": model, "method": way}
     done = tune(
         {**config, "data": {"overlong": "truncate"}, "train": {"epochs": epochs, "metric": "validation_macro_f1"}},
-        splits=Splits(train, nothing, nothing),
+        splits=only_training(train),
         prompt=prompt,
         scorer=score,
         store=store,
@@ -144,7 +120,8 @@ def measure(folder: Path, sets: list[str], train_rows: int, test_rows: int, epoc
         for model in MODELS:
             pull(model, store=store)
         for name in sets:
-            train, test = rows(folder / name / "train.jsonl", train_rows), rows(folder / name / "test.jsonl", test_rows)
+            train = read_rows(folder / name / "train.jsonl", train_rows)
+            test = read_rows(folder / name / "test.jsonl", test_rows)
             prompt = PromptTemplate(CLASSIFY_INSTRUCTION, labels=train.labels)
             figures[name] = {
                 "wanted": [str(e.target) for e in test.examples],
@@ -224,12 +201,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.quick:
         given.sets, given.rows, given.test, given.epochs = given.sets[:2], 160, 200, 2
-    for name in given.sets:
-        for part in ("train", "test"):
-            if not (given.data / name / f"{part}.jsonl").is_file():
-                parser.error(
-                    f"{given.data / name / f'{part}.jsonl'} is missing; --data must hold a folder for each of --sets"
-                )
+    check_sets(parser, given.data, given.sets)
     figures = measure(given.data, given.sets, given.rows, given.test, given.epochs)
     draw(figures, given.picture)
     print(

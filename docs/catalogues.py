@@ -167,10 +167,10 @@ def costs(methods: Sequence[str]) -> str:
 
 def link(paper: str) -> str:
     """``Hu et al. 2022`` as a link to the paper."""
+    from luthier.cli.methods import short_paper
+
     told, _, address = paper.rpartition(", ")
-    year = re.match(r"(.*?\b\d{4})\b", told or paper)
-    short = re.sub(r", .* and .*(?= \d)", " et al.", year[1]) if year else told or paper
-    return f"[{short}]({address})" if address.startswith("https://") else short
+    return f"[{short_paper(told)}]({address})" if address.startswith("https://") else short_paper(paper)
 
 
 def prose(docstring: str | None) -> str:

@@ -21,7 +21,7 @@ from luthier.models.load import LoadedModel, load_model
 from luthier.models.pull import pull
 from luthier.objectives import distill
 from luthier.objectives._rows import Limits
-from luthier.objectives._soft_targets import _CHUNK
+from luthier.objectives._soft_targets import CHUNK
 from luthier.store.artifacts import path_of
 from luthier.store.database import open_store
 from luthier.store.lineage import lineage
@@ -190,7 +190,7 @@ def test_tokens_of_a_chat(tiny_decoder: str, decoder_teacher: str, direction: st
     student, teacher = named(tiny_decoder, ()), named(decoder_teacher, ())
     student.module.requires_grad_(True)
     rows, config = prepared(student, CHATS, teacher=decoder_teacher, temperature=2.0, alpha=alpha, direction=direction)
-    assert sum(row.weight for row in rows) > _CHUNK
+    assert sum(row.weight for row in rows) > CHUNK
     assert [tuple(row.said.shape) for row in rows] == [(row.weight, 48) for row in rows]
     total, count = torch.zeros((), dtype=torch.float64), 0
     assert student.renderer is not None

@@ -13,7 +13,7 @@ from luthier.objectives._loss import Loss, Totals, linear_cross_entropy
 @pytest.mark.parametrize("rows", [1, 4, 5, 11])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_value_and_every_gradient(rows: int, with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_loss, "_CHUNK", 4)
+    monkeypatch.setattr(_loss, "CHUNK", 4)
     generator = torch.Generator().manual_seed(rows)
     hidden = torch.randn(rows, 6, generator=generator, requires_grad=True)
     weight = torch.randn(13, 6, generator=generator, requires_grad=True)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from luthier.models.inspect_adapter import Inspection, Part
 
 _SHADES = " ░▒▓█"
+_WEIGHTS = "--weights must be numbers with commas between them, such as 0.7,0.3"
 _As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="The new model's name.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Name = Annotated[str, typer.Argument(help="A tuned model.")]
@@ -93,10 +94,11 @@ def _register_making(adapters: typer.Typer) -> None:
         from dataclasses import asdict
 
         from luthier.cli import _print
+        from luthier.cli._options import numbers
         from luthier.models.combine import combine as run
         from luthier.store.database import open_store
 
-        given = None if weights is None else _numbers(weights)
+        given = None if weights is None else numbers(weights, float, _WEIGHTS)
         with _print.progress() as progress:
             made = run(open_store(), names, new, weights=given, how=how, rank=rank, progress=progress)  # type: ignore[arg-type]
         if as_json:
@@ -170,17 +172,6 @@ def _register_merging(adapters: typer.Typer) -> None:
             return
         _print.say(f"bit for bit: nothing is lost with its {_print.size(found.merged.size_bytes)}")
         _print.say(f"next: luthier chat {found.adapter.name}  or  luthier models --remove {name}")
-
-
-def _numbers(text: str) -> list[float]:
-    from luthier.core.errors import InputError
-
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(
-            f"--weights must be numbers with commas between them, such as 0.7,0.3; got {text!r}"
-        ) from error
 
 
 def _list(base: str | None, as_json: bool) -> None:

@@ -150,7 +150,7 @@ def _row(one: Description, count: Count, other: bool, wide: bool, architecture: 
     served = one.serving.get(architecture) or (ways[0] if architecture == "decoder" else {})
     row = [f"  {one.name}", _number(count) + ("*" if other else ""), _memory(count), _speed(count)]
     row += [served.get("torch", ""), served.get("llamacpp", "")]
-    paper = _short(one.paper)
+    paper = short_paper(one.paper)
     row.append(escape(paper if wide or len(paper) <= _NARROW_PAPER else paper.replace(" et al.", "")))
     if wide:
         first = (one.summary.partition(": ")[2] or one.summary).partition(";")[0].removesuffix(".")
@@ -170,7 +170,7 @@ def _number(count: Count) -> str:
     return "-" if count.why_not else f"{count.trained:,}" if count.trained else ""
 
 
-def _short(paper: str) -> str:
+def short_paper(paper: str) -> str:
     """``Hu et al. 2022`` of the full citation."""
     found = re.match(r"(.*?\b\d{4})\b", paper)
     return re.sub(r", .* and .*(?= \d)", " et al.", found[1]) if found else paper

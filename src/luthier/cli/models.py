@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+_LAYERS = "--layers must be whole numbers with commas between them, such as 0,2,4"
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -43,9 +45,10 @@ def register(app: typer.Typer) -> None:
         from dataclasses import asdict
 
         from luthier.cli import _print
+        from luthier.cli._options import numbers
         from luthier.models.shrink import shrink as run
 
-        given = None if layers is None else _numbers(layers)
+        given = None if layers is None else numbers(layers, int, _LAYERS)
         with _print.progress() as progress:
             made = run(name, new, given, progress=progress)
         if as_json:
@@ -56,17 +59,6 @@ def register(app: typer.Typer) -> None:
         _print.say(
             f"next: luthier tune RUN.yaml model.base={made.name} objective.name=distill objective.teacher=TEACHER"
         )
-
-
-def _numbers(text: str) -> list[int]:
-    from luthier.core.errors import InputError
-
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(
-            f"--layers must be whole numbers with commas between them, such as 0,2,4; got {text!r}"
-        ) from error
 
 
 def _list(kind: str | None, as_json: bool, remove: str | None) -> None:

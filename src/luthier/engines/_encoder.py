@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from luthier.core.engine import (
     STREAM,
     ContinuationScore,
     Delta,
-    EngineInfo,
     Generation,
     Sampling,
     ScoreRequest,
@@ -26,29 +24,17 @@ from luthier.core.errors import InputError, did_you_mean
 from luthier.core.message import Prompt, last_user_text
 from luthier.core.run import Progress, no_progress
 from luthier.data.batch import order_by_length, pad
+from luthier.engines._on_base import EngineOnBase
 from luthier.models.encoder import encode_texts
 from luthier.models.load import LoadedModel
 from luthier.models.sample import Sampler
 
-if TYPE_CHECKING:
-    from luthier.engines._shared import SharedBase
 
-
-class EncoderEngine:
+class EncoderEngine(EngineOnBase):
     """Embeds texts; with a head it also answers with one of its labels.
 
     A prompt is read as its last user turn. Text over the context length is cut, as sentence-transformers does.
     """
-
-    def __init__(self, base: SharedBase, key: str | None, info: EngineInfo, max_batch_tokens: int) -> None:
-        self._base, self._key, self._info = base, key, info
-        self._max_batch_tokens = max_batch_tokens
-        self._open = True
-
-    @property
-    def info(self) -> EngineInfo:
-        """What answers; ``labels`` are the only answers."""
-        return self._info
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
@@ -105,12 +91,6 @@ class EncoderEngine:
         _, vectors = self._pooled(texts, "embed", progress)
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
-
-    def close(self) -> None:
-        """Give the base up; it is freed when nobody else uses it."""
-        if self._open:
-            self._open = False
-            self._base.leave(self._key)
 
     def _logits(
         self, prompts: Sequence[Prompt], stage: str, progress: Progress

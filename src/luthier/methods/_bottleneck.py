@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Literal, Protocol, TypeVar
 
 from luthier.core.errors import InputError, UnsupportedError
 from luthier.methods._parts import Sublayer, norms, sublayers
@@ -13,6 +13,30 @@ from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
 ATTENTION, CROSS_ATTENTION, FEED_FORWARD = "attention", "cross_attention", "feed_forward"
+
+Activation = Literal["relu", "gelu", "gelu_new", "silu", "tanh"]
+Norm = Literal["none", "before", "after"]
+
+
+class Sized(Protocol):
+    """A Config that says how many units its adapters have."""
+
+    @property
+    def bottleneck(self) -> int | None: ...
+    @property
+    def reduction(self) -> float: ...
+    @property
+    def model_fields_set(self) -> set[str]: ...
+
+
+SizedConfig = TypeVar("SizedConfig", bound=Sized)
+
+
+def one_size(config: SizedConfig) -> SizedConfig:
+    """A validator of Configs. Raises ValueError when the size was given in two ways."""
+    if {"bottleneck", "reduction"} <= config.model_fields_set:
+        raise ValueError("bottleneck and reduction say the same thing: give one of them")
+    return config
 
 
 def parts(module: Any, kinds: Collection[str], blocks: Sequence[int] | None, *, method: str) -> list[Sublayer]:
@@ -57,6 +81,14 @@ def after_feed_forward(found: Sequence[Sublayer]) -> dict[str, Any]:
     return {"targets": list(norm_of.values()), "placement": "norm"}
 
 
+def beside_feed_forward(module: Any, blocks: Sequence[int] | None, *, method: str) -> tuple[dict[str, str], int]:
+    """Second linear layer of each feed-forward -> the first, whose input an adapter beside it reads; and the width of both."""
+    found = parts(module, [FEED_FORWARD], blocks, method=method)
+    layers = linear_layers(module)
+    widths = [layers[part.output][1] for part in found] + [layers[part.first][0] for part in found]
+    return {part.output: part.first for part in found}, one_width(widths, method=method)
+
+
 def outputs(
     module: Any,
     targets: str | Sequence[str],
@@ -74,13 +106,14 @@ def outputs(
     return {part.output: layers[part.output][1] for part in parts(module, kinds, blocks, method=method)}
 
 
-def size_of(width: int, bottleneck: int | None, reduction: float, *, multiple: int = 1) -> int:
+def size_of(width: int, config: Sized, *, multiple: int = 1) -> int:
     """Units of an adapter: ``bottleneck``, or ``width / reduction`` rounded down to a ``multiple`` (which is the least).
 
     Raises InputError for more units than the width, or for a ``bottleneck`` that is no multiple.
     """
+    bottleneck = config.bottleneck
     if bottleneck is None:
-        return max(multiple, int(width / reduction) // multiple * multiple)
+        return max(multiple, int(width / config.reduction) // multiple * multiple)
     if bottleneck > width:
         raise InputError(
             f"method.bottleneck must be at most {width}, the width of the layers that it goes between; got {bottleneck}"
@@ -100,15 +133,17 @@ def one_width(widths: Collection[int], *, method: str) -> int:
     return next(iter(widths))
 
 
-def check_both(given: Collection[str]) -> None:
-    """Raise ValueError when the size was given in two ways."""
-    if {"bottleneck", "reduction"} <= set(given):
-        raise ValueError("bottleneck and reduction say the same thing: give one of them")
-
-
 def plain_parameters(width: int, size: int, *, norm: str, learn_scale: bool = False) -> int:
     """Down and up with their biases, a norm of its own, a learned scale."""
     return 2 * width * size + size + width + (2 * width if norm != "none" else 0) + int(learn_scale)
+
+
+def prefix_parameters(module: Any, attentions: Sequence[Sublayer], length: int) -> int:
+    """``length`` keys and values in each of these attentions."""
+    from luthier.models.tuners._prefix_attention import heads_of
+
+    sizes = [heads_of(module.get_submodule(part.first.rpartition(".")[0])) for part in attentions]
+    return sum(2 * length * heads * each for heads, each in sizes)
 
 
 def norm_parameters(module: Any) -> int:

@@ -140,19 +140,23 @@ def family_of(entry: catalog.Entry) -> str:
 
 
 @cache
-def figures() -> Mapping[str, Mapping[str, Count]]:
-    """Method -> model -> what it costs there with its default options: counted from shapes, its speed measured."""
+def _written() -> Mapping[str, Any]:
     import yaml
 
-    told = yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8"))
-    return {method: {model: Count(**row) for model, row in rows.items()} for method, rows in told["methods"].items()}
+    found: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+@cache
+def figures() -> Mapping[str, Mapping[str, Count]]:
+    """Method -> model -> what it costs there with its default options: counted from shapes, its speed measured."""
+    rows_of = _written()["methods"]
+    return {method: {model: Count(**row) for model, row in rows.items()} for method, rows in rows_of.items()}
 
 
 def measured_on() -> str:
     """On what machine the speeds of ``figures`` were measured."""
-    import yaml
-
-    return str(yaml.safe_load(Path(__file__).with_name("figures.yaml").read_text(encoding="utf-8"))["speed"])
+    return str(_written()["speed"])
 
 
 def meanings(text: str, keys: Any) -> dict[str, str]:

@@ -8,12 +8,11 @@ example by example. Ranks are not moved between layers here; ``ranks`` can.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError
 from luthier.data.render_source import Pair, SourceRenderer
-from luthier.methods._examples import answered, pair_of
+from luthier.methods._examples import answered, first, pair_of
 from luthier.models.load import LoadedModel
 
 if TYPE_CHECKING:
@@ -129,11 +128,10 @@ def _forward(model: LoadedModel, layers: Mapping[str, Any], row: Row, see: Calla
 
 def _rows(model: LoadedModel, data: str, samples: int) -> Iterator[Row]:
     """Token ids of the first examples, with their answers, that fit the model's context."""
-    from luthier.data.read import read
     from luthier.models.encoder import encode_texts
 
     most, used = model.context_length or 512, 0
-    for example in read(data if data.startswith("hub:") else Path(data).expanduser(), limit=samples).examples:
+    for example in first(data, samples):
         row: Row | None
         if model.renderer is None:
             row = encode_texts(model.tokenizer, [example.text], most)[0]

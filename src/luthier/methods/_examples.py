@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from luthier.core.dataset import Example
 from luthier.core.message import Conversation, Message
 from luthier.data.render_source import Pair, SourceRenderer
+
+
+def first(data: str, samples: int) -> tuple[Example, ...]:
+    """The first examples of ``data``: a hub dataset, or a file whose relative path counts from where the command runs."""
+    from luthier.data.read import read
+
+    return read(data if data.startswith("hub:") else Path(data).expanduser(), limit=samples).examples
 
 
 def answered(example: Example) -> Conversation:

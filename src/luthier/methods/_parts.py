@@ -68,10 +68,12 @@ def sublayers(module: Any) -> list[Sublayer]:
     output is the last linear layer that returns to the model's width, as the feed-forward's is among the layers outside attention.
     Raises UnsupportedError for models without such blocks, and for blocks with several feed-forwards (mixtures of experts).
     """
-    layers = linear_layers(module)
-    stacks = _stacks(module)
+    layers, every_norm = linear_layers(module), norms(module)
     found = [
-        part for stack, count in stacks for n in range(count) for part in _of_block(module, f"{stack}.{n}", layers)
+        part
+        for stack, count in _attending(module)
+        for number in range(count)
+        for part in _of_block(module, stack, number, layers, every_norm)
     ]
     if not found:
         raise UnsupportedError(
@@ -81,8 +83,8 @@ def sublayers(module: Any) -> list[Sublayer]:
     return found
 
 
-def _stacks(module: Any) -> list[tuple[str, int]]:
-    """Name and length of each outermost list of blocks."""
+def _attending(module: Any) -> list[tuple[str, int]]:
+    """Name and length of each outermost list of modules that hold attention."""
     import torch
 
     found: list[tuple[str, int]] = []
@@ -97,22 +99,27 @@ def _is_attention(part: Any) -> bool:
     return type(part).__name__.endswith("Attention")
 
 
-def _of_block(module: Any, block: str, layers: Mapping[str, tuple[int, int]]) -> Iterator[Sublayer]:
+_IN = {"q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin"}
+"""Last parts of names of layers that lead into an attention: where they keep the width, they are not its output."""
+
+
+def _of_block(
+    module: Any, stack: str, number: int, layers: Mapping[str, tuple[int, int]], every_norm: Sequence[str]
+) -> Iterator[Sublayer]:
+    block = f"{stack}.{number}"
     attentions: list[str] = []
     for name, part in module.get_submodule(block).named_modules(prefix=block):
         if _is_attention(part) and not any(name.startswith(f"{other}.") for other in attentions):
             attentions.append(name)
     width = 0
-    for number, attention in enumerate(attentions):
+    for place, attention in enumerate(attentions):
         inside = {name: shape for name, shape in layers.items() if name.startswith(f"{attention}.")}
         back = [n for n, (i, o) in inside.items() if n.rsplit(".", 1)[-1] not in _IN and o == _width(inside)]
         if not back:
             continue
         width = layers[back[-1]][1]
         first = next((name for name in inside if name != back[-1]), back[-1])
-        yield Sublayer(
-            "cross_attention" if number else "attention", first, back[-1], block=int(block.rpartition(".")[2])
-        )
+        yield Sublayer("cross_attention" if place else "attention", first, back[-1], block=number)
     outside = [
         n for n in layers if n.startswith(f"{block}.") and not any(n.startswith(f"{other}.") for other in attentions)
     ]
@@ -123,12 +130,8 @@ def _of_block(module: Any, block: str, layers: Mapping[str, tuple[int, int]]) ->
             hint="name linear layers instead: method=lora method.targets=[...]",
         )
     if back:
-        norm = _norm_of_feed_forward(module, block, attentions, width)
-        stack, _, last = block.rpartition(".")
-        yield Sublayer("feed_forward", outside[0], back[-1], norm, _ends_in_a_norm(module, stack), int(last))
-
-
-_IN = {"q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin"}
+        norm = _norm_of_feed_forward(module, block, attentions, width, every_norm)
+        yield Sublayer("feed_forward", outside[0], back[-1], norm, _ends_in_a_norm(stack, every_norm), number)
 
 
 def _width(inside: Mapping[str, tuple[int, int]]) -> int:
@@ -136,11 +139,13 @@ def _width(inside: Mapping[str, tuple[int, int]]) -> int:
     return next(iter(inside.values()))[0] if inside else 0
 
 
-def _norm_of_feed_forward(module: Any, block: str, attentions: Sequence[str], width: int) -> str | None:
+def _norm_of_feed_forward(
+    module: Any, block: str, attentions: Sequence[str], width: int, every_norm: Sequence[str]
+) -> str | None:
     """The norm that goes with the feed-forward: the last one of the block outside attention, where there is one for each sub-layer."""
     inside = [
         name
-        for name in norms(module)
+        for name in every_norm
         if name.startswith(f"{block}.") and module.get_submodule(name).weight.shape[0] == width
     ]
     outside = [name for name in inside if not any(name.startswith(f"{other}.") for other in attentions)]
@@ -151,10 +156,10 @@ def _norm_of_feed_forward(module: Any, block: str, attentions: Sequence[str], wi
     return outside[-1]
 
 
-def _ends_in_a_norm(module: Any, stack: str) -> bool:
+def _ends_in_a_norm(stack: str, every_norm: Sequence[str]) -> bool:
     """Whether a norm of its own follows the blocks: so it is where each sub-layer normalises its input, not its sum (Xiong et al. 2020)."""
     parent = stack.rpartition(".")[0]
-    beside = [name for name in norms(module) if name.rpartition(".")[0] == parent]
+    beside = [name for name in every_norm if name.rpartition(".")[0] == parent]
     return any("embed" not in name.rsplit(".", 1)[-1] for name in beside)
 
 

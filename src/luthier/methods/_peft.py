@@ -22,6 +22,11 @@ def target_names(targets: Any, chosen: Chosen) -> list[str]:
     return sorted(chosen)
 
 
+def lora_alpha(alpha: float | None, rank: int, *, rslora: bool) -> float:
+    """LoRA's alpha: as given, or 2 r, or 2 sqrt(r) with ``rslora``, which makes the factor 2 either way."""
+    return alpha or 2.0 * float(rank**0.5 if rslora else rank)
+
+
 def task_type(model: LoadedModel) -> str | None:
     """PEFT's word for what the wrapped model is."""
     return {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}.get(model.architecture)

@@ -80,14 +80,17 @@ def _try(model: LoadedModel, method: str) -> None:
                 out = encode(inner, ids, torch.ones_like(ids))
             else:
                 out = inner(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        reason = "" if out.requires_grad else "it leaves out what is put before its text"
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
-    if reason:
-        raise UnsupportedError(
-            f"method {method} cannot go into {model.base.name} ({type(inner.base_model).__name__}): {reason}",
-            hint="for this model: method=prompt | method=lora",
-        )
+        raise _refusal(model, method, str(error).split("\n")[0] or type(error).__name__) from error
+    if not out.requires_grad:
+        raise _refusal(model, method, "it leaves out what is put before its text")
+
+
+def _refusal(model: LoadedModel, method: str, reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"method {method} cannot go into {model.base.name} ({type(inner_of(model).base_model).__name__}): {reason}",
+        hint="for this model: method=prompt | method=lora",
+    )
 
 
 def encoder_of(model: LoadedModel) -> Any:

@@ -45,18 +45,15 @@ class Config(EntryConfig):
 
     bottleneck: int | None = Field(None, ge=1)
     reduction: float = Field(16.0, ge=1)
-    activation: Literal["relu", "gelu", "gelu_new", "silu", "tanh"] = "gelu"
+    activation: _bottleneck.Activation = "gelu"
     dropout: float = Field(0.0, ge=0, lt=1)
-    norm: Literal["none", "before", "after"] = "none"
+    norm: _bottleneck.Norm = "none"
     train_norms: bool = True
     targets: Literal["auto"] | list[str] = "auto"
     blocks: list[int] | None = None
     cross_attention: bool = False
 
-    @model_validator(mode="after")
-    def _together(self) -> Config:
-        _bottleneck.check_both(self.model_fields_set)
-        return self
+    _size = model_validator(mode="after")(_bottleneck.one_size)
 
 
 def build(model: LoadedModel, config: Config) -> LoadedModel:
@@ -66,7 +63,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
         model,
         "adapter",
         targets,
-        size=_bottleneck.size_of(width, config.bottleneck, config.reduction),
+        size=_bottleneck.size_of(width, config),
         norms=_bottleneck.trained_norms(model, config.train_norms),
         activation=config.activation,
         dropout=config.dropout,
@@ -84,6 +81,6 @@ def _targets(module: Any, config: Config) -> tuple[list[str], int]:
 def trained_parameters(module: Any, config: Config) -> int:
     """2 d k + d + k for each adapter (d the width, k the units), and the norms."""
     targets, width = _targets(module, config)
-    size = _bottleneck.size_of(width, config.bottleneck, config.reduction)
+    size = _bottleneck.size_of(width, config)
     each = _bottleneck.plain_parameters(width, size, norm=config.norm)
     return len(targets) * each + (_bottleneck.norm_parameters(module) if config.train_norms else 0)

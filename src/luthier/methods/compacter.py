@@ -47,15 +47,16 @@ class Config(EntryConfig):
     bottleneck: int | None = Field(None, ge=1)
     reduction: float = Field(32.0, ge=1)
     places: Literal["both", "feed_forward"] = "both"
-    activation: Literal["relu", "gelu", "gelu_new", "silu", "tanh"] = "gelu_new"
+    activation: _bottleneck.Activation = "gelu_new"
     dropout: float = Field(0.0, ge=0, lt=1)
     train_norms: bool = True
     blocks: list[int] | None = None
     cross_attention: bool = False
 
+    _size = model_validator(mode="after")(_bottleneck.one_size)
+
     @model_validator(mode="after")
     def _together(self) -> Config:
-        _bottleneck.check_both(self.model_fields_set)
         if self.cross_attention and self.places == "feed_forward":
             raise ValueError("cross_attention adds places to both; Compacter++ (places feed_forward) has none there")
         return self
@@ -85,7 +86,7 @@ def _places(module: Any, config: Config) -> tuple[list[str], int, int]:
     if width % config.n:
         fits = [str(n) for n in range(1, min(width, 64) + 1) if width % n == 0]
         raise InputError(f"method.n must divide the model's width, {width}: one of {', '.join(fits)}; got {config.n}")
-    return list(found), width, _bottleneck.size_of(width, config.bottleneck, config.reduction, multiple=config.n)
+    return list(found), width, _bottleneck.size_of(width, config, multiple=config.n)
 
 
 def trained_parameters(module: Any, config: Config) -> int:

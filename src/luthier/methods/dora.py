@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
-from luthier.methods._peft import check_rank, target_names, task_type, wrap
+from luthier.methods._peft import check_rank, lora_alpha, target_names, task_type, wrap
 from luthier.methods._targets import choose
 from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
@@ -53,7 +53,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
     check_rank(chosen, config.rank)
     settings = LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha or 2.0 * (config.rank**0.5 if config.rslora else config.rank),
+        lora_alpha=lora_alpha(config.alpha, config.rank, rslora=config.rslora),
         lora_dropout=config.dropout,
         target_modules=target_names(config.targets, chosen),
         use_rslora=config.rslora,

@@ -10,7 +10,6 @@ of encoder-decoders the tokens of the answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -18,7 +17,7 @@ from pydantic import Field
 from luthier.core.catalog import EntryConfig
 from luthier.core.errors import DataError, UnsupportedError
 from luthier.data.render_source import Pair, SourceRenderer
-from luthier.methods._examples import answered, pair_of
+from luthier.methods._examples import answered, first, pair_of
 from luthier.methods._parts import train_only
 from luthier.methods._targets import choose
 from luthier.models.adapters import inner_of
@@ -123,14 +122,12 @@ def _surprise(model: LoadedModel, row: Any) -> Tensor:
 
 def _rows(model: LoadedModel, config: Config) -> Iterator[tuple[list[int], list[bool]] | Pair]:
     """(token ids, which of them are drawn) of the first examples that fit the model's context; of an encoder-decoder source and answer."""
-    from luthier.data.read import read
     from luthier.models.encoder import encode_texts
 
     if model.architecture == "encoder" and model.module.head is None:
         raise UnsupportedError("method fish_mask needs an encoder with labels", hint="use labelled data")
-    place = config.data if config.data.startswith("hub:") else Path(config.data).expanduser()
-    dataset, used = read(place, limit=config.samples), 0
-    for example in dataset.examples:
+    used = 0
+    for example in first(config.data, config.samples):
         if model.renderer is None:
             ids = encode_texts(model.tokenizer, [example.text], model.context_length or 512)[0]
             mask = [True] * len(ids)

@@ -11,7 +11,7 @@ starts as the base. Encoder-decoders do not take it: they read and write through
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -45,15 +45,12 @@ class Config(EntryConfig):
 
     bottleneck: int | None = Field(None, ge=1)
     reduction: float = Field(2.0, ge=1)
-    activation: Literal["relu", "gelu", "gelu_new", "silu", "tanh"] = "relu"
+    activation: _bottleneck.Activation = "relu"
     dropout: float = Field(0.0, ge=0, lt=1)
     invertible: float | None = Field(2.0, ge=1)
     blocks: list[int] | None = None
 
-    @model_validator(mode="after")
-    def _together(self) -> Config:
-        _bottleneck.check_both(self.model_fields_set)
-        return self
+    _size = model_validator(mode="after")(_bottleneck.one_size)
 
 
 def build(model: LoadedModel, config: Config) -> LoadedModel:
@@ -64,7 +61,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
         "language_adapter",
         **_bottleneck.after_feed_forward(found),
         invertible=config.invertible or 0.0,
-        size=_bottleneck.size_of(width, config.bottleneck, config.reduction),
+        size=_bottleneck.size_of(width, config),
         activation=config.activation,
         dropout=config.dropout,
     )
@@ -75,6 +72,6 @@ def trained_parameters(module: Any, config: Config) -> int:
     from luthier.models.tuners._composed import Coupling
 
     found, width = _bottleneck.feed_forwards(module, config.blocks, method="language_adapter")
-    size = _bottleneck.size_of(width, config.bottleneck, config.reduction)
+    size = _bottleneck.size_of(width, config)
     ends = Coupling.count(width, config.invertible) if config.invertible else 0
     return len(found) * _bottleneck.plain_parameters(width, size, norm="none") + ends

@@ -16,7 +16,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from luthier.core.catalog import EntryConfig
 from luthier.core.errors import InputError, did_you_mean
 from luthier.methods import _eva, _lora_start
-from luthier.methods._peft import Chosen, check_rank, target_names, task_type, wrap
+from luthier.methods._peft import Chosen, check_rank, lora_alpha, target_names, task_type, wrap
 from luthier.methods._targets import choose
 from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
@@ -85,7 +85,7 @@ class Config(EntryConfig):
         """alpha of a layer of that rank, worked out."""
         if self.alpha is not None:
             return self.alpha * float((rank / self.rank) ** (0.5 if self.rslora else 1.0))
-        return 2.0 * float(rank**0.5 if self.rslora else rank)
+        return lora_alpha(None, rank, rslora=self.rslora)
 
 
 def build(model: LoadedModel, config: Config) -> LoadedModel:

@@ -10,7 +10,7 @@ are near the base's, not equal to it. Encoder-decoders get prefixes in all three
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,6 @@ from luthier.core.catalog import EntryConfig
 from luthier.methods import _bottleneck
 from luthier.methods._parts import Sublayer
 from luthier.methods._peft import task_type, wrap
-from luthier.methods._targets import linear_layers
 from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
@@ -52,14 +51,11 @@ class Config(EntryConfig):
     reduction: float = Field(2.0, ge=1)
     scale: float = Field(4.0, gt=0)
     learn_scale: bool = False
-    activation: Literal["relu", "gelu", "gelu_new", "silu", "tanh"] = "relu"
+    activation: _bottleneck.Activation = "relu"
     dropout: float = Field(0.0, ge=0, lt=1)
     blocks: list[int] | None = None
 
-    @model_validator(mode="after")
-    def _together(self) -> Config:
-        _bottleneck.check_both(self.model_fields_set)
-        return self
+    _size = model_validator(mode="after")(_bottleneck.one_size)
 
 
 def build(model: LoadedModel, config: Config) -> LoadedModel:
@@ -67,10 +63,8 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
     attention and feed-forward cannot be told apart, or whose attention is computed in a way of its own."""
     from luthier.models import tuners
 
-    inner = inner_of(model)
-    attentions, forwards, width = _places(inner, config)
+    attentions, sources, width = _places(inner_of(model), config)
     queries = [part.first for part in attentions]
-    sources = {part.output: part.first for part in forwards}
     settings = tuners.tuner("mam").CONFIG(
         target_modules=sorted({*queries, *sources, *sources.values()}),
         task_type=task_type(model),
@@ -78,7 +72,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
         prefix_length=config.prefix_length,
         placement="parallel",
         sources=sources,
-        size=_bottleneck.size_of(width, config.bottleneck, config.reduction),
+        size=_bottleneck.size_of(width, config),
         scale=config.scale,
         learn_scale=config.learn_scale,
         activation=config.activation,
@@ -87,28 +81,18 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
     return wrap(model, settings, method="mam")
 
 
-def _places(module: Any, config: Config) -> tuple[list[Sublayer], list[Sublayer], int]:
-    """Attentions, feed-forwards, and the width."""
-    kinds = [_bottleneck.ATTENTION, _bottleneck.FEED_FORWARD]
-    found = _bottleneck.parts(module, kinds, config.blocks, method="mam")
-    forwards = [part for part in found if part.kind == _bottleneck.FEED_FORWARD]
+def _places(module: Any, config: Config) -> tuple[list[Sublayer], dict[str, str], int]:
+    """Attentions, second linear layer of each feed-forward -> the first, and the width."""
+    kinds = [_bottleneck.ATTENTION]
     if hasattr(module, "encoder") and hasattr(module, "decoder"):
-        found = _bottleneck.parts(module, [*kinds, _bottleneck.CROSS_ATTENTION], config.blocks, method="mam")
-    layers = linear_layers(module)
-    widths = [layers[part.output][1] for part in forwards] + [layers[part.first][0] for part in forwards]
-    attentions = [part for part in found if part.kind != _bottleneck.FEED_FORWARD]
-    return attentions, forwards, _bottleneck.one_width(widths, method="mam")
+        kinds.append(_bottleneck.CROSS_ATTENTION)
+    attentions = _bottleneck.parts(module, kinds, config.blocks, method="mam")
+    return attentions, *_bottleneck.beside_feed_forward(module, config.blocks, method="mam")
 
 
 def trained_parameters(module: Any, config: Config) -> int:
     """2 l k of each attention (k the width of its keys), 2 d b + d + b of each feed-forward (d the width, b the units)."""
-    from luthier.models.tuners._prefix_attention import heads_of
-
-    attentions, forwards, width = _places(module, config)
-    size = _bottleneck.size_of(width, config.bottleneck, config.reduction)
-    adapters = len(forwards) * _bottleneck.plain_parameters(width, size, norm="none", learn_scale=config.learn_scale)
-    prefixes = 0
-    for part in attentions:
-        heads, each = heads_of(module.get_submodule(part.first.rpartition(".")[0]))
-        prefixes += 2 * config.prefix_length * heads * each
-    return prefixes + adapters
+    attentions, sources, width = _places(module, config)
+    size = _bottleneck.size_of(width, config)
+    each = _bottleneck.plain_parameters(width, size, norm="none", learn_scale=config.learn_scale)
+    return _bottleneck.prefix_parameters(module, attentions, config.prefix_length) + len(sources) * each

@@ -9,13 +9,12 @@ what its second linear layer returns, before the residual sum. Encoder-decoders 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from luthier.core.catalog import EntryConfig
 from luthier.methods import _bottleneck
-from luthier.methods._targets import linear_layers
 from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 
@@ -48,27 +47,24 @@ class Config(EntryConfig):
     reduction: float = Field(2.0, ge=1)
     scale: float = Field(4.0, gt=0)
     learn_scale: bool = False
-    activation: Literal["relu", "gelu", "gelu_new", "silu", "tanh"] = "relu"
+    activation: _bottleneck.Activation = "relu"
     dropout: float = Field(0.0, ge=0, lt=1)
-    norm: Literal["none", "before", "after"] = "none"
+    norm: _bottleneck.Norm = "none"
     blocks: list[int] | None = None
 
-    @model_validator(mode="after")
-    def _together(self) -> Config:
-        _bottleneck.check_both(self.model_fields_set)
-        return self
+    _size = model_validator(mode="after")(_bottleneck.one_size)
 
 
 def build(model: LoadedModel, config: Config) -> LoadedModel:
     """Put the adapters in. Raises InputError for too wide a bottleneck, UnsupportedError for models without one feed-forward a block."""
-    sources, width = _places(inner_of(model), config)
+    sources, width = _bottleneck.beside_feed_forward(inner_of(model), config.blocks, method="parallel_adapter")
     return _bottleneck.insert(
         model,
         "parallel_adapter",
         sources,
         placement="parallel",
         sources=sources,
-        size=_bottleneck.size_of(width, config.bottleneck, config.reduction),
+        size=_bottleneck.size_of(width, config),
         scale=config.scale,
         learn_scale=config.learn_scale,
         activation=config.activation,
@@ -77,16 +73,8 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
     )
 
 
-def _places(module: Any, config: Config) -> tuple[dict[str, str], int]:
-    """Second linear layer of each feed-forward -> the first; and the width."""
-    found = _bottleneck.parts(module, [_bottleneck.FEED_FORWARD], config.blocks, method="parallel_adapter")
-    layers = linear_layers(module)
-    widths = [layers[part.output][1] for part in found] + [layers[part.first][0] for part in found]
-    return {part.output: part.first for part in found}, _bottleneck.one_width(widths, method="parallel_adapter")
-
-
 def trained_parameters(module: Any, config: Config) -> int:
     """2 d k + d + k for each block (d the width, k the units), and one for each scale that is learned."""
-    sources, width = _places(module, config)
-    size = _bottleneck.size_of(width, config.bottleneck, config.reduction)
+    sources, width = _bottleneck.beside_feed_forward(module, config.blocks, method="parallel_adapter")
+    size = _bottleneck.size_of(width, config)
     return len(sources) * _bottleneck.plain_parameters(width, size, norm=config.norm, learn_scale=config.learn_scale)

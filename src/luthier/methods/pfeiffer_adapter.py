@@ -10,7 +10,7 @@ f(W_down v + b) + b as in Houlsby et al. 2019, with W_up zero at the start. Norm
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -50,16 +50,13 @@ class Config(EntryConfig):
 
     bottleneck: int | None = Field(None, ge=1)
     reduction: float = Field(16.0, ge=1)
-    activation: Literal["relu", "gelu", "gelu_new", "silu", "tanh"] = "relu"
+    activation: _bottleneck.Activation = "relu"
     dropout: float = Field(0.0, ge=0, lt=1)
-    norm: Literal["none", "before", "after"] = "none"
+    norm: _bottleneck.Norm = "none"
     blocks: list[int] | None = None
     on: str | None = None
 
-    @model_validator(mode="after")
-    def _together(self) -> Config:
-        _bottleneck.check_both(self.model_fields_set)
-        return self
+    _size = model_validator(mode="after")(_bottleneck.one_size)
 
 
 def needs(store: Store, base: ModelRecord, config: Config) -> list[dict[str, Any]]:
@@ -75,7 +72,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
         "pfeiffer_adapter",
         on=config.on,
         **_bottleneck.after_feed_forward(found),
-        size=_bottleneck.size_of(width, config.bottleneck, config.reduction),
+        size=_bottleneck.size_of(width, config),
         activation=config.activation,
         dropout=config.dropout,
         norm=config.norm,
@@ -89,5 +86,5 @@ def _places(module: Any, config: Config) -> tuple[list[Sublayer], int]:
 def trained_parameters(module: Any, config: Config) -> int:
     """2 d k + d + k for each block (d the width, k the units)."""
     found, width = _places(module, config)
-    size = _bottleneck.size_of(width, config.bottleneck, config.reduction)
+    size = _bottleneck.size_of(width, config)
     return len(found) * _bottleneck.plain_parameters(width, size, norm=config.norm)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.errors import MismatchError
-from luthier.methods._peft import check_rank, target_names, task_type, wrap
+from luthier.methods._peft import check_rank, lora_alpha, target_names, task_type, wrap
 from luthier.methods._targets import choose
 from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
@@ -84,7 +84,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
         raise MismatchError(f"method qlora must be given a plain base or one in {wanted}; got {model.quantization}")
     settings = LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha or 2.0 * float(config.rank**0.5 if config.rslora else config.rank),
+        lora_alpha=lora_alpha(config.alpha, config.rank, rslora=config.rslora),
         lora_dropout=config.dropout,
         target_modules=target_names(config.targets, chosen),
         use_rslora=config.rslora,

@@ -12,7 +12,7 @@ cross-attention reads two texts, for which it defines no gate.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -53,13 +53,10 @@ class Config(EntryConfig):
     prefix_length: int = Field(10, ge=1)
     bottleneck: int | None = Field(None, ge=1)
     reduction: float = Field(16.0, ge=1)
-    activation: Literal["relu", "gelu", "gelu_new", "silu", "tanh"] = "relu"
+    activation: _bottleneck.Activation = "relu"
     blocks: list[int] | None = None
 
-    @model_validator(mode="after")
-    def _together(self) -> Config:
-        _bottleneck.check_both(self.model_fields_set)
-        return self
+    _size = model_validator(mode="after")(_bottleneck.one_size)
 
 
 def build(model: LoadedModel, config: Config) -> LoadedModel:
@@ -83,7 +80,7 @@ def build(model: LoadedModel, config: Config) -> LoadedModel:
         rank=config.rank,
         scale=config.alpha / config.rank,
         prefix_length=config.prefix_length,
-        size=_bottleneck.size_of(width, config.bottleneck, config.reduction),
+        size=_bottleneck.size_of(width, config),
         activation=config.activation,
     )
     return wrap(model, settings, method="unipelt")
@@ -122,16 +119,12 @@ def _ranges(module: Any, attentions: list[Sublayer]) -> dict[str, list[list[int]
 def trained_parameters(module: Any, config: Config) -> int:
     """Of each attention r (inputs + outputs) of queries and of values and 2 l k (k the width of its keys), of each feed-forward 2 d b + d + b
     (d the width, b the units); and one gate, its inputs + 1, for each of these."""
-    from luthier.models.tuners._prefix_attention import heads_of
-
     attentions, forwards, width = _places(module, config)
     layers = linear_layers(module)
-    total = 0
+    total = _bottleneck.prefix_parameters(module, attentions, config.prefix_length)
     for name, ranges in _ranges(module, attentions).items():
         inputs = layers[name][0]
         total += sum(config.rank * (inputs + last - first) + inputs + 1 for first, last in ranges)
-    for part in attentions:
-        heads, each = heads_of(module.get_submodule(part.first.rpartition(".")[0]))
-        total += 2 * config.prefix_length * heads * each + layers[part.first][0] + 1
-    size = _bottleneck.size_of(width, config.bottleneck, config.reduction)
+    total += sum(layers[part.first][0] + 1 for part in attentions)
+    size = _bottleneck.size_of(width, config)
     return total + len(forwards) * (_bottleneck.plain_parameters(width, size, norm="none") + width + 1)

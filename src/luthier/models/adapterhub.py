@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, MismatchError, UnsupportedError
-from luthier.models.weights import read_tensors, write_tensors
+from luthier.models.adapters import ADAPTER, ADAPTER_CONFIG, inner_of
+from luthier.models.read_json import read_json
+from luthier.models.weights import missing_weights, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
@@ -26,6 +28,7 @@ VERSION = "adapters.1.2.0"
 """Whose layout is written."""
 
 PREFIX = "base_model.model."
+"""What PEFT writes before every name."""
 USE_PEFT = "PEFT's layout can: --format peft"
 _EARLIER = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 _SAFE = "have it saved with model.save_adapter(..., use_safetensors=True)"
@@ -129,9 +132,7 @@ def read_adapterhub(folder: Path, sketch: LoadedModel) -> tuple[dict[str, Any], 
                 hint="pull the model that it was made for, then this with --base NAME",
             )
     if not (folder / WEIGHTS).is_file():
-        pickled = next(iter([*folder.glob("*.bin"), *folder.glob("*.pt")]), None)
-        why = f"; {pickled.name} is pickled and never loaded: it can run code" if pickled else ""
-        raise UnsupportedError(f"{folder}: {WEIGHTS} is missing{why}", hint=_SAFE)
+        raise UnsupportedError(missing_weights(folder, WEIGHTS), hint=_SAFE)
     tensors = _inside(read_tensors(folder / WEIGHTS), names)
     kind = config.get("architecture")
     if kind == "lora":
@@ -152,17 +153,16 @@ def write_adapterhub(adapter: Path, folder: Path, name: str, sketch: LoadedModel
 
     Raises UnsupportedError that says what has no place in that layout.
     """
-    names = _names_of(sketch)
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    tensors = read_tensors(adapter / "adapter_model.safetensors")
+    names, text = _names_of(sketch), _config_of(sketch)
+    config = read_json(adapter / ADAPTER_CONFIG)
+    tensors = read_tensors(adapter / ADAPTER)
     inner_name = re.sub(r"\W", "_", name)  # a dot would be a step in the names of modules
     if config["peft_type"] == "LORA":
-        told, out = _to_lora(config, tensors, names, inner_name, _config_of(sketch).num_hidden_layers)
+        told, out = _to_lora(config, tensors, names, inner_name, text.num_hidden_layers)
     else:
         from luthier.models.adapterhub_bottleneck import to_bottleneck
 
-        told, out = to_bottleneck(config, tensors, names, inner_name, _config_of(sketch))
-    text = _config_of(sketch)
+        told, out = to_bottleneck(config, tensors, names, inner_name, text)
     whole = {
         "config": told,
         "hidden_size": text.hidden_size,
@@ -189,8 +189,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _config_of(sketch: LoadedModel) -> Any:
-    from luthier.models.adapters import inner_of
-
     return inner_of(sketch).config
 
 
@@ -223,9 +221,7 @@ def _from_lora(
             raise UnsupportedError(f"{folder}: a LoRA with {key}={config[key]!r} cannot be taken over: {why}")
     rank, alpha = int(config["r"]), float(config["alpha"])
     if version.startswith("adapters.") and _number(version) < (1, 1, 0):
-        alpha = float(
-            rank
-        )  # those versions did not scale, whatever alpha says (adapter-hub/adapters, pull request 770)
+        alpha = float(rank)  # those did not scale, whatever alpha says (adapter-hub/adapters, pull request 770)
     place = re.compile(rf"{re.escape(names.block)}(\d+)\.(.+)\.loras\.{re.escape(name)}\.lora_([AB])")
     known = set(names.lora.values())
     out, modules = {}, set()

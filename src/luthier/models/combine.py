@@ -21,8 +21,11 @@ from luthier.core.errors import InputError, MismatchError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.core.run import Progress, no_progress
 from luthier.models.inspect_adapter import tuned_record
+from luthier.models.read_json import read_json
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.models.load import LoadedModel
     from luthier.store.database import Store
 
@@ -39,12 +42,9 @@ def merge_into_base(
     The sum is computed in fp32 and rounded once to the dtype of the base's files. An encoder's head is not part of a base. Raises
     UnsupportedError for methods that cannot be merged, ConflictError when the name is taken.
     """
-    from luthier.models.attach import save_trained
     from luthier.models.load import load_model
     from luthier.models.merge import merge, require_mergeable
-    from luthier.store.artifacts import put, staged
-    from luthier.store.lineage import Node, record_edge
-    from luthier.store.models import check_name, find, register
+    from luthier.store.models import check_name, find
 
     record = tuned_record(store, name)
     require_mergeable(record)
@@ -58,22 +58,33 @@ def merge_into_base(
     model = load_model(store, record, dtype=dtype, device="cpu")
     model = merge(model)
     progress("merge", 1, 3)
+    meta = {key: root.meta[key] for key in _KEPT if key in root.meta} | {"source": f"merged:{name}"}
+    progress("merge", 2, 3)
+    base = register_base(store, model, record, made, "merged into", meta)
+    progress("merge", 3, 3)
+    return base
+
+
+def register_base(
+    store: Store, model: LoadedModel, of: ModelRecord, name: str, relation: str, meta: Mapping[str, Any]
+) -> ModelRecord:
+    """Write ``model``, without an encoder's head, as the base model ``name``; ``relation`` is lineage's word for how it came from ``of``."""
+    from luthier.models.attach import MANIFEST, save_trained
+    from luthier.store.artifacts import put, staged
+    from luthier.store.lineage import Node, record_edge
+    from luthier.store.models import register
+
     if model.architecture == "encoder":
         model.module.head = None
         model.labels = ()
     with staged(store) as folder:
         save_trained(model, folder, {"saves": "weights"})
-        (folder / "luthier.json").unlink()  # a base has no manifest
-        progress("merge", 2, 3)
+        (folder / MANIFEST).unlink()  # a base has no manifest
         digest, size = put(store, folder)
-    meta = {key: root.meta[key] for key in _KEPT if key in root.meta} | {"source": f"merged:{name}"}
-    base = register(
-        store,
-        ModelRecord(made, "base", record.architecture, digest, size, licence=record.licence, meta=meta),
-    )
-    record_edge(store, Node("model", name), "merged into", Node("model", made))
-    progress("merge", 3, 3)
-    return base
+    record = ModelRecord(name, "base", of.architecture, digest, size, licence=of.licence, meta=dict(meta))
+    made = register(store, record)
+    record_edge(store, Node("model", of.name), relation, Node("model", name))
+    return made
 
 
 def combine(
@@ -112,7 +123,7 @@ def combine(
     _require_alike(names, manifests)
     base = find(store, records[0].base or manifests[0]["base"]["name"])
     if rescaled:
-        return _rescaled(store, base, records, manifests, folders, new, given, progress)
+        return _rescaled(store, base, records, manifests, configs, folders, new, given, progress)
     return _combined(store, base, records, manifests, new, given, how, rank, progress)
 
 
@@ -150,7 +161,9 @@ def _config(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """PEFT's configuration of an adapter, {} of anything else."""
     if manifest["saves"] != "adapter":
         return {}
-    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    from luthier.models.adapters import ADAPTER_CONFIG
+
+    return read_json(folder / ADAPTER_CONFIG)
 
 
 def _require_lora(record: ModelRecord, config: Mapping[str, Any]) -> None:
@@ -201,65 +214,91 @@ def _rescaled(
     base: ModelRecord,
     records: Sequence[ModelRecord],
     manifests: Sequence[Mapping[str, Any]],
+    configs: Sequence[Mapping[str, Any]],
     folders: Sequence[Path],
     new: str,
     weights: list[float],
     progress: Progress,
 ) -> ModelRecord:
-    """The sum of (IA)3 adapters: a layer that one of them leaves alone has the vector of ones there."""
-    import torch
-
+    from luthier.models.adapters import ADAPTER, ADAPTER_CONFIG
+    from luthier.models.attach import HEAD, MANIFEST
     from luthier.models.weights import read_tensors, write_tensors
     from luthier.store.artifacts import put, staged
-    from luthier.store.lineage import Node, record_edge
-    from luthier.store.models import register
 
     progress("combine", 0, 2)
-    configs = [_config(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
-    found = [read_tensors(folder / "adapter_model.safetensors") for folder in folders]
-    shapes = {key: tensor.shape for tensors in found for key, tensor in tensors.items()}
-    for key, shape in shapes.items():
-        if any(key in tensors and tensors[key].shape != shape for tensors in found):
-            raise MismatchError(
-                f"{key} rescales the inputs of a layer in one of {', '.join(r.name for r in records)} and the outputs in another"
-            )
-    total: dict[str, torch.Tensor] = {}
-    for key, shape in shapes.items():
-        vectors = [
-            (weight, tensors.get(key, torch.ones(shape)).float())
-            for weight, tensors in zip(weights, found, strict=True)
-        ]
-        dtype = next(tensors[key].dtype for tensors in found if key in tensors)
-        total[key] = (1.0 + sum(weight * (vector - 1.0) for weight, vector in vectors)).to(dtype)  # type: ignore[union-attr]
+    names = [record.name for record in records]
+    total = _sum_of_vectors(names, [read_tensors(folder / ADAPTER) for folder in folders], weights)
     told = {**configs[0]}
     for key in ("target_modules", "feedforward_modules"):
         told[key] = sorted({name for config in configs for name in config.get(key) or ()})
-    said = {"names": [r.name for r in records], "weights": weights, "how": "sum", "rank": None}
-    prompts = [manifest.get("prompt") for manifest in manifests]
-    prompt = prompts[0] if all(each == prompts[0] for each in prompts) else None
+    said = {"names": names, "weights": weights, "how": "sum", "rank": None}
+    prompt = _shared_prompt(manifests)
     manifest = {**manifests[0], "prompt": prompt, "method": {"name": "ia3", "config": said}, "run_id": None}
     with staged(store) as folder:
-        (folder / "adapter_config.json").write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_tensors(folder / "adapter_model.safetensors", total)
-        if all((each / "head.safetensors").exists() for each in folders):
-            write_tensors(
-                folder / "head.safetensors",
-                _mean([read_tensors(each / "head.safetensors") for each in folders], weights),
-            )
-        (folder / "luthier.json").write_text(
-            json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
-        )
-        digest, size = put(store, folder)
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_tensors(folder / ADAPTER, total)
+        if all((each / HEAD).exists() for each in folders):
+            write_tensors(folder / HEAD, _mean([read_tensors(each / HEAD) for each in folders], weights))
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=True)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        stored = put(store, folder)
     progress("combine", 1, 2)
-    meta = {**records[0].meta, "method": "ia3", "saves": "adapter", "prompt": prompt, "combined": said}
-    meta["trainable_parameters"] = sum(tensor.numel() for tensor in total.values())
-    made = register(
-        store,
-        ModelRecord(new, "adapter", base.architecture, digest, size, licence=base.licence, base=base.name, meta=meta),
-    )
-    for record in records:
-        record_edge(store, Node("model", record.name), "combined into", Node("model", new))
+    made = _register_sum(store, base, records, new, stored, manifest, sum(tensor.numel() for tensor in total.values()))
     progress("combine", 2, 2)
+    return made
+
+
+def _sum_of_vectors(
+    names: Sequence[str], found: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]
+) -> dict[str, torch.Tensor]:
+    """The sum of (IA)3 adapters: a layer that one of them leaves alone has the vector of ones there."""
+    import torch
+
+    shapes = {key: tensor.shape for tensors in found for key, tensor in tensors.items()}
+    total: dict[str, torch.Tensor] = {}
+    for key, shape in shapes.items():
+        own = [tensors[key] for tensors in found if key in tensors]
+        if any(tensor.shape != shape for tensor in own):
+            raise MismatchError(
+                f"{key} rescales the inputs of a layer in one of {', '.join(names)} and the outputs in another"
+            )
+        vectors = (tensors.get(key, torch.ones(shape)).float() for tensors in found)
+        moved = sum(weight * (vector - 1.0) for weight, vector in zip(weights, vectors, strict=True))
+        total[key] = (1.0 + moved).to(own[0].dtype)  # type: ignore[union-attr]
+    return total
+
+
+def _shared_prompt(manifests: Sequence[Mapping[str, Any]]) -> Any:
+    """The prompt that all were tuned with; None when they were tuned with different ones."""
+    prompts = [manifest.get("prompt") for manifest in manifests]
+    return prompts[0] if all(each == prompts[0] for each in prompts) else None
+
+
+def _register_sum(
+    store: Store,
+    base: ModelRecord,
+    records: Sequence[ModelRecord],
+    new: str,
+    stored: tuple[str, int],
+    manifest: Mapping[str, Any],
+    parameters: int,
+) -> ModelRecord:
+    """Register the combination of ``records`` whose files are ``stored``, (digest, size), with lineage."""
+    from luthier.store.lineage import Node, record_edge
+    from luthier.store.models import register
+
+    meta = {
+        **records[0].meta,
+        "method": manifest["method"]["name"],
+        "saves": "adapter",
+        "prompt": manifest["prompt"],
+        "combined": manifest["method"]["config"],
+        "trainable_parameters": parameters,
+    }
+    record = ModelRecord(new, "adapter", base.architecture, *stored, licence=base.licence, base=base.name, meta=meta)
+    made = register(store, record)
+    for each in records:
+        record_edge(store, Node("model", each.name), "combined into", Node("model", new))
     return made
 
 
@@ -276,8 +315,6 @@ def _combined(
 ) -> ModelRecord:
     from luthier.models.attach import attach, load_base, quantization_of, save_trained
     from luthier.store.artifacts import put, staged
-    from luthier.store.lineage import Node, record_edge
-    from luthier.store.models import register
 
     progress("combine", 0, 3)
     quantization = quantization_of(manifests[0])
@@ -290,27 +327,18 @@ def _combined(
     if held[0].head is not None:
         model.module.head, model.labels = _mean_head([each.head for each in held], weights), held[0].labels
     said = {"names": [r.name for r in records], "weights": weights, "how": how, "rank": config.r}
-    prompts = [manifest.get("prompt") for manifest in manifests]
-    prompt = prompts[0] if all(each == prompts[0] for each in prompts) else None
+    manifest = {
+        "saves": "adapter",
+        "prompt": _shared_prompt(manifests),
+        "method": {"name": "lora", "config": said},
+        "objective": manifests[0].get("objective"),
+    }
     with staged(store) as folder:
-        objective = manifests[0].get("objective")
-        save_trained(
-            model,
-            folder,
-            {"saves": "adapter", "prompt": prompt, "method": {"name": "lora", "config": said}, "objective": objective},
-        )
-        digest, size = put(store, folder)
+        save_trained(model, folder, manifest)
+        stored = put(store, folder)
         progress("combine", 2, 3)
-    meta = {**records[0].meta, "method": "lora", "saves": "adapter", "prompt": prompt, "combined": said}
-    meta["trainable_parameters"] = sum(
-        p.numel() for key, p in held[0].peft_model.named_parameters() if f".{_NEW}." in key
-    )
-    made = register(
-        store,
-        ModelRecord(new, "adapter", base.architecture, digest, size, licence=base.licence, base=base.name, meta=meta),
-    )
-    for record in records:
-        record_edge(store, Node("model", record.name), "combined into", Node("model", new))
+    parameters = sum(p.numel() for key, p in held[0].peft_model.named_parameters() if f".{_NEW}." in key)
+    made = _register_sum(store, base, records, new, stored, manifest, parameters)
     progress("combine", 3, 3)
     return made
 
@@ -384,13 +412,9 @@ def _mean(heads: Sequence[Mapping[str, Any]], weights: Sequence[float]) -> dict[
 
 def _file_dtype(store: Store, base: ModelRecord) -> str:
     """The dtype that most of a base's weights are stored in, fp32 where this machine cannot load it."""
-    from luthier.models.weights import check_file
+    from luthier.models.weights import dtypes
     from luthier.store.artifacts import path_of
 
-    sizes: dict[str, int] = {}
-    for path in path_of(store, base.digest).glob("*.safetensors"):
-        for key, entry in check_file(path).items():
-            if key != "__metadata__":
-                sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + math.prod(entry["shape"])
+    sizes = dtypes(path_of(store, base.digest))
     found = _DTYPES.get(max(sizes, key=lambda kind: sizes[kind]), "fp32") if sizes else "fp32"
     return "fp32" if found == "fp16" else found

@@ -59,6 +59,17 @@ def logits(module: Any, hidden: torch.Tensor) -> torch.Tensor:
     return out  # type: ignore[no-any-return]
 
 
+def plain_head(module: Any) -> torch.nn.Linear | None:
+    """The layer whose output the logits are, to the letter; None where ``logits`` does something besides."""
+    model = causal_model(module)
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    after = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+    adjusted = getattr(model, "final_logits_bias", None) is not None or any(
+        getattr(config, name, None) is not None for name in after
+    )
+    return head if type(head) is torch.nn.Linear and not adjusted else None
+
+
 def cache_layers(module: Any) -> int:
     """Layers that a key-value cache of ``module`` has: the base's, and those of a network beside it (``tuners.ladder_side``)."""
     base: int = causal_model(module).config.get_text_config().num_hidden_layers

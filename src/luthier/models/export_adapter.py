@@ -12,6 +12,7 @@ from luthier.core.errors import ConflictError, InputError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.models import parts
 from luthier.models.adapters import ADAPTER, ADAPTER_CONFIG, read_config
+from luthier.models.read_json import read_json
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
@@ -26,7 +27,7 @@ def export_adapter(store: Store, name: str, format: str, out: str | Path) -> Pat
     adapterhub: see ``models.adapterhub``. An encoder's head goes along as ``head.safetensors`` with its labels in the file's metadata.
     Raises UnsupportedError for what is no adapter of that layout, ConflictError when ``out`` holds something, StoreError when the disk refuses.
     """
-    from luthier.models.attach import read_manifest
+    from luthier.models.attach import HEAD, read_manifest
     from luthier.models.inspect_adapter import tuned_record
     from luthier.store.artifacts import path_of
     from luthier.store.home import disk_errors
@@ -58,8 +59,8 @@ def export_adapter(store: Store, name: str, format: str, out: str | Path) -> Pat
             write_adapterhub(folder, aside, name, _sketch(store, record))
         else:
             _write_peft(store, record, folder, aside)
-        if manifest.get("labels") and (folder / "head.safetensors").exists():
-            _write_head(folder / "head.safetensors", aside / "head.safetensors", list(manifest["labels"]))
+        if manifest.get("labels") and (folder / HEAD).exists():
+            _write_head(folder / HEAD, aside / HEAD, list(manifest["labels"]))
 
     with disk_errors(target, record.size_bytes):
         _whole(target, fill)
@@ -81,8 +82,7 @@ def _whole(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _write_peft(store: Store, record: ModelRecord, folder: Path, target: Path) -> None:
-    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    config |= _origin(store, record)
+    config = read_json(folder / ADAPTER_CONFIG) | _origin(store, record)
     (target / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.copyfile(folder / ADAPTER, target / ADAPTER)
 

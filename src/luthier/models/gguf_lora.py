@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import DataError, MismatchError, UnsupportedError
+from luthier.models.adapterhub import PREFIX
 from luthier.models.convert import hf_name, unpermuted
 from luthier.models.gguf import Shape, check_gguf
 from luthier.models.read_gguf import Gguf
@@ -54,8 +55,8 @@ def read_lora(path: Path, base: Mapping[str, Any]) -> tuple[dict[str, Any], dict
                 raise MismatchError(f"{path}: {weight} has {b.shape[0]} rows, which are not {heads[inner]} heads")
             b = unpermuted(b, heads[inner])
         ranks[module] = a.shape[0]
-        tensors[f"base_model.model.{module}.lora_A.weight"] = torch.from_numpy(a)
-        tensors[f"base_model.model.{module}.lora_B.weight"] = torch.from_numpy(b)
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = torch.from_numpy(a)
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = torch.from_numpy(b)
     return _config(ranks, alpha), tensors
 
 

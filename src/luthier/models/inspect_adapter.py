@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import NotFoundError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.models.load import LoadedModel
-from luthier.models.weights import check_file, read_tensors
+from luthier.models.weights import entries, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -162,32 +162,23 @@ def inspect_adapter(store: Store, name: str) -> Inspection:
         method=str(record.meta.get("method") or (manifest.get("method") or {}).get("name") or saves),
         saves=saves,
         size_bytes=record.size_bytes,
-        head=sum(_sizes(head).values()) if head.exists() else 0,
+        head=sum(size for _, size in entries(head).values()) if head.exists() else 0,
         parts=parts,
     )
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    """Tensor name -> number of entries, from a safetensors file's header."""
-    from math import prod
-
-    return {key: prod(entry["shape"]) for key, entry in check_file(path).items() if key != "__metadata__"}
 
 
 def _parts(store: Store, loaded: LoadedModel, folder: Path, saves: str) -> Iterator[Part]:
     from luthier.models.adapters import ADAPTER, inner_of
     from luthier.models.attach import load_base
-    from luthier.models.delta import VALUES, parameters
+    from luthier.models.delta import FILE, VALUES, parameters
     from luthier.store.models import find
 
     held = loaded.attached.get(loaded.selected or "")
     if saves == "adapter" and held is not None:
         yield from _of_adapter(held.peft_model, held.peft_name, read_tensors(folder / ADAPTER))
     elif saves == "delta" and held is not None:
-        from luthier.models.delta import FILE
-
-        entries = {key.removesuffix(VALUES): size for key, size in _sizes(folder / FILE).items()}
-        differences = {name: (entries[name], update, own) for name, update, own in held.changes.differences()}
+        sizes = {key.removesuffix(VALUES): size for key, (_, size) in entries(folder / FILE).items()}
+        differences = {name: (sizes[name], update, own) for name, update, own in held.changes.differences()}
         yield from _by_module(differences)
     elif saves == "weights":
         base = load_base(store, find(store, loaded.base.name), dtype="fp32", device="cpu")
@@ -261,7 +252,7 @@ def _of_layer(layer: Any, adapter: str) -> tuple[float, float] | tuple[None, Non
     try:
         layer.merge(safe_merge=False, adapter_names=[adapter])
     except (NotImplementedError, UnsupportedError):
-        return None, None
+        return None, None  # how a kind of layer says that it cannot be merged
     now = layer.get_base_layer().weight.detach()
     return float((now - before).norm()), float(before.norm())
 

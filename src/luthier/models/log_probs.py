@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from luthier.models.decode import causal_model, logits
+from luthier.models.decode import causal_model, logits, plain_head
 
 _LOGIT_BYTES = 48 * 2**20
 """fp32 logits held at once: small enough to stay near the caches, large enough for products at full speed."""
@@ -23,6 +23,7 @@ def token_log_probs(
     normaliser): rounded to 8 bits, those of like answers would often tie.
     """
     head = causal_model(module).get_output_embeddings()
+    plain = plain_head(module)
     step = max(16, _LOGIT_BYTES // 4 // head.weight.shape[0])
     values = torch.empty(len(tokens), device=hidden.device)
     best = torch.empty(len(tokens), dtype=torch.bool, device=hidden.device)
@@ -39,18 +40,9 @@ def token_log_probs(
         top = part.amax(-1, keepdim=True)
         total = part.sub_(top).exp_().sum(-1)[at]
         top = top[at, 0]
-        if hidden.dtype != torch.float32 and _is_plain(module, head):
+        if hidden.dtype != torch.float32 and plain is not None and plain.bias is None:
             exact = (rows[at].float() * head.weight[read].float()).sum(-1)
             total = (total - (said - top).exp()).clamp_min_(0) + (exact - top).exp()
             said = exact
         values[begin:end] = said - top - total.log()
     return values, best
-
-
-def _is_plain(module: Any, head: Any) -> bool:
-    """Whether a logit is nothing but the product of hidden state and weight."""
-    config = causal_model(module).config.get_text_config()
-    adjusted = ("logits_scaling", "logit_scale", "final_logit_softcapping")
-    if getattr(causal_model(module), "final_logits_bias", None) is not None:
-        return False
-    return type(head) is torch.nn.Linear and head.bias is None and not any(getattr(config, n, None) for n in adjusted)

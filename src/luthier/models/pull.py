@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,9 @@ from luthier.core.errors import ConflictError, DataError, InputError, NotFoundEr
 from luthier.core.model import Architecture, ModelRecord
 from luthier.core.run import Progress, no_progress
 from luthier.models.inventory import KNOWN
+from luthier.models.read_json import read_json
 from luthier.models.sources import HUB_FILES, Source, fetch, parse, require_space, stat_digest
-from luthier.models.weights import check_file, check_folder
+from luthier.models.weights import check_folder, dtypes
 from luthier.store import artifacts
 from luthier.store.database import Store, open_store
 from luthier.store.home import disk_errors, file_sha256
@@ -29,6 +28,8 @@ from luthier.store.models import check_name, find, register
 SOURCE_GGUF = "source.gguf"
 """The original file of a model that came as GGUF, kept in its artifact for llama.cpp."""
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+"""Files of which a folder with a tokenizer has one."""
 _ENCODERS = (
     *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "mobilebert"),
     *("modernbert", "mpnet", "nomic_bert", "roberta", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl"),
@@ -247,9 +248,9 @@ def describe(folder: Path) -> dict[str, Any]:
     Raises DataError for files that are damaged or incomplete, UnsupportedError for what is neither a decoder nor an encoder.
     """
     check_folder(folder)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     _check_shards(folder)
-    if not any((folder / each).is_file() for each in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
+    if not any((folder / each).is_file() for each in TOKENIZERS):
         raise DataError(f"{folder}: has no tokenizer files (tokenizer.json)", hint="the model folder is incomplete")
     inner = config.get("text_config")
     text: dict[str, Any] = inner if isinstance(inner, dict) else config
@@ -317,7 +318,7 @@ def _check_shards(folder: Path) -> None:
     """Every file that the index of a model in pieces names must be there."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = set(_read_json(index).get("weight_map", {}).values())
+        names = set(read_json(index).get("weight_map", {}).values())
         missing = sorted(name for name in names if not (folder / str(name)).is_file())
         if missing:
             raise DataError(
@@ -327,11 +328,7 @@ def _check_shards(folder: Path) -> None:
 
 def _weights(folder: Path) -> dict[str, Any]:
     """Parameter count and the type that most of them have, from the headers."""
-    sizes: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        for name, tensor in check_file(path).items():
-            if name != "__metadata__":
-                sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + prod(tensor["shape"])
+    sizes = dtypes(folder)
     names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     most = max(sizes, key=lambda kind: sizes[kind], default="")
     return {"parameters": sum(sizes.values()), "dtype": names.get(most, most.lower())}
@@ -339,24 +336,12 @@ def _weights(folder: Path) -> dict[str, Any]:
 
 def _pooling(folder: Path) -> dict[str, Any]:
     """How sentence vectors are made, from sentence-transformers' files."""
-    modes = _read_json(folder / "1_Pooling" / "config.json")
+    modes = read_json(folder / "1_Pooling" / "config.json")
     mode = next(
         (m for m in ("cls_token", "mean_tokens", "max_tokens", "lasttoken") if modes.get(f"pooling_mode_{m}")), ""
     )
     steps = (folder / "modules.json").read_text(encoding="utf-8") if (folder / "modules.json").is_file() else ""
     return {"mode": mode.removesuffix("_tokens").removesuffix("_token"), "normalize": "Normalize" in steps}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object; got {type(value).__name__}")
-    return value
 
 
 def _card_licence(card: Path) -> str:

@@ -7,10 +7,8 @@ torch's ``meta`` device, so one of another base or of another vocabulary is refu
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +17,15 @@ from luthier.core.model import ModelRecord
 from luthier.core.run import Progress, no_progress
 from luthier.models.adapters import ADAPTER, ADAPTER_CONFIG
 from luthier.models.attach import HEAD, MANIFEST
-from luthier.models.weights import check_file, read_tensors, write_tensors
+from luthier.models.fit_adapter import check_fit, check_start, check_tokenizer, check_whole, root_names
+from luthier.models.read_json import read_json
+from luthier.models.weights import check_file, entries, missing_weights, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
     from luthier.store.database import Store
 
-PREFIX = "base_model.model."
-"""What PEFT writes before every name."""
-
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
-_OWN_START = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of LoRA that take something out of the base's weights: alone on the base as it was, such an adapter is wrong."""
-_SIZES = re.compile(
-    r"size mismatch for (\S+?): .*?torch\.Size\(\[([\d, ]*)\]\).*?torch\.Size\(\[([\d, ]*)\]\)", re.DOTALL
-)
+_SAFE = "have it saved as safetensors: save_pretrained(..., safe_serialization=True)"
 
 
 def take_adapter(
@@ -61,14 +53,14 @@ def take_adapter(
     sketch = load_shapes(store, on)
     with staged(store) as folder:
         labels = _normalise(place, folder, sketch, store, on)
-        _check_tokenizer(place, sketch)
-        _check_fit(store, folder, sketch, on, place)
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        check_tokenizer(place, sketch)
+        check_fit(store, folder, sketch, on, place)
+        config = read_json(folder / ADAPTER_CONFIG)
         method = method_of(config)
         _write_manifest(folder, sketch, on, method, labels)
         progress(f"check {name}", 1, 2)
         serving = _serving(folder, sketch, method)
-        count = sum(prod(e["shape"]) for key, e in check_file(folder / ADAPTER).items() if key != "__metadata__")
+        count = sum(size for _, size in entries(folder / ADAPTER).values())
         digest, size = put(store, folder)
     meta = {
         **source,
@@ -115,7 +107,7 @@ def _base(store: Store, place: Path, given: str | None) -> ModelRecord:
         return find(store, given)
     said = ""
     if place.is_dir():
-        config = _read_json(place / ADAPTER_CONFIG)
+        config = read_json(place / ADAPTER_CONFIG)
         said = str(config.get("base_model_name_or_path") or config.get("model_name") or "")
     wanted = {said, f"hf:{said}"}
     known = [r for r in list_models(store) if r.kind in ("base", "adapter")]
@@ -141,7 +133,7 @@ def _normalise(place: Path, folder: Path, sketch: LoadedModel, store: Store, bas
         config, tensors = read_lora(place, _config_of(sketch))
         _write(folder, config, tensors, sketch)
         return ()
-    config = _read_json(place / ADAPTER_CONFIG)
+    config = read_json(place / ADAPTER_CONFIG)
     if "peft_type" not in config:
         from luthier.models.adapterhub import read_adapterhub
 
@@ -150,22 +142,13 @@ def _normalise(place: Path, folder: Path, sketch: LoadedModel, store: Store, bas
         return ()
     path = place / ADAPTER
     if not path.is_file():
-        raise UnsupportedError(_no_weights(place, ADAPTER), hint=_SAFE)
+        raise UnsupportedError(missing_weights(place, ADAPTER), hint=_SAFE)
     check_file(path)
-    _check_start(place, config)
-    tensors = _root_names(read_tensors(path), config, sketch)
-    _check_whole(place, config, tensors, sketch)
+    check_start(place, config)
+    tensors = root_names(read_tensors(path), config, sketch)
+    check_whole(place, config, tensors, sketch)
     _write(folder, config, tensors, sketch)
     return _take_head(place, folder, sketch)
-
-
-_SAFE = "have it saved as safetensors: save_pretrained(..., safe_serialization=True)"
-
-
-def _no_weights(place: Path, wanted: str) -> str:
-    pickled = [path.name for path in (*place.glob("*.bin"), *place.glob("*.pt"))]
-    why = f"; {pickled[0]} is pickled and never loaded: it can run code" if pickled else ""
-    return f"{place}: {wanted} is missing{why}"
 
 
 def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Any], sketch: LoadedModel) -> None:
@@ -189,80 +172,6 @@ def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Any], ske
     write_tensors(folder / ADAPTER, tensors)
 
 
-def _check_start(place: Path, config: Mapping[str, Any]) -> None:
-    """Refuse what changes the base's own weights: trained biases, and a LoRA whose beginning did and which was not converted when it was saved."""
-    if str(config.get("bias") or "none") not in ("none", "False"):
-        raise UnsupportedError(
-            f"{place}: was trained with bias={config['bias']!r}: its biases would stay in the base when another adapter answers",
-            hint="merge it into the base with PEFT (merge_and_unload) and pull that as a model of its own",
-        )
-    start = str(config.get("init_lora_weights", "")).lower()
-    if start.startswith(_OWN_START):
-        raise UnsupportedError(
-            f"{place}: began with init_lora_weights={config['init_lora_weights']!r}, which took a part out of the base's own weights; "
-            "on the base as it is, the adapter would answer wrongly",
-            hint="have it converted when it is saved: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
-        )
-
-
-def _root_names(tensors: dict[str, Any], config: dict[str, Any], sketch: LoadedModel) -> dict[str, Any]:
-    """Names as of the model that Luthier adapts: an encoder's body without the head class around it, a decoder with it."""
-    from luthier.models.adapters import inner_of
-
-    inner = inner_of(sketch)
-    around = f"{getattr(inner, 'base_model_prefix', '')}."
-    if around == ".":
-        return tensors
-    has = any(key.startswith(PREFIX + around) for key in tensors)
-    targets = config.get("target_modules")
-    named = targets if isinstance(targets, list) else []
-    if sketch.architecture == "encoder" and has:
-        config["target_modules"] = [each.removeprefix(around) for each in named] if named else targets
-        return {PREFIX + k.removeprefix(PREFIX).removeprefix(around): tensor for k, tensor in tensors.items()}
-    if sketch.architecture == "decoder" and not has and any(key.startswith(PREFIX) for key in tensors):
-        first = next(key for key in tensors if key.startswith(PREFIX)).removeprefix(PREFIX).split(".")[0]
-        if hasattr(getattr(inner, around[:-1], None), first):
-            config["target_modules"] = [around + each if "." in each else each for each in named] if named else targets
-            return {PREFIX + around + k.removeprefix(PREFIX): tensor for k, tensor in tensors.items()}
-    return tensors
-
-
-def _check_whole(place: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], sketch: LoadedModel) -> None:
-    """Embeddings and heads that are in the file whole: of another vocabulary, or of a classifier that Luthier computes otherwise."""
-    from luthier.models.adapters import inner_of
-
-    inner = inner_of(sketch)
-    rows = int(inner.get_input_embeddings().weight.shape[0])
-    for key, tensor in tensors.items():
-        last = key.removesuffix(".weight").rpartition(".")[2]
-        if last in ("embed_tokens", "lm_head", "word_embeddings", "wte", "shared") and len(tensor) != rows:
-            raise MismatchError(
-                f"{place}: was made for a vocabulary of {len(tensor):,} tokens ({key}); {sketch.base.name} has {rows:,}",
-                hint="put it on the model that it was made for: pull that one, then this with --base NAME",
-            )
-        wrapped = set(config.get("modules_to_save") or ()) | set(_names(config.get("target_modules")))
-        if last in ("embed_tokens", "lm_head", "word_embeddings", "wte", "shared") and last not in wrapped:
-            raise UnsupportedError(
-                f"{place}: holds the base's own {last} beside the adapter, which would change the base for every other adapter",
-                hint="have it saved with save_embedding_layers=False, or trained with modules_to_save",
-            )
-        if key.startswith((PREFIX + "classifier.", PREFIX + "score.")):
-            raise UnsupportedError(
-                f"{place}: holds a classification head ({key.removeprefix(PREFIX)}) of transformers' own kind, which Luthier does not compute",
-                hint="train a head on your labels instead: luthier tune RUN.yaml method=lora",
-            )
-
-
-def _names(targets: Any) -> list[str]:
-    return (
-        []
-        if targets is None
-        else [targets]
-        if isinstance(targets, str)
-        else [each.rpartition(".")[2] for each in targets]
-    )
-
-
 def _take_head(place: Path, folder: Path, sketch: LoadedModel) -> tuple[str, ...]:
     """The head of an encoder that Luthier exported; its labels are in the file."""
     path = place / HEAD
@@ -280,84 +189,6 @@ def _take_head(place: Path, folder: Path, sketch: LoadedModel) -> tuple[str, ...
         raise MismatchError(f"{path}: must be {len(labels)} labels x {width}; got {shapes}")
     shutil.copyfile(path, folder / HEAD)
     return labels
-
-
-def _check_tokenizer(place: Path, sketch: LoadedModel) -> None:
-    """Where the adapter's folder carries a tokenizer, its vocabulary and chat template must be the base's."""
-    if place.is_file() or not any((place / each).is_file() for each in _TOKENIZER):
-        return
-    from luthier.models.load import load_tokenizer
-
-    theirs = load_tokenizer(place)
-    mine, other = sketch.tokenizer.get_vocab(), theirs.get_vocab()
-    if mine != other:
-        more = sorted(set(other) - set(mine))
-        moved = next((token for token in other if token in mine and mine[token] != other[token]), None)
-        what = f"it adds {more[0]!r}" if more else f"{moved!r} is another number" if moved else "it lacks tokens"
-        raise MismatchError(
-            f"{place}: was made for another vocabulary than {sketch.base.name}: {len(other):,} and {len(mine):,} tokens; {what}",
-            hint="put it on the model that it was made for: pull that one, then this with --base NAME",
-        )
-    template = getattr(theirs, "chat_template", None)
-    if template and sketch.architecture == "decoder" and template != sketch.tokenizer.chat_template:
-        raise MismatchError(
-            f"{place}: was made with another chat template than that of {sketch.base.name}: it would be asked otherwise than it was taught",
-            hint="put it on the model that it was made for: pull that one, then this with --base NAME",
-        )
-
-
-def _check_fit(store: Store, folder: Path, sketch: LoadedModel, base: ModelRecord, place: Path) -> None:
-    """Put the adapter into the shapes of its base; when it does not go in, say why and what it fits."""
-    why = _why_not(folder, sketch)
-    if why:
-        fitting = _fitting(store, folder, base)
-        hint = (
-            f"it fits {', '.join(fitting)}: --base {fitting[0]}"
-            if fitting
-            else "no model here has its shapes; pull the one that it was made for"
-        )
-        raise MismatchError(f"{place}: does not fit {base.name}: {why}", hint=hint)
-
-
-def _fitting(store: Store, folder: Path, but: ModelRecord) -> list[str]:
-    from luthier.models.shapes import load_shapes
-    from luthier.store.models import list_models
-
-    found = []
-    for record in list_models(store, "base"):
-        if record.name != but.name:
-            try:
-                fits = not _why_not(folder, load_shapes(store, record))
-            except LuthierError:  # a damaged model is none that it fits
-                continue
-            if fits:
-                found.append(record.name)
-    return found
-
-
-def _why_not(folder: Path, sketch: LoadedModel) -> str:
-    """Why PEFT cannot put the adapter in ``folder`` into a model on the meta device, in one sentence; "" when it can."""
-    from luthier.models.adapters import load_adapter
-
-    try:
-        load_adapter(sketch, folder)
-    except MismatchError as error:
-        return _in_words(str(error.__cause__ or error))
-    return ""
-
-
-def _in_words(text: str) -> str:
-    sizes = _SIZES.search(text)
-    if sizes:
-        name = sizes[1].removeprefix(PREFIX)
-        mine, theirs = (" x ".join(sizes[n].split(", ")) for n in (2, 3))
-        return f"{name} is {mine} in the file and {theirs} there"
-    missing = re.search(r"Target modules? (.+?) not found", text)
-    if missing:
-        names = sorted(re.findall(r"[\w.]+", missing[1]))
-        return f"it has no layers called {', '.join(names)}"
-    first = re.search(r"first at '(.+?)'", text)
-    return f"it has no place for {first[1].removeprefix(PREFIX)}" if first else text.split("\n", maxsplit=1)[0]
 
 
 def _serving(folder: Path, sketch: LoadedModel, method: str) -> dict[str, str]:
@@ -405,13 +236,3 @@ def _config_of(sketch: LoadedModel) -> Mapping[str, Any]:
     if not config.get("architectures"):
         config["architectures"] = [type(sketch.module).__name__]
     return config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object; got {type(value).__name__}")
-    return value

@@ -35,14 +35,11 @@ def shrink(
     holds) and models whose layers are not a plain list, ConflictError when the name is taken.
     """
     from luthier.models.adapters import inner_of
-    from luthier.models.attach import save_trained
-    from luthier.models.combine import _file_dtype, _require_free
+    from luthier.models.combine import _file_dtype, _require_free, register_base
     from luthier.models.load import load_model
     from luthier.models.merge import merge
-    from luthier.store.artifacts import put, staged
     from luthier.store.database import open_store
-    from luthier.store.lineage import Node, record_edge
-    from luthier.store.models import check_name, find, register
+    from luthier.store.models import check_name, find
 
     store = store or open_store()
     check_name(new)
@@ -58,14 +55,6 @@ def shrink(
     inner = inner_of(model)
     kept = keep_layers(inner, layers)
     progress("shrink", 1, 3)
-    if model.architecture == "encoder":
-        model.module.head = None
-        model.labels = ()
-    with staged(store) as folder:
-        save_trained(model, folder, {"saves": "weights"})
-        (folder / "luthier.json").unlink()  # a base has no manifest
-        progress("shrink", 2, 3)
-        digest, size = put(store, folder)
     said = ("template_digest", "context_length", "dtype", "model_type", "pooling")
     meta = {key: root.meta[key] for key in said if key in root.meta}
     meta |= {
@@ -73,9 +62,8 @@ def shrink(
         "source": f"layers:{name}",
         "layers": list(kept),
     }
-    made = ModelRecord(new, "base", record.architecture, digest, size, licence=record.licence, meta=meta)
-    made = register(store, made)
-    record_edge(store, Node("model", name), "layers of", Node("model", new))
+    progress("shrink", 2, 3)
+    made = register_base(store, model, record, new, "layers of", meta)
     progress("shrink", 3, 3)
     return made
 

@@ -13,7 +13,7 @@ from luthier.core.errors import DataError, InputError, UnsupportedError
 from luthier.data.documents import DocumentEncoder, Tokens, pack, windows
 from luthier.models.decode import attends_fully, hidden_states
 from luthier.models.load import LoadedModel
-from luthier.objectives._language import token_loss
+from luthier.objectives._language import states_at, token_loss
 from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits, require_kind
 
@@ -196,4 +196,4 @@ def _mask(owners: Tensor, dtype: torch.dtype) -> Tensor:
 def loss(model: LoadedModel, batch: Batch) -> Loss:
     """Mean cross-entropy over the predicted tokens, in nats."""
     hidden = hidden_states(model.module, batch.ids, position_ids=batch.positions, mask=batch.mask)
-    return token_loss(model, hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.places), batch.targets)
+    return token_loss(model, states_at(hidden, batch.places), batch.targets)

@@ -6,19 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from luthier.data.render_source import SourceRenderer
-from luthier.models.decode import causal_model, logits
+from luthier.models.decode import logits, plain_head
 from luthier.models.load import LoadedModel
 from luthier.models.score import Row, packed_hidden
 from luthier.models.seq2seq import read
-
-_CHUNK = 128
-"""Rows of logits in memory at once."""
-
-_TINY = 1e-30
-"""Below this a probability in fp32 has lost digits, and its logarithm is computed from the logits."""
+from luthier.objectives._loss import CHUNK, log_of
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -34,14 +29,14 @@ class _LinearLogProbs(torch.autograd.Function):
         at_once = wanted[0] and not wanted[1] and not wanted[2]
         slope = torch.empty_like(hidden) if at_once else None
         values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(hidden), _CHUNK):
-            piece = slice(start, start + _CHUNK)
+        for start in range(0, len(hidden), CHUNK):
+            piece = slice(start, start + CHUNK)
             wished = targets[piece, None]
             low = _logits(hidden[piece], weight, bias)
             full = low.float()
             shares = full.softmax(-1)
             right = shares.gather(1, wished)
-            values[piece] = _log(right, full, wished).squeeze(1)
+            values[piece] = log_of(right, full, wished).squeeze(1)
             if slope is not None:
                 low.copy_(shares.neg_().scatter_(1, wished, 1.0 - right))
                 torch.mm(low, weight, out=slope[piece])
@@ -63,8 +58,8 @@ class _LinearLogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] else None
-        for start in range(0, len(hidden), _CHUNK):
-            piece = slice(start, start + _CHUNK)
+        for start in range(0, len(hidden), CHUNK):
+            piece = slice(start, start + CHUNK)
             low = _logits(hidden[piece], weight, bias)
             shares = low.float().softmax(-1).neg_()
             shares.scatter_add_(1, targets[piece, None], torch.ones_like(factors[piece], dtype=torch.float32))
@@ -88,15 +83,6 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return found if bias is None else found.add_(bias)
 
 
-def _log(right: Tensor, full: Tensor, wished: Tensor) -> Tensor:
-    """log of the probabilities ``right`` (rows, 1); of those that fp32 cannot hold well, from the logits."""
-    out = right.log()
-    lost = (right < _TINY).flatten()
-    if bool(lost.any()):
-        out[lost] = full[lost].gather(1, wished[lost]) - full[lost].logsumexp(-1, keepdim=True)
-    return out
-
-
 def linear_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """log-probability of ``targets[i]`` under the logits ``hidden[i] @ weight.T + bias``, fp32, differentiable.
 
@@ -108,19 +94,11 @@ def linear_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, target
 
 def token_log_probs(model: LoadedModel, hidden: Tensor, tokens: Tensor) -> Tensor:
     """log-probability of ``tokens[i]`` at ``hidden[i]`` by the model's language-model head, fp32, differentiable."""
-    module = causal_model(model.module)
-    head = module.get_output_embeddings()
-    if type(head) is nn.Linear and _is_plain(module):
+    head = plain_head(model.module)
+    if head is not None:
         return linear_log_probs(hidden, head.weight, head.bias, tokens)
     every = logits(model.module, hidden).float()
     return every.gather(1, tokens[:, None]).squeeze(1) - every.logsumexp(-1)
-
-
-def _is_plain(module: Any) -> bool:
-    """Whether the logits are the head's output itself, without what some architectures do after it."""
-    config = module.config.get_text_config()
-    after = ("logits_scaling", "logit_scale", "final_logit_softcapping")
-    return getattr(module, "final_logits_bias", None) is None and all(getattr(config, n, None) is None for n in after)
 
 
 def answer_log_probs(model: LoadedModel, rows: Sequence[Row]) -> Tensor:

@@ -37,7 +37,7 @@ class Totals:
         return {name: total / self._count for name, total in self._sums.items()} if self._count else {}
 
 
-_CHUNK = 128
+CHUNK = 128
 """Rows of logits in memory at once: 128 rows of 50 thousand logits, held as bf16 and twice as fp32, are 64 MB."""
 
 _TINY = 1e-30
@@ -60,11 +60,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        shape = (min(_CHUNK, len(hidden)), len(weight))
+        shape = (min(CHUNK, len(hidden)), len(weight))
         low = hidden.new_empty(shape)
         logits, shares = (torch.empty(shape, dtype=torch.float32, device=hidden.device) for _ in range(2))
-        for start in range(0, len(hidden), _CHUNK):
-            rows, wished = hidden[start : start + _CHUNK], targets[start : start + _CHUNK, None]
+        for start in range(0, len(hidden), CHUNK):
+            rows, wished = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
             low, logits, shares = low[: len(rows)], logits[: len(rows)], shares[: len(rows)]
             torch.mm(rows, weight.t(), out=low)
             if bias is not None:
@@ -73,12 +73,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if hits is not None:
                 hits += (shares.argmax(-1, keepdim=True) == wished).sum()
             right = shares.gather(1, wished)
-            total -= _log(right, logits, wished).sum()
+            total -= log_of(right, logits, wished).sum()
             if not any(wanted):
                 continue
             slope = low.copy_(shares.scatter_(1, wished, right - 1.0))
             if grad_hidden is not None:
-                torch.mm(slope, weight, out=grad_hidden[start : start + _CHUNK])
+                torch.mm(slope, weight, out=grad_hidden[start : start + CHUNK])
             if grad_weight is not None:
                 grad_weight += slope.T @ rows
             if grad_bias is not None:
@@ -96,8 +96,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*grads, None, None)
 
 
-def _log(right: Tensor, logits: Tensor, wished: Tensor) -> Tensor:
-    """log of the probabilities ``right`` (rows, 1); of those that fp32 cannot hold well, from the logits."""
+def log_of(right: Tensor, logits: Tensor, wished: Tensor) -> Tensor:
+    """log of the probabilities ``right`` (rows, 1) of the tokens ``wished``; of those that fp32 cannot hold well, from the logits."""
     out = right.log()
     lost = (right < _TINY).flatten()
     if bool(lost.any()):

@@ -21,7 +21,7 @@ from luthier.models.load import LoadedModel
 from luthier.models.score import Row as ScoredRow
 from luthier.models.soft_prompt import is_soft
 from luthier.objectives._log_probs import answer_log_probs
-from luthier.objectives._rows import Limits, require_kind
+from luthier.objectives._rows import Limits, last_run, require_kind
 
 KINDS = ("preference",)
 _SHOWN = 10
@@ -134,7 +134,7 @@ def tokenised(
         return [(p[-1].source, p[-1].target) for p in renderer.training_pairs_batch(whole, tools)]
     found = []
     for rendered in renderer.training_ids_batch(whole, tools):
-        start, end = _last_run(rendered.mask)
+        start, end = last_run(rendered.mask)
         found.append((rendered.ids[:start], rendered.ids[start:end]))
     nothing = [e for e, (prompt, answer) in zip(examples, found, strict=True) if not prompt or not answer]
     refuse(dataset, nothing, "no token is left to learn from", "look at it: luthier data render FILE --mask")
@@ -156,17 +156,6 @@ def require_answers(dataset: Dataset, sides: Sequence[Conversation]) -> None:
         e for e, side in zip(examples, sides, strict=True) if not side[0].content.strip() and not side[0].tool_calls
     ]
     refuse(dataset, empty, "an answer is empty", "leave these rows out, or write the answers")
-
-
-def _last_run(mask: Sequence[bool]) -> tuple[int, int]:
-    """Where the last stretch of True begins and ends."""
-    end = len(mask)
-    while end and not mask[end - 1]:
-        end -= 1
-    start = end
-    while start and mask[start - 1]:
-        start -= 1
-    return start, end
 
 
 def _shorten(row: PairRow, length: int, model: LoadedModel) -> bool:

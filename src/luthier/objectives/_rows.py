@@ -72,3 +72,14 @@ def require_labels(dataset: Dataset, labels: Sequence[str]) -> None:
             f"training has {', '.join(map(repr, labels[:20]))}",
             hint="correct the label, or add training examples of it",
         )
+
+
+def last_run(mask: Sequence[bool]) -> tuple[int, int]:
+    """Where the last stretch of True begins and ends; (0, 0) when there is none."""
+    end = len(mask)
+    while end and not mask[end - 1]:
+        end -= 1
+    start = end
+    while start and mask[start - 1]:
+        start -= 1
+    return start, end

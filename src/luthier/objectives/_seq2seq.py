@@ -19,6 +19,7 @@ from luthier.data.batch import pad
 from luthier.data.render_source import SourceRenderer
 from luthier.models.load import LoadedModel
 from luthier.models.seq2seq import decode, encode, sources
+from luthier.objectives._language import states_at
 from luthier.objectives._rows import Limits
 
 
@@ -105,5 +106,4 @@ def collate(rows: Sequence[PairRow], model: LoadedModel) -> PairBatch:
 def hidden_at_labels(model: LoadedModel, batch: PairBatch) -> Tensor:
     """What the head makes logits of, (labels, width)."""
     encoded = encode(model.module, batch.ids, batch.mask)
-    hidden = decode(model.module, batch.shown, encoded, batch.mask)
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.places)
+    return states_at(decode(model.module, batch.shown, encoded, batch.mask), batch.places)

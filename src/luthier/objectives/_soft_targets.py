@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.models.decode import causal_model, logits
+from luthier.objectives._loss import CHUNK
 from luthier.objectives._teacher import TeacherHead
 
 Direction = Literal["forward", "reverse"]
-
-_CHUNK = 128  # rows of logits in memory at once
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float, direction: Direction) -> Tensor:
@@ -84,8 +83,8 @@ class _InPieces(torch.autograd.Function):
         learns = learns and any(ctx.needs_input_grad)
         grads = [torch.zeros_like(each, dtype=torch.float32) for each in parameters] if learns else []
         slope = torch.zeros_like(hidden) if learns else None
-        for start in range(0, len(hidden), _CHUNK):
-            part = hidden[start : start + _CHUNK]
+        for start in range(0, len(hidden), CHUNK):
+            part = hidden[start : start + CHUNK]
             if slope is None:
                 total += piece(part, start)
                 continue
@@ -95,7 +94,7 @@ class _InPieces(torch.autograd.Function):
                 found: Sequence[Tensor | None] = torch.autograd.grad(value, [part, *parameters], allow_unused=True)
             total += value.detach()
             if found[0] is not None:  # it is always read
-                slope[start : start + _CHUNK] = found[0]
+                slope[start : start + CHUNK] = found[0]
             for grad, more in zip(grads, found[1:], strict=True):
                 if more is not None:
                     grad.add_(more)

@@ -30,7 +30,6 @@ from luthier.core.run import Progress
 from luthier.core.task import PromptTemplate
 from luthier.data.batch import order_by_length
 from luthier.models.adapters import inner_of
-from luthier.models.decode import hidden_states
 from luthier.models.load import LoadedModel
 from luthier.objectives import _head, _label_texts, _seq2seq, _teacher
 from luthier.objectives._loss import Loss
@@ -185,10 +184,8 @@ def _batch(objective: str, rows: Sequence[Any], model: LoadedModel) -> Any:
 
 
 def _hidden(model: LoadedModel, batch: Any) -> Tensor:
-    if isinstance(batch, _seq2seq.PairBatch):
-        return _seq2seq.hidden_at_labels(model, batch)
-    hidden = hidden_states(model.module, batch.ids)
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.places)
+    out: Tensor = catalog.load("objectives", "sft").module.hidden_at_labels(model, batch)
+    return out
 
 
 def collate(rows: Sequence[Any], model: LoadedModel) -> Batch:

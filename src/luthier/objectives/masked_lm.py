@@ -29,6 +29,7 @@ from luthier.models.load import LoadedModel
 from luthier.models.masked_head import masked_head
 from luthier.objectives import _documents
 from luthier.objectives._draws import generators
+from luthier.objectives._language import states_at
 from luthier.objectives._loss import Loss, linear_cross_entropy
 from luthier.objectives._rows import Limits
 
@@ -184,7 +185,7 @@ def loss(model: LoadedModel, batch: Batch, config: Config) -> Loss:
     encoder = model.module
     hidden = encoder.body(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
     hidden = hidden[:, -batch.ids.shape[1] :]  # a soft prompt's come first
-    hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.places)
+    hidden = states_at(hidden, batch.places)
     head, hits = encoder.lm_head, torch.zeros((), dtype=torch.long, device=hidden.device)
     total = linear_cross_entropy(head(hidden), head.weight(inner_of(model)), head.bias, batch.targets, hits)
     count = len(batch.targets)

@@ -25,9 +25,9 @@ from luthier.data.render_source import SourceRenderer
 from luthier.models.decode import hidden_states
 from luthier.models.load import LoadedModel
 from luthier.objectives import _seq2seq
-from luthier.objectives._language import token_loss
+from luthier.objectives._language import states_at, token_loss
 from luthier.objectives._loss import Loss
-from luthier.objectives._rows import Limits, require_kind, require_labels
+from luthier.objectives._rows import Limits, last_run, require_kind, require_labels
 
 KINDS = ("chat", "question", "labelled")
 ARCHITECTURES = ("decoder", "encoder-decoder")
@@ -90,10 +90,9 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
     rendered = renderer.training_ids_batch(conversations, [e.meta.get("tools") for e in dataset.examples])
     rows = []
     for example, whole in zip(dataset.examples, rendered, strict=True):
-        mask = whole.mask
-        if config.turns == "last":
-            mask = _last_run(mask)
-        row = Row(whole.ids, [i - 1 for i, labelled in enumerate(mask) if labelled and i], example.source or example.id)
+        first, end = last_run(whole.mask) if config.turns == "last" else (0, len(whole.mask))
+        places = [i - 1 for i in range(max(first, 1), end) if whole.mask[i]]
+        row = Row(whole.ids, places, example.source or example.id)
         if limits.admit(example, row.length, partial(_shorten, row, limits.context_length)):
             rows.append(row)
     limits.check()
@@ -106,15 +105,6 @@ def _conversation(example: Example, kind: str, prompt: PromptTemplate) -> Conver
     if example.target is None:
         raise DataError(f"{example.source or example.id}: sft needs an answer; this row has none")
     return (*prompt.messages(example.text), Message("assistant", example.target))
-
-
-def _last_run(mask: list[bool]) -> list[bool]:
-    """Only the last stretch of True."""
-    end = len(mask) - mask[::-1].index(True) if True in mask else 0
-    start = end
-    while start and mask[start - 1]:
-        start -= 1
-    return [start <= i < end for i in range(len(mask))]
 
 
 def _shorten(row: Row, length: int) -> bool:
@@ -137,11 +127,13 @@ def collate(rows: Sequence[Any], model: LoadedModel) -> Batch | _seq2seq.PairBat
     )
 
 
+def hidden_at_labels(model: LoadedModel, batch: Batch | _seq2seq.PairBatch) -> Tensor:
+    """What the head makes logits of, (labels, width)."""
+    if isinstance(batch, Batch):
+        return states_at(hidden_states(model.module, batch.ids), batch.places)
+    return _seq2seq.hidden_at_labels(model, batch)
+
+
 def loss(model: LoadedModel, batch: Batch | _seq2seq.PairBatch, config: Config) -> Loss:
     """Mean cross-entropy over the labelled tokens, in nats."""
-    if isinstance(batch, Batch):
-        hidden = hidden_states(model.module, batch.ids)
-        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.places)
-    else:
-        hidden = _seq2seq.hidden_at_labels(model, batch)
-    return token_loss(model, hidden, batch.targets)
+    return token_loss(model, hidden_at_labels(model, batch), batch.targets)

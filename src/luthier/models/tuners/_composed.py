@@ -29,9 +29,8 @@ def freeze(module: Any) -> Any:
     for each in module.modules():
         for key, parameter in list(each.named_parameters(recurse=False)):
             delattr(each, key)
-            held = (
-                torch.zeros(parameter.shape) if parameter.is_meta else parameter.detach()
-            )  # no file fills it for PEFT
+            # on meta it is zeros: no file fills it for PEFT
+            held = torch.zeros(parameter.shape) if parameter.is_meta else parameter.detach()
             each.register_buffer(key, held, persistent=False)
     module.filled = False
     return module
@@ -145,5 +144,4 @@ class Coupling(nn.Module):
 
 def frozen_parts(module: nn.Module) -> Iterator[tuple[int, nn.Module]]:
     """(number of the part, frozen network) inside one adapter's module at one place."""
-    parts = getattr(module, "parts", None)
-    yield from enumerate(parts if parts is not None else ())
+    yield from enumerate(getattr(module, "parts", ()))

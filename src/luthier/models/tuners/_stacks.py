@@ -18,6 +18,11 @@ class Stack:
     owner: Any
     feeds: bool
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The blocks and, if there is one, the norm."""
+        return (*self.blocks, self.norm) if self.norm else self.blocks
+
 
 def stacks(module: nn.Module) -> list[Stack]:
     """All stacks of ``module``, encoder first; empty when it has none."""

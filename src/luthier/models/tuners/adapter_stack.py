@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
 
 from luthier.models import rows
 from luthier.models.tuners._composed import Coupling, Stacked, freeze, require_filled
+from luthier.models.tuners._layer import TransparentLayer
 from luthier.models.tuners.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel
 
 NAME = "adapter_stack"
@@ -42,26 +42,25 @@ class StackConfig(BottleneckConfig):
         return Stacked(own, self.parts[0], self.placement) if self.parts else own
 
 
-class InvertibleLayer(nn.Module, BaseTunerLayer):
+class InvertibleLayer(TransparentLayer):
     """The embeddings, or the norm after the last block, with the adapters' couplings; ``back``: adapter -> the layer whose it inverts."""
 
     adapter_layer_names = ("bottleneck_couplings",)
     other_param_names = ("back",)
+    NO_MERGE = BottleneckLayer.NO_MERGE
 
     def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.bottleneck_couplings = nn.ModuleDict()
         self.back: dict[str, InvertibleLayer] = {}
-        self.merged_adapters: list[str] = []
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output, mapped for the selected adapter or for each row's own."""
         out: Tensor = self.base_layer(*args, **kwargs)
         names = rows.current()
         if names is None:
-            for name in [] if self.disable_adapters else self.active_adapters:
-                out = self._mapped(name, out)
+            for each in [] if self.disable_adapters else self.active_adapters:
+                out = self._mapped(each, out)
             return out
         for name in dict.fromkeys(names):
             if name is not None and (name in self.bottleneck_couplings or name in self.back):
@@ -77,22 +76,6 @@ class InvertibleLayer(nn.Module, BaseTunerLayer):
             coupling: Any = self.back[name].bottleneck_couplings[name]
             return coupling.inverse(x)  # type: ignore[no-any-return]
         return x
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Not possible. Raises NotImplementedError."""
-        raise NotImplementedError("its layers are nonlinear and stand beside the weights, so no weight could hold them")
-
-    def unmerge(self) -> None:
-        """Nothing was merged."""
-
-    def __getattr__(self, name: str) -> Any:
-        """What models read from their embeddings is the embeddings'."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
 
 
 class StackModel(BottleneckModel):
@@ -110,15 +93,11 @@ class StackModel(BottleneckModel):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        key = current_key
-        if key not in (peft_config.embeddings, peft_config.inverse):
-            super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, key)
+        if current_key not in (peft_config.embeddings, peft_config.inverse):
+            super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key)
             return
-        layer = target
-        if not isinstance(layer, InvertibleLayer):
-            layer = InvertibleLayer(target)
-            self._replace_module(parent, target_name, layer, target)
-        if key == peft_config.embeddings:
+        layer = self._wrapped(InvertibleLayer, target, target_name, parent)
+        if current_key == peft_config.embeddings:
             width = int(getattr(layer.base_layer, "embedding_dim", 0) or self.model.config.hidden_size)
             coupling: Any = Coupling(width, peft_config.invertible)
             layer.bottleneck_couplings[adapter_name] = freeze(coupling) if peft_config.parts else coupling
@@ -141,13 +120,6 @@ class StackModel(BottleneckModel):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        inside = f".bottleneck_couplings.{adapter_name}."
-        if inside in key:
-            return key.replace(inside, ".bottleneck_couplings.")
-        return super()._remove_adapter_name_from_key(key, adapter_name)
 
 
 CONFIG, MODEL = StackConfig, StackModel

@@ -14,24 +14,23 @@ layers of a Compacter share: they are in the first layer that it goes into, and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
 
 from luthier.models import rows
 from luthier.models.tuners._bottleneck import ACTIVATIONS, Bottleneck, new_rule
+from luthier.models.tuners._layer import TunerLayer, TunerModel, entry
 
 NAME = "bottleneck"
 PLACEMENTS = ("sequential", "parallel", "residual", "norm")
 NORMS = ("none", "before", "after")
-_NO_MERGE = "its layers are nonlinear and stand beside the weights, so no weight could hold them"
 
 
 @dataclass
@@ -77,12 +76,7 @@ class BottleneckConfig(PeftConfig):
         )
 
 
-def _entry(key: str, names: Iterable[str]) -> str | None:
-    """Which of ``names`` is the module ``key``, by name or end of name."""
-    return next((name for name in names if key == name or key.endswith(f".{name}")), None)
-
-
-class BottleneckLayer(nn.Module, BaseTunerLayer):
+class BottleneckLayer(TunerLayer):
     """A linear layer or norm of the base with what adapters put beside it, each under its name.
 
     ``placements``: adapters on this module's output. ``feeds``: adapters that read this module's input elsewhere, where ``sources`` leads
@@ -91,15 +85,10 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("bottleneck_adapters", "bottleneck_norms", "bottleneck_rules")
     other_param_names = ("placements", "sources", "feeds", "owners")
-    # what PEFT's class has, for readers and type checkers, whom torch's own lookup of attributes would mislead
-    get_base_layer: Callable[[], nn.Module]
-    _move_adapter_to_device_of_base_layer: Callable[[str], None]
-    active_adapters: list[str]
-    disable_adapters: bool
+    NO_MERGE = "its layers are nonlinear and stand beside the weights, so no weight could hold them"
 
     def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.bottleneck_adapters = nn.ModuleDict()
         self.bottleneck_norms = nn.ModuleDict()
         self.bottleneck_rules = nn.ParameterDict()
@@ -108,15 +97,14 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.sources: dict[str, BottleneckLayer] = {}
         self.owners: dict[str, BottleneckLayer] = {}
         self._kept: dict[tuple[int, str], Tensor] = {}
-        self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter: str, config: BottleneckConfig, key: str, *, owner: bool) -> None:
         """Give the adapter its part of this layer, which is called ``key``; ``owner``: also the matrices that its layers share."""
-        if _entry(key, config.sources.values()):
+        if entry(config.sources.values(), key):
             self.feeds[adapter] = True
-        if _entry(key, config.norms):
+        if entry(config.norms, key):
             self.bottleneck_norms[adapter] = copy.deepcopy(self.get_base_layer())
-        elif not config.sources or _entry(key, config.sources):
+        elif not config.sources or entry(config.sources, key):
             self.placements[adapter] = config.placement
             self.bottleneck_adapters[adapter] = config.network(width_of(self.get_base_layer()))
             if config.hypercomplex and owner:
@@ -175,14 +163,6 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         rule = None if owner is None else owner.bottleneck_rules[name]
         return self.bottleneck_adapters[name](v, onto, rule)  # type: ignore[no-any-return]
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Not possible. Raises NotImplementedError."""
-        raise NotImplementedError(_NO_MERGE)
-
-    def unmerge(self) -> None:
-        """Nothing is ever merged. Raises NotImplementedError."""
-        raise NotImplementedError(_NO_MERGE)
-
 
 def width_of(layer: nn.Module) -> int:
     """The last dimension of what a linear layer (also GPT-2's transposed one) or a norm returns."""
@@ -195,13 +175,11 @@ def width_of(layer: nn.Module) -> int:
     return int(weight.shape[0])
 
 
-class BottleneckModel(BaseTuner):
+class BottleneckModel(TunerModel):
     """A model with bottleneck adapters in it."""
 
     prefix = "bottleneck_"
     tuner_layer_cls: Any = BottleneckLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
-    per_row = True
 
     def _create_and_replace(
         self,
@@ -213,10 +191,7 @@ class BottleneckModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target
-        if not isinstance(layer, BottleneckLayer):
-            layer = BottleneckLayer(target)
-            self._replace_module(parent, target_name, layer, target)
+        layer = self._wrapped(BottleneckLayer, target, target_name, parent)
         owned = any(adapter_name in other.bottleneck_rules for other in _layers(self.model).values())
         layer.update_layer(adapter_name, peft_config, current_key, owner=not owned)
 
@@ -226,7 +201,7 @@ class BottleneckModel(BaseTuner):
         config: BottleneckConfig = self.peft_config[adapter_name]
         if isinstance(
             config.target_modules, set
-        ):  # PEFT shortens long lists; a file should not depend on the order of a set
+        ):  # PEFT shortens long lists; a file should not depend on a set's order
             config.target_modules = sorted(config.target_modules)
         layers = _layers(model)
         owner = next((layer for layer in layers.values() if adapter_name in layer.bottleneck_rules), None)
@@ -235,17 +210,9 @@ class BottleneckModel(BaseTuner):
                 continue
             if owner is not None:
                 layer.owners[adapter_name] = owner
-            target = _entry(key, config.sources)
+            target = entry(config.sources, key)
             if target is not None:
                 layer.sources[adapter_name] = layers[key.removesuffix(target) + config.sources[target]]
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        inside = f".bottleneck_adapters.{adapter_name}."
-        if inside in key:
-            return key.replace(inside, ".bottleneck_adapters.")
-        plain: str = super()._remove_adapter_name_from_key(key, adapter_name)
-        return plain
 
 
 def _layers(model: nn.Module) -> dict[str, BottleneckLayer]:

@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
 
 from luthier.models import rows
+from luthier.models.tuners._layer import TransparentLayer, TunerModel
 from luthier.models.tuners._stacks import Stack, attention_modules, stacks
 
 NAME = "ladder_side"
@@ -60,10 +59,7 @@ class Place:
 
 def targets(module: nn.Module) -> list[str]:
     """Names of all blocks and of the norms after the last ones."""
-    names: list[str] = []
-    for stack in stacks(module):
-        names += [*stack.blocks, *([stack.norm] if stack.norm else [])]
-    return names
+    return [name for stack in stacks(module) for name in stack.names]
 
 
 def side_numbers(count: int, every: int) -> list[int]:
@@ -101,7 +97,7 @@ class Rung(nn.Module):
         if place.number in numbers:
             self.down = nn.Linear(place.width, width)
             self.gate = nn.Parameter(torch.zeros(()))
-            self.block = type(block)(small, layer_idx=place.count)
+            self.block = type(block)(small, layer_idx=place.number)  # as some models choose by it how to attend
         last = place.number == place.count - 1 and not place.has_norm
         self.up = _up(width, place.width, config) if last else None
         self.temperature, self.added = config.temperature, config.output == "added"
@@ -164,7 +160,7 @@ def _make_room(cache: Any, layer: int) -> None:
                 each.layers.append(DynamicLayer())
 
 
-class LadderLayer(nn.Module, BaseTunerLayer):
+class LadderLayer(TransparentLayer):
     """A backbone's block (or its last norm) with the adapters' side parts.
 
     Takes (batch, length, width) from below the first block, afterwards (batch, length, width + side widths); gives plain width at
@@ -172,16 +168,14 @@ class LadderLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("ladder_side",)
-    other_param_names = ()
+    other_param_names = ("widths",)
+    NO_MERGE = "ladder_side is a network beside the base"
 
     def __init__(self, base_layer: nn.Module, place: Place) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.place = place
         self.ladder_side = nn.ModuleDict({})
         self.widths: dict[str, int] = {}
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
         self._signature = inspect.signature(base_layer.forward)
 
     def update_layer(self, name: str, config: LadderSideConfig) -> None:
@@ -189,11 +183,6 @@ class LadderLayer(nn.Module, BaseTunerLayer):
         kind = Top if self.place.number == self.place.count else Rung
         self.ladder_side[name] = kind(self.place, self.base_layer, config)
         self.widths[name] = self.place.width // config.reduction
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter."""
-        super().delete_adapter(adapter_name)
-        self.widths.pop(adapter_name, None)
 
     def in_use(self) -> list[str]:
         """Adapters whose side states are in the further columns: of a mixed batch all that are here, so that columns and layer numbers
@@ -271,30 +260,12 @@ class LadderLayer(nn.Module, BaseTunerLayer):
             return next(iter(outs.values()))
         return torch.stack([outs[n][row] if n in outs else hidden[row] for row, n in enumerate(mixed)])
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raises NotImplementedError: a network beside another is no change of its weights."""
-        raise NotImplementedError("ladder_side is a network beside the base")
 
-    def unmerge(self) -> None:
-        """Nothing was merged."""
-
-    def __getattr__(self, name: str) -> Any:
-        """What models read from their blocks (``attention_type``) is the block's."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
-
-
-class LadderSideModel(BaseTuner):
+class LadderSideModel(TunerModel):
     """The tuner."""
 
     prefix = "ladder_"
     tuner_layer_cls = LadderLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
-    per_row = True
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         if peft_config.target_modules is None:
@@ -335,17 +306,12 @@ class LadderSideModel(BaseTuner):
         rungs: dict[str, Any] = {name: below.ladder_side[name] for name in top.in_use()}
         return sum(int(rung.sides) for rung in rungs.values())
 
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return re.sub(rf"\.ladder_side\.{re.escape(adapter_name)}(?=\.|$)", ".ladder_side", key)
-
 
 def _places(stack: Stack, model: Any) -> dict[str, Place]:
     count, has_norm = len(stack.blocks), stack.norm is not None
     rotary = getattr(stack.owner, "rotary_emb", None)
     width = int(model.config.get_text_config().hidden_size)
-    names = [*stack.blocks, *([stack.norm] if stack.norm else [])]
-    return {name: Place(number, count, width, stack.feeds, has_norm, rotary) for number, name in enumerate(names)}
+    return {name: Place(number, count, width, stack.feeds, has_norm, rotary) for number, name in enumerate(stack.names)}
 
 
 CONFIG, MODEL = LadderSideConfig, LadderSideModel

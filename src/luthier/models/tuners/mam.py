@@ -6,17 +6,16 @@ the placement parallel; the prefixes are before the keys and values of the atten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
 
 from luthier.models import rows
 from luthier.models.attention_prefix import Beginning, announce
+from luthier.models.tuners._layer import TunerLayer, entry
 from luthier.models.tuners._prefix_attention import Prefix, heads_of, of_rows, use_interface
 from luthier.models.tuners.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel
 
@@ -37,19 +36,16 @@ class MamConfig(BottleneckConfig):
             raise ValueError(f"prefix_length must be at least 1; got {self.prefix_length}")
 
 
-class PrefixLayer(nn.Module, BaseTunerLayer):
+class PrefixLayer(TunerLayer):
     """The layer that makes the queries of ``attention``; says, each time, what that attention begins with."""
 
     adapter_layer_names = ("bottleneck_prefixes",)
-    active_adapters: Sequence[str]
-    _move_adapter_to_device_of_base_layer: Callable[[str], None]
+    NO_MERGE = "learned keys and values are no weights that others could hold"
 
     def __init__(self, base_layer: nn.Module, attention: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.bottleneck_prefixes = nn.ModuleDict()
         self.attention = [attention]  # in a list it is not a part of this module
-        self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter: str, config: MamConfig) -> None:
         """Give the adapter its prefix."""
@@ -73,14 +69,6 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
         out: Tensor = self.base_layer(x, *args, **kwargs)
         return out
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Not possible. Raises NotImplementedError."""
-        raise NotImplementedError("learned keys and values are no weights that others could hold")
-
-    def unmerge(self) -> None:
-        """Nothing is ever merged. Raises NotImplementedError."""
-        raise NotImplementedError("learned keys and values are never merged")
-
 
 class MamModel(BottleneckModel):
     """A model with prefixes and parallel adapters in it."""
@@ -97,23 +85,11 @@ class MamModel(BottleneckModel):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if not any(current_key == name or current_key.endswith(f".{name}") for name in peft_config.queries):
+        if not entry(peft_config.queries, current_key):
             super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key)
             return
         use_interface(self.model)
-        layer = target
-        if not isinstance(layer, PrefixLayer):
-            layer = PrefixLayer(target, parent)
-            self._replace_module(parent, target_name, layer, target)
-        layer.update_layer(adapter_name, peft_config)
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        inside = f".bottleneck_prefixes.{adapter_name}."
-        if inside in key:
-            return key.replace(inside, ".bottleneck_prefixes.")
-        plain: str = super()._remove_adapter_name_from_key(key, adapter_name)
-        return plain
+        self._wrapped(PrefixLayer, target, target_name, parent, parent).update_layer(adapter_name, peft_config)
 
 
 CONFIG, MODEL = MamConfig, MamModel

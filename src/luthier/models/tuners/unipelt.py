@@ -14,15 +14,14 @@ there each token has its own (``each_token`` True).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -31,11 +30,11 @@ from luthier.core.errors import UnsupportedError
 from luthier.models import rows
 from luthier.models.attention_prefix import Beginning, announce
 from luthier.models.tuners._bottleneck import ACTIVATIONS, Bottleneck
+from luthier.models.tuners._layer import TunerLayer, TunerModel, entry
 from luthier.models.tuners._prefix_attention import Prefix, heads_of, of_rows, use_interface
 from luthier.models.tuners.bottleneck import width_of
 
 NAME = "unipelt"
-_NO_MERGE = "its gates depend on the input, so no weight could hold them"
 _real: ContextVar[Tensor | None] = ContextVar("real_tokens", default=None)
 """(batch, tokens), not zero where a text that an encoder reads has a token; None: everywhere."""
 
@@ -141,33 +140,29 @@ class GatedAdapter(nn.Module):
         return y + more.to(y.dtype)
 
 
-class UnipeltLayer(nn.Module, BaseTunerLayer):
+class UnipeltLayer(TunerLayer):
     """A linear layer of the base with the gated parts that an adapter has there. ``attention``: the module that calls it."""
 
     adapter_layer_names = ("unipelt_loras", "unipelt_prefixes", "unipelt_adapters")
-    active_adapters: Sequence[str]
-    get_base_layer: Callable[[], Any]
-    _move_adapter_to_device_of_base_layer: Callable[[str], None]
+    NO_MERGE = "its gates depend on the input, so no weight could hold them"
 
     def __init__(self, base_layer: nn.Module, attention: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.unipelt_loras = nn.ModuleDict()
         self.unipelt_prefixes = nn.ModuleDict()
         self.unipelt_adapters = nn.ModuleDict()
         self.attention = [attention]  # in a list it is not a part of this module
-        self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter: str, config: UnipeltConfig, key: str) -> None:
         """Give the adapter its parts of this layer, which is called ``key``."""
         base = self.get_base_layer()
         outputs = width_of(base)
         inputs = int(getattr(base, "in_features", 0) or base.nx)
-        if ranges := _entry(config.loras, key):
+        if ranges := entry(config.loras, key):
             self.unipelt_loras[adapter] = LowRank(inputs, config.loras[ranges], config)
-        if _entry(config.queries, key):
+        if entry(config.queries, key):
             self.unipelt_prefixes[adapter] = GatedPrefix(inputs, self.attention[0], config)
-        if _entry(config.forwards, key):
+        if entry(config.forwards, key):
             self.unipelt_adapters[adapter] = GatedAdapter(outputs, config)
         self._move_adapter_to_device_of_base_layer(adapter)
 
@@ -195,31 +190,17 @@ class UnipeltLayer(nn.Module, BaseTunerLayer):
                 y = own if names is None else torch.where(_mine(names, name, own), own, y)
         return y
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Not possible. Raises NotImplementedError."""
-        raise NotImplementedError(_NO_MERGE)
-
-    def unmerge(self) -> None:
-        """Nothing is ever merged. Raises NotImplementedError."""
-        raise NotImplementedError(_NO_MERGE)
-
 
 def _mine(names: Sequence[str | None], name: str, like: Tensor) -> Tensor:
     """(batch, 1, 1) booleans: the rows that the adapter answers."""
     return torch.tensor([each == name for each in names], device=like.device)[:, None, None]
 
 
-def _entry(names: Any, key: str) -> str | None:
-    return next((name for name in names if key == name or key.endswith(f".{name}")), None)
-
-
-class UnipeltModel(BaseTuner):
+class UnipeltModel(TunerModel):
     """A model with gated LoRA, prefixes and adapters in it."""
 
     prefix = "unipelt_"
     tuner_layer_cls = UnipeltLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
-    per_row = True
 
     def _create_and_replace(
         self,
@@ -232,10 +213,7 @@ class UnipeltModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         use_interface(self.model)
-        layer = target
-        if not isinstance(layer, UnipeltLayer):
-            layer = UnipeltLayer(target, parent)
-            self._replace_module(parent, target_name, layer, target)
+        layer = self._wrapped(UnipeltLayer, target, target_name, parent, parent)
         layer.update_layer(adapter_name, peft_config, current_key)
 
     @contextmanager
@@ -247,12 +225,6 @@ class UnipeltModel(BaseTuner):
             yield
         finally:
             _real.reset(token)
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        for inside in UnipeltLayer.adapter_layer_names:
-            key = key.replace(f".{inside}.{adapter_name}.", f".{inside}.")
-        return key
 
 
 CONFIG, MODEL = UnipeltConfig, UnipeltModel
