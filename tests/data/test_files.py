@@ -163,7 +163,43 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         rows(tmp_path)
     with pytest.raises(DataError, match=r"a\.jsonl is empty"):
         rows(written(tmp_path, "a.jsonl", ""))
-    with pytest.raises(DataError, match=r"ending must be one of \.jsonl.*got '\.txt'"):
-        rows(written(tmp_path, "a.txt", "hello"))
+    with pytest.raises(DataError, match=r"ending must be one of \.jsonl.*got '\.docx'"):
+        rows(written(tmp_path, "a.docx", "hello"))
     with pytest.raises(DataError, match="is UTF-16, expected UTF-8"):
         rows(written(tmp_path, "b.jsonl", '{"text": "a"}'.encode("utf-16")))
+
+
+def test_plain_text_is_one_document(tmp_path: Path) -> None:
+    assert rows(written(tmp_path, "a.txt", b"\xef\xbb\xbfOne.\r\n\r\nTwo: {\xe4\xbd\xa0}\n")) == [
+        (1, {"text": "One.\n\nTwo: {\u4f60}\n"})
+    ]
+    assert rows(written(tmp_path, "b.md", "# Title\n\n- text")) == [(1, {"text": "# Title\n\n- text"})]
+    assert rows(written(tmp_path, "c.txt.gz", gzip.compress(b"packed"))) == [(1, {"text": "packed"})]
+
+
+def test_a_very_long_text_is_cut_at_blank_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LONG_TEXT_BYTES", 10)
+    content = "first line\nof one\n\nsecond\n\nthird paragraph\n"
+    found = rows(written(tmp_path, "a.txt", content))
+    assert found == [(1, {"text": "first line\nof one\n"}), (3, {"text": "\nsecond\n\nthird paragraph\n"})]
+    assert "".join(row["text"] for _, row in found) == content  # type: ignore[index]
+    lines = rows(written(tmp_path, "b.txt", "no blank\n" * 6))  # beyond twice the size a line end will do
+    assert [line for line, _ in lines] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    "content, line, reason",
+    [
+        (b"fine\ncaf\xe9\n", 2, "not UTF-8: byte 0xe9 at offset 8 of the file; convert the file: iconv"),
+        (b"a\x00b", 1, "holds a zero byte"),
+        (b" \n\t\n", 1, "holds no text, only white space"),
+    ],
+)
+def test_plain_text_that_is_none(tmp_path: Path, content: bytes, line: int, reason: str) -> None:
+    (found,) = rows(written(tmp_path, "a.txt", content))
+    assert found[0] == line and reason in str(found[1])
+
+
+def test_wide_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is UTF-16, expected UTF-8"):
+        rows(written(tmp_path, "a.txt", "hello".encode("utf-16")))

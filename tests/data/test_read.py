@@ -234,3 +234,25 @@ def test_pairs_and_scored_texts_are_read_by_column_and_written_back(tmp_path: Pa
         again = read(write(first, tmp_path / "again.jsonl"))
         assert [e.id for e in again.examples] == [e.id for e in first.examples]
         assert len({e.id for e in first.examples}) == len(rows)
+
+
+def test_a_folder_of_texts(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    (folder / "more").mkdir(parents=True)
+    (folder / "b.txt").write_text("The second book.\n")
+    (folder / "a.md").write_text("# The first\n")
+    (folder / "more" / "c.txt").write_text("The third.\n")
+    dataset = read(folder)
+    assert (dataset.name, dataset.kind) == ("books", "text")
+    assert [example.text for example in dataset.examples] == ["# The first\n", "The second book.\n", "The third.\n"]
+    assert dataset.examples[2].source == f"{folder / 'more' / 'c.txt'}:1"
+    (folder / "bad.txt").write_bytes(b"caf\xe9")
+    (folder / "empty.txt").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"books: 2 of 5 rows cannot be used\n.*bad\.txt:1: not UTF-8(.|\n)*empty\.txt:1: is empty"
+    ):
+        read(folder)
+    assert len(read(folder, skip_bad=True)) == 3
+    (folder / "rows.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(DataError, match="only when all its data files are plain text"):
+        read(folder)

@@ -147,3 +147,16 @@ def test_pairs_of_one_anchor_stay_on_one_side() -> None:
     assert [len(side) for side in sides] == [60, 15, 25]
     assert not sides[0] & sides[1] and not sides[1] & sides[2] and not sides[0] & sides[2]
     assert splits.train.kind == "pairs"
+
+
+def test_one_book_is_cut_in_reading_order() -> None:
+    text = "".join(f"Paragraph {n} says something.\n\n" for n in range(100))
+    book = examples_from_rows([("book.txt", 1, {"text": text})], name="book")
+    found = split(book, train=0.8, validation=0.1, test=0.1)
+    parts = [found.train.examples[0].text, found.validation.examples[0].text, found.test.examples[0].text]
+    assert "\n\n".join(parts) + "\n\n" == text  # nothing is lost, and cuts are between paragraphs
+    assert [round(len(part) / len(text), 1) for part in parts] == [0.8, 0.1, 0.1]
+    assert len({found.train.examples[0].id, found.validation.examples[0].id, book.examples[0].id}) == 3
+    assert split(book, train=1.0, validation=0, test=0).train.examples[0].text == text
+    with pytest.raises(DataError, match="too short to be cut for 3 splits"):
+        split(examples_from_rows([("a.txt", 1, {"text": "a"})], name="a"))

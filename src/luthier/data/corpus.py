@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import DataError
-from luthier.data.files import KINDS, Broken, hub_rows, rows_of
+from luthier.data.files import KINDS, PLAIN, Broken, hub_rows, rows_of
 
-PLAIN = (".txt", ".md", ".text")
 _LONGEST = 200_000
 _CARRIED = 2_000
 
@@ -43,7 +42,7 @@ def documents(paths: Iterable[str | Path]) -> Iterator[Document]:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    endings = (*KINDS, *PLAIN)
+    endings = tuple(KINDS)
     inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().removesuffix(".gz").endswith(endings))
     if not inside:
         raise DataError(f"{path}: the folder holds no file that ends in {', '.join(endings)}")

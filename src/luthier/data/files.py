@@ -1,7 +1,7 @@
-"""Files into rows: JSON Lines, JSON, CSV, TSV, Parquet and hub datasets, each row with its line.
+"""Files into rows: JSON Lines, JSON, CSV, TSV, Parquet, plain text and hub datasets, each row with its line.
 
 A row that cannot be read comes as ``Broken`` with the reason, so that one report can name them all. Files are read once, from
-front to back; only ``.json`` is held in memory as a whole.
+front to back; only ``.json`` is held in memory as a whole. A file of plain text is one document.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from luthier.core.errors import DataError, MissingExtraError, OfflineError, near
 
 MAX_LINE_BYTES = 256 * 2**20
 MAX_UNPACKED_BYTES = 8 * 2**30
+LONG_TEXT_BYTES = 8 * 2**20
+"""A plain text of more bytes becomes several documents of about this size, cut at blank lines."""
 
 _BOM = b"\xef\xbb\xbf"
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
+PLAIN = (".txt", ".md", ".text")
+"""Endings of plain text: a file is one document, not rows."""
 _TEXT_KINDS = {
     ".jsonl": "lines",
     ".ndjson": "lines",
@@ -31,6 +35,7 @@ _TEXT_KINDS = {
     ".json": "json",
     ".csv": "csv",
     ".tsv": "tsv",
+    **dict.fromkeys(PLAIN, "plain"),
 }
 KINDS = {**_TEXT_KINDS, ".parquet": "parquet", ".pq": "parquet"}
 
@@ -68,6 +73,8 @@ def rows_of(path: Path) -> Iterator[tuple[int, Row]]:
                 yield from _json_rows(path, file)
             elif kind == "lines":
                 yield from _line_rows(path, file)
+            elif kind == "plain":
+                yield from _plain_rows(path, file)
             else:
                 yield from _table_rows(path, file, tabs=kind == "tsv")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -98,6 +105,8 @@ def _check_file(path: Path) -> None:
             p.name for p in path.iterdir() if p.is_file() and Path(p.name.removesuffix(".gz")).suffix in KINDS
         )
         hint = f"name one of its files: {', '.join(inside[:8])}" if inside else "it holds no data file"
+        if any(name.lower().removesuffix(".gz").endswith(PLAIN) for name in inside):
+            hint += "; a folder is read as a whole only when all its data files are plain text"
         raise DataError(f"{path} is a directory, not a data file", hint=hint)
     if not path.exists():
         folder = path.parent
@@ -164,6 +173,50 @@ def _line_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row]]:
             yield number, Broken(_utf8_reason(error, begin))
             continue
         yield number, _parse(text)
+
+
+def _plain_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row]]:
+    """The whole file as one document; a very long one as several, cut at blank lines (else at line ends)."""
+    held: list[str] = []
+    first = size = 0
+    for number, begin, line in _lines(path, file):
+        try:
+            text = line.decode("utf-8").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            yield number, Broken(_utf8_reason(error, begin) + "; convert the file: iconv -f LATIN1 -t UTF-8")
+            return
+        if "\0" in text:
+            yield number, Broken("holds a zero byte: this is no plain text in UTF-8")
+            return
+        if size > LONG_TEXT_BYTES and (not text.strip() or size > 2 * LONG_TEXT_BYTES):
+            yield first, _document(held)
+            held, first, size = [], 0, 0
+        held.append(text)
+        first, size = first or number, size + len(line)
+    if held:
+        yield first, _document(held)
+
+
+def _document(lines: list[str]) -> Row:
+    text = "".join(lines)
+    return {"text": text} if text.strip() else Broken("holds no text, only white space")
+
+
+def folder_rows(folder: Path) -> Iterator[tuple[str, int, Row]]:
+    """(file, line, row) of all plain text files in a folder and those below it, in the order of their names.
+
+    Raises DataError for a folder without such files, or with data files of rows beside them.
+    """
+    inside = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    texts = [p for p in inside if p.name.lower().removesuffix(".gz").endswith(PLAIN)]
+    others = [p for p in inside if p not in set(texts) and p.name.lower().removesuffix(".gz").endswith(tuple(KINDS))]
+    if not texts or others:
+        _check_file(folder)  # says which files there are
+    for path in texts:
+        if path.stat().st_size:
+            yield from ((str(path), line, row) for line, row in rows_of(path))
+        else:
+            yield str(path), 1, Broken("is empty")
 
 
 def _json_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row]]:

@@ -6,6 +6,7 @@ Every broken row is reported as ``file:line: reason``; nothing is dropped in sil
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -16,7 +17,7 @@ from luthier.core.dataset import Dataset, Example, RowProblem
 from luthier.core.digest import digest_json
 from luthier.core.errors import DataError, InputError, did_you_mean
 from luthier.data.fields import RowError
-from luthier.data.files import Broken, Row, bare_name, hub_rows, rows_of
+from luthier.data.files import Broken, Row, bare_name, folder_rows, hub_rows, rows_of
 from luthier.data.formats import FIELD_NAMES, FORMATS, Format, as_row, build, recognise
 
 SHOWN_PROBLEMS = 20
@@ -26,7 +27,8 @@ Made = TypeVar("Made")
 def read(
     path: str | Path, *, skip_bad: bool = False, limit: int | None = None, columns: Mapping[str, str] | None = None
 ) -> Dataset:
-    """Read JSON Lines, JSON, CSV, TSV or Parquet (text also gzipped), or ``hub:org/name[/config][:split]``.
+    """Read JSON Lines, JSON, CSV, TSV or Parquet (text also gzipped), or ``hub:org/name[/config][:split]``; or plain text (``.txt``, ``.md``),
+    where a file is a document, and a folder all the text files in it.
 
     ``columns`` says which of the file's own fields stands for a known one: ``{"text": "body", "label": "topic"}``. ``limit`` stops
     after that many good rows. With ``skip_bad`` broken rows are left out and kept in ``problems``; without, they are a DataError that
@@ -35,11 +37,13 @@ def read(
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1; got {limit}")
     if str(path).startswith("hub:"):
-        name, rows = str(path).removeprefix("hub:").partition(":")[0], hub_rows(str(path))
+        name = str(path).removeprefix("hub:").partition(":")[0]
+        named = ((str(path), line, row) for line, row in hub_rows(str(path)))
+    elif (path := Path(path).expanduser()).is_dir():
+        name, named = path.resolve().name, folder_rows(path)
     else:
-        path = Path(path).expanduser()
-        name, rows = bare_name(path), rows_of(path)
-    named = ((str(path), line, row) for line, row in rows)
+        name = bare_name(path)
+        named = ((str(path), line, row) for line, row in rows_of(path))
     return examples_from_rows(named, name=name, skip_bad=skip_bad, limit=limit, columns=columns)
 
 
@@ -137,7 +141,7 @@ class _Gathered:
 
     def add(self, file: str, line: int, row: Row) -> None:
         self.seen += 1
-        self.file = file
+        self.file = file if self.file in ("", file) else os.path.commonpath([self.file, file])
         if isinstance(row, Broken):
             self.problems.append(RowProblem(file, line, row.reason))
             return

@@ -1,6 +1,7 @@
 """Cut a dataset in train, validation and test: by label in proportion, copies of a text never on two sides.
 
-Which side a row falls on depends on its content and the seed alone, never on the order of the file.
+Which side a row falls on depends on its content and the seed alone, never on the order of the file. Only where there are fewer plain documents
+than splits (one book) the documents themselves are cut: their beginnings are for training, their ends are held out.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from luthier.core.dataset import Dataset, Example, Splits
 from luthier.core.digest import digest_text
 from luthier.core.errors import DataError, InputError
+from luthier.core.message import Message
 from luthier.data.dedupe import content_key
 
 NAMES = ("train", "validation", "test")
@@ -32,6 +35,8 @@ def split(
     by_key: dict[str, list[Example]] = {}
     for example in dataset.examples:
         by_key.setdefault(content_key(example), []).append(example)
+    if len(by_key) < len(wanted) and dataset.kind == "text":
+        return _cut_documents(dataset, wanted)
     if len(by_key) < len(wanted):
         raise DataError(
             f"{dataset.name} has {len(by_key)} different texts, which cannot fill {len(wanted)} splits ({', '.join(wanted)})"
@@ -89,6 +94,38 @@ def _check(fractions: Mapping[str, float]) -> None:
     total = sum(fractions.values())
     if abs(total - 1) > 1e-6:
         raise InputError(f"train + validation + test must be 1; got {total:g}")
+
+
+def _cut_documents(dataset: Dataset, wanted: Mapping[str, float]) -> Splits:
+    """Every document in as many parts as there are splits, in reading order: train, validation, test."""
+    from luthier.data.read import example_id
+
+    parts: dict[str, list[Example]] = {name: [] for name in NAMES}
+    for example in dataset.examples:
+        begin, share, text = 0, 0.0, example.text
+        for number, (name, size) in enumerate(wanted.items(), 1):
+            share += size
+            end = len(text) if number == len(wanted) else _pause(text, begin, round(share * len(text)))
+            piece = text[begin:end].strip("\n")
+            if not piece.strip():
+                raise DataError(
+                    f"{dataset.name} has {len(dataset)} texts, which are too short to be cut for {len(wanted)} splits",
+                    hint="give more text, or all of it to training: data.split.train=1 data.split.validation=0",
+                )
+            made = replace(example, messages=(*example.messages[:-1], Message("user", piece)))
+            parts[name].append(replace(made, id=example_id(made)))
+            begin = end
+    return Splits(**{k: Dataset(f"{dataset.name}/{k}", "text", tuple(v), dataset.format) for k, v in parts.items()})
+
+
+def _pause(text: str, begin: int, wanted: int) -> int:
+    """The best place for a cut in the twentieth of the text before ``wanted``: after a paragraph, a line, or a word; else there."""
+    least = max(begin + 1, wanted - max(1, len(text) // 20))
+    for sign in ("\n\n", "\n", " "):
+        found = text.rfind(sign, least, wanted)
+        if found >= 0:
+            return found + len(sign)
+    return wanted
 
 
 def _label(examples: Sequence[Example]) -> str:
