@@ -104,6 +104,20 @@ def open_teacher(name: str, student: LoadedModel, longest: int) -> LoadedModel:
     return teacher
 
 
+_open: WeakValueDictionary[tuple[str, str, str], LoadedModel] = WeakValueDictionary()
+
+
+def shared(name: str, student: LoadedModel, longest: int) -> LoadedModel:
+    """As ``open_teacher``; the rows of training and of validation have one in common, and let go of it together."""
+    record = find(store_of(student), name)
+    key = (record.digest, str(student.dtype), str(student.device))
+    teacher = _open.get(key)
+    if teacher is None:
+        teacher = _open[key] = open_teacher(name, student, longest)
+    require_context(teacher, longest)
+    return teacher
+
+
 def require_context(teacher: LoadedModel, longest: int) -> None:
     """Raise DataError when the teacher cannot read ``longest`` tokens."""
     if longest > teacher.context_length:
