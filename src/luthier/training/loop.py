@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,16 +24,18 @@ from luthier.core.errors import InputError, TrainingError
 from luthier.core.run import MetricSink, Progress, no_progress
 from luthier.data.batch import Step, plan
 from luthier.objectives._loss import Loss, Totals
+from luthier.objectives._rollout import Moment, Rollout
 from luthier.training import checkpoint
 from luthier.training.checkpoint import Checkpoint, Position
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Interruption
 from luthier.training.memory import kept_heap, peak_mb
 from luthier.training.optimizer import MasterAdamW
+from luthier.training.play import Means, Update, in_batches, play, updates
 from luthier.training.schedule import rate
 
 _CHECKPOINT_S = 60.0
-_METHOD = "method."
+_METHOD, _ROLLOUT = "method.", "rollout."
 
 
 class Row(Protocol):
@@ -55,6 +57,7 @@ class Row(Protocol):
 class Steps(Protocol):
     """What a method does around every optimizer step: made by its optional function ``steps(model, config)``.
 
+    Where a step makes several updates (a rollout's), it is asked around each of them, with the number of the step.
     Weights and gradients are the fp32 ones of what is trained, by parameter name, and may be changed in place.
     """
 
@@ -76,20 +79,21 @@ class Work:
     """What to minimise: ``loss(collate(rows))``, a mean over the rows' weights.
 
     ``whole``: the loss of a row depends on the other rows of its step, so ``collate`` gets them all at once, not a micro-batch, and it is
-    the loss that keeps its forwards within the token budget.
+    the loss that keeps its forwards within the token budget. ``rollout``: rows are prompts, and what is minimised is the loss of what the
+    rollout makes of a step's prompts.
     """
 
     rows: Sequence[Row]
     collate: Callable[[Sequence[Any]], Any]
     loss: Callable[[Any], Loss]
     whole: bool = False
+    rollout: Rollout | None = None
 
     def plan(self, lengths: Sequence[int], *, batch_size: int, max_tokens: int, seed: int, epoch: int) -> list[Step]:
         """The steps of ``epoch`` over rows of ``lengths``: the same for the same arguments."""
-        steps = plan(
-            lengths, batch_size=batch_size, max_tokens=max_tokens, seed=seed, epoch=epoch, group=not self.whole
-        )
-        return [[[row for rows in step for row in rows]] for step in steps] if self.whole else steps
+        joined = self.whole or self.rollout is not None
+        steps = plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=seed, epoch=epoch, group=not joined)
+        return [[[row for rows in step for row in rows]] for step in steps] if joined else steps
 
 
 @dataclass(frozen=True)
@@ -137,14 +141,26 @@ def train(
 
 
 def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str, float]:
-    """Loss and the objective's metrics over all rows, without gradients: ``{"loss": ..., "accuracy": ...}``."""
-    totals = Totals()
+    """Loss and the objective's metrics over all rows, without gradients: ``{"loss": ..., "accuracy": ...}``.
+
+    Of prompts the means over what a rollout makes of them, with the same random numbers at each call.
+    """
+    totals, played = Totals(), Means()
     lengths = [row.length for row in work.rows]
     with torch.inference_mode():
-        for step in work.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=0, epoch=0):
+        plan = work.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=0, epoch=0)
+        for number, step in enumerate(plan):
             for indices in step:
-                totals.add(work.loss(work.collate([work.rows[i] for i in indices])))
-    return totals.means()
+                rows: Sequence[Any] = [work.rows[i] for i in indices]
+                batches = [list(range(len(rows)))]
+                if work.rollout is not None:
+                    experience = work.rollout.play(rows, Moment(number, 0, max_tokens, training=False))
+                    played.add(experience.metrics, len(rows))
+                    rows = experience.rows
+                    batches = [list(range(len(rows)))] if work.whole else in_batches(rows, max_tokens)
+                for batch in batches:
+                    totals.add(work.loss(work.collate([rows[i] for i in batch])))
+    return totals.means() | played.means()
 
 
 def planned_steps(config: TrainConfig, lengths: Sequence[int], steps_per_epoch: int) -> tuple[int, str]:
@@ -195,6 +211,9 @@ class _Loop:
             if self.around is not None:
                 own = {k.removeprefix(_METHOD): v for k, v in tensors.items() if k.startswith(_METHOD)}
                 self.around.load_state(own)
+            if self.work.rollout is not None:
+                own = {k.removeprefix(_ROLLOUT): v for k, v in tensors.items() if k.startswith(_ROLLOUT)}
+                self.work.rollout.load_state(own)
             checkpoint.restore_generators(tensors)
             self.position = resume.position
         self.module.train()
@@ -266,19 +285,9 @@ class _Loop:
         return self.steps
 
     def _step(self) -> dict[str, Any]:
-        """One optimizer step over its micro-batches; returns its record."""
+        """One step: an optimizer update over its micro-batches, or several where it begins with a rollout; returns its record."""
         began, at, config = time.perf_counter(), self.position, self.config
         epoch, index = divmod(at.step, self.steps_per_epoch)
-        step = self._plan(epoch)[index]
-        rows = self.work.rows
-        weight = sum(rows[i].weight for indices in step for i in indices)
-        totals = Totals()
-        for indices in step[self.processes.process_index :: self.processes.num_processes]:
-            loss = self.work.loss(self.work.collate([rows[i] for i in indices]))
-            self._require_number(float(loss.value.detach()), "loss", indices)
-            torch.autograd.backward(loss.value * (loss.count / weight))
-            self.optimizer.accumulate()
-            totals.add(loss)
         learning_rate = rate(
             self._on_schedule(),
             total=self.total,
@@ -286,33 +295,62 @@ class _Loop:
             schedule=config.schedule,
             warmup=config.warmup,
         )
-        if self.around is not None:
-            self.around.before(at.step + 1, self.total, self.optimizer.masters(), self.optimizer.gradients())
-        norm = self.optimizer.step(learning_rate, config.clip, self._sum if self.processes.num_processes > 1 else None)
-        self._require_number(norm, "gradient", [i for indices in step for i in indices])
-        if self.around is not None:
-            self.around.after(at.step + 1, self.total, self.optimizer.masters())
-            self.optimizer.publish()
-        tokens, seconds = sum(self.lengths[i] for indices in step for i in indices), time.perf_counter() - began
+        step = [[self.work.rows[i] for i in indices] for indices in self._plan(epoch)[index]]
+        found, made = self._updates(step)
+        totals, norms, tokens = Totals(), [], 0
+        for update in made:
+            norms.append(self._update(update, learning_rate, totals))
+            tokens += sum(row.length for rows in update for row in rows)
+        seconds = time.perf_counter() - began
         at.step, at.tokens, at.train_s = at.step + 1, at.tokens + tokens, at.train_s + seconds
         return {
             "step": at.step,
             "epoch": round(at.step / self.steps_per_epoch, 4),
             **totals.means(),
+            **found,
             "learning_rate": learning_rate,
-            "grad_norm": norm,
+            "grad_norm": sum(norms) / len(norms),
             "tokens": at.tokens,
             "tokens_per_s": round(tokens / seconds, 1),
         }
+
+    def _updates(self, step: Update) -> tuple[Mapping[str, float], Iterable[Update]]:
+        """What the step's rollout says of itself, and the optimizer updates that its rows are for."""
+        if self.work.rollout is None:
+            return {}, [step]
+        at, config = self.position, self.config
+        moment = Moment(at.step, config.seed, config.max_tokens_per_batch)
+        experience = play(self.module, self.work.rollout, [row for rows in step for row in rows], moment)
+        return experience.metrics, updates(experience, moment, whole=self.work.whole)
+
+    def _update(self, batches: Update, learning_rate: float, totals: Totals) -> float:
+        """One optimizer update over ``batches``, whose losses go to ``totals``; returns the gradient's norm."""
+        weight = sum(row.weight for rows in batches for row in rows)
+        for rows in batches[self.processes.process_index :: self.processes.num_processes]:
+            loss = self.work.loss(self.work.collate(rows))
+            self._require_number(float(loss.value.detach()), "loss", rows)
+            torch.autograd.backward(loss.value * (loss.count / weight))
+            self.optimizer.accumulate()
+            totals.add(loss)
+        step = self.position.step + 1
+        if self.around is not None:
+            self.around.before(step, self.total, self.optimizer.masters(), self.optimizer.gradients())
+        reduce = self._sum if self.processes.num_processes > 1 else None
+        norm = self.optimizer.step(learning_rate, self.config.clip, reduce)
+        self._require_number(norm, "gradient", [row for rows in batches for row in rows])
+        if self.around is not None:
+            self.around.after(step, self.total, self.optimizer.masters())
+            self.optimizer.publish()
+        return norm
 
     def _sum(self, buffer: Tensor) -> Tensor:
         summed: Tensor = sum_over_processes(buffer, "sum")
         return summed
 
-    def _require_number(self, value: float, what: str, indices: Sequence[int]) -> None:
+    def _require_number(self, value: float, what: str, rows: Sequence[Row]) -> None:
         if math.isfinite(value):
             return
-        sources = [self.work.rows[i].source or f"row {i}" for i in indices]
+        sources = [row.source or "without a source" for row in rows]
         shown = ", ".join(sources[:8]) + (f" and {len(sources) - 8} more" if len(sources) > 8 else "")
         kept = checkpoint.latest(self.folder)
         raise TrainingError(
@@ -363,5 +401,7 @@ class _Loop:
         if self.processes.is_main_process:
             own = self.around.state() if self.around is not None else {}
             state = self.optimizer.state() | {_METHOD + key: tensor for key, tensor in own.items()}
+            if self.work.rollout is not None:
+                state |= {_ROLLOUT + key: tensor for key, tensor in self.work.rollout.state().items()}
             checkpoint.save(self.folder, self.position, state)
         self.saved = time.perf_counter()

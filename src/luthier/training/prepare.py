@@ -12,6 +12,7 @@ from luthier.training.resolve import Job
 
 if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
+    from luthier.objectives._rollout import Rollout
     from luthier.training.loop import Work
     from luthier.training.shared import Rows, Shared
 
@@ -34,10 +35,11 @@ def prepare(store: Store, job: Job, progress: Progress, shared: Shared | None) -
     held = job.splits.validation
     validation = _rows(model, job, held, progress, shared) if len(held) else None
     parts = [part for part in (training, validation) if part is not None]
+    rollout = _rollout(model, job)
     return Prepared(
         model,
-        _work(model, job, training),
-        _work(model, job, validation) if validation is not None else None,
+        _work(model, job, training, rollout),
+        _work(model, job, validation, rollout) if validation is not None else None,
         sum(len(part.dropped) for part in parts),
         sum(len(part.truncated) for part in parts),
     )
@@ -103,7 +105,13 @@ def _rows(model: LoadedModel, job: Job, dataset: Dataset, progress: Progress, sh
     return found
 
 
-def _work(model: LoadedModel, job: Job, found: Rows) -> Work:
+def _rollout(model: LoadedModel, job: Job) -> Rollout | None:
+    """What makes experience of prompts, for an objective that learns from answers of the model; it sees the model untrained."""
+    make = job.objective.entry.optional("rollout")
+    return make(model, job.objective.config) if make is not None else None
+
+
+def _work(model: LoadedModel, job: Job, found: Rows, rollout: Rollout | None) -> Work:
     from luthier.training.loop import Work
 
     objective, config = job.objective.entry, job.objective.config
@@ -114,4 +122,5 @@ def _work(model: LoadedModel, job: Job, found: Rows) -> Work:
         lambda rows: objective.module.collate(rows, model, *budget),
         lambda batch: objective(model, batch, config),
         whole,
+        rollout,
     )
