@@ -111,6 +111,15 @@ def test_an_override_below_a_value_is_refused():
         from_mapping({"epochs": 3}, ["epochs.x=1"])
 
 
+def test_an_override_reaches_into_a_list():
+    document = from_mapping({"data": {"sources": [{"path": "a"}, {"path": "b"}]}}, ["data.sources.1.weight=3"])
+    assert document.values == {"data": {"sources": [{"path": "a"}, {"path": "b", "weight": 3}]}}
+    assert document.origins["data.sources.1.weight"] == "command line"
+    for key in ("data.sources.2.weight=1", "data.sources.x.weight=1", "data.sources.-1=1"):
+        with pytest.raises(InputError, match="no place in a list of 2"):
+            from_mapping({"data": {"sources": [{}, {}]}}, [key])
+
+
 def test_the_callers_mapping_is_not_changed():
     mine = {"a": {"b": 1}}
     document = from_mapping(mine, ["a.b=2"])

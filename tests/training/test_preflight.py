@@ -81,7 +81,7 @@ def test_a_sketch_counts_what_the_loaded_model_has(
     seen: list[Start] = []
     tuned = tune(settings(name, tickets, method, max_steps=1), started=seen.append)
     job = resolve(settings(name, tickets, method, max_steps=1), (), store)
-    model, lengths, validation = sketch(store, job)
+    model, lengths, validation, _ = sketch(store, job)
     shape = preflight.shape_of(model)
     assert shape.trainable == seen[0].trainable_parameters == tuned.summary["trainable_parameters"]
     assert shape.parameters == seen[0].total_parameters
@@ -129,7 +129,7 @@ def _past(job: Job, **changes: Any) -> dict[str, Any]:
 def test_earlier_runs_correct_memory_and_time(tiny_decoder: str, tickets: Path) -> None:
     store = open_store()
     job = resolve(settings(tiny_decoder, tickets), (), store)
-    model, lengths, validation = sketch(store, job)
+    model, lengths, validation, _ = sketch(store, job)
     plain = predict(store, job, model, lengths, validation, loaded=False)
     for error in (0.1, 0.2, 0.6):
         run = start(store, "tune", "past", {}, {})

@@ -114,6 +114,7 @@ class _Display:
             "data": f"{start.rows:,} rows of {escape(job.splits.train.name)}, {start.validation_rows:,} for validation"
             + (f", {start.dropped:,} too long (left out)" if start.dropped else "")
             + (f", {start.truncated:,} cut short" if start.truncated else ""),
+            **_told(start.sources),
             "trains": f"{start.trainable_parameters:,} of {start.total_parameters:,} parameters ({share:.2%})",
             "serving": served,
             "run": start.run.id + (f", goes on at step {start.resumed_at}" if start.resumed_at else ""),
@@ -140,6 +141,14 @@ class _Display:
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Keep the newest value of each metric."""
         self.record.update(record)
+
+
+def _told(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """A line on the sources, where there are several."""
+    from rich.markup import escape
+
+    said = (f"{escape(name)} {each['rows']:,} rows, {each['share']:.1%}" for name, each in sources.items())
+    return {"sources": "; ".join(said)} if sources else {}
 
 
 def _fields(record: Mapping[str, Any]) -> dict[str, str]:

@@ -80,7 +80,8 @@ def from_mapping(values: Mapping[str, Any], overrides: Iterable[str] = (), *, fo
 
 
 def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
-    """Set dotted keys from ``key=value`` texts; values are read as YAML (``0.1``, ``true``, ``[a, b]``)."""
+    """Set dotted keys from ``key=value`` texts; values are read as YAML (``0.1``, ``true``, ``[a, b]``). A number is a place in a list:
+    ``data.sources.0.weight=3``."""
     for override in overrides:
         key, equals, raw = override.partition("=")
         if not equals or not all(key.split(".")):
@@ -90,16 +91,29 @@ def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
         except yaml.YAMLError as error:
             raise InputError(f"{key}: cannot read the value {raw!r} as YAML") from error
         *parents, last = key.split(".")
-        place = document.values
+        place: Any = document.values
         for parent in parents:
-            if isinstance(place.get(parent), str):  # ``method: lora`` and ``method.rank=4`` together
-                place[parent] = {"name": place[parent]}
-            nested = place.setdefault(parent, {})
-            if not isinstance(nested, dict):
+            if isinstance(place, list):
+                nested = place[_place(key, parent, place)]
+            else:
+                if isinstance(place.get(parent), str):  # ``method: lora`` and ``method.rank=4`` together
+                    place[parent] = {"name": place[parent]}
+                nested = place.setdefault(parent, {})
+            if not isinstance(nested, dict | list):
                 raise InputError(f"{key}: {parent} is not a section, it is {nested!r}")
             place = nested
-        place[last] = value
+        if isinstance(place, list):
+            place[_place(key, last, place)] = value
+        else:
+            place[last] = value
         document.origins[key] = "command line"
+
+
+def _place(key: str, part: str, items: list[Any]) -> int:
+    """``part`` of a dotted key as a place in a list, counted from 0."""
+    if not part.isdecimal() or int(part) >= len(items):
+        raise InputError(f"{key}: {part!r} is no place in a list of {len(items)}; they count from 0")
+    return int(part)
 
 
 def validate(

@@ -35,17 +35,26 @@ class Batch:
 
 
 def plan(
-    lengths: Sequence[int], *, batch_size: int, max_tokens: int, seed: int, epoch: int, group: bool = True
+    lengths: Sequence[int],
+    *,
+    batch_size: int,
+    max_tokens: int,
+    seed: int,
+    epoch: int,
+    group: bool = True,
+    rows: Sequence[int] | None = None,
+    apart: Sequence[int] | None = None,
 ) -> list[Step]:
-    """The steps of one epoch: every row exactly once, the same for the same arguments.
+    """The steps of one epoch: every row exactly once (or those of ``rows``, as often as they stand there), the same for the same arguments.
 
     A step has ``batch_size`` rows (one step has the remainder). A micro-batch's padded size, rows x longest, is at most
     ``max_tokens``, except that one row alone may be longer. ``group=False`` keeps the shuffled order instead of joining like lengths.
+    ``apart`` has a number for each row; rows with different ones are in different micro-batches.
     Raises InputError for an argument below 1.
     """
     _at_least_one(batch_size=batch_size, max_tokens=max_tokens)
     generator = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(lengths)))
+    order = list(range(len(lengths)) if rows is None else rows)
     generator.shuffle(order)
     if group:
         width = batch_size * CHUNK_STEPS
@@ -54,7 +63,18 @@ def plan(
     steps = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     if group:
         generator.shuffle(steps)
-    return [order_by_length([lengths[row] for row in rows], max_tokens, names=rows) for rows in steps]
+    return [
+        [
+            batch
+            for part in (_by_number(step, apart) if apart is not None else (step,))
+            for batch in order_by_length([lengths[row] for row in part], max_tokens, names=part)
+        ]
+        for step in steps
+    ]
+
+
+def _by_number(rows: Sequence[int], numbers: Sequence[int]) -> list[list[int]]:
+    return [[row for row in rows if numbers[row] == number] for number in sorted({numbers[row] for row in rows})]
 
 
 def order_by_length(

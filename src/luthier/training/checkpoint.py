@@ -28,7 +28,8 @@ from luthier.store.home import disk_errors, sync_folder
 @dataclass
 class Position:
     """Where training stands. ``step`` counts finished optimizer steps; ``elapsed_s``
-    is time spent in all its processes, ``train_s`` the part of it in steps."""
+    is time spent in all its processes, ``train_s`` the part of it in steps. ``source_losses`` is the validation loss of each source at the end of
+    every epoch, where the shares of sources follow them."""
 
     step: int = 0
     tokens: int = 0
@@ -38,6 +39,7 @@ class Position:
     best_value: float | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
     without_gain: int = 0
+    source_losses: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

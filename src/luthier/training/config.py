@@ -10,15 +10,22 @@ train: {epochs: 2, learning_rate: 2e-4}
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from luthier.core.config import Document, validate
+from luthier.data.shares import Sampling
 from luthier.training.schedule import Schedule
 
 Overlong = Literal["error", "truncate", "drop"]
+
+_SAMPLINGS: Mapping[str, tuple[Sampling, ...]] = {
+    "temperature": ("temperature", "dynamic"),
+    "cap": ("proportional", "temperature", "annealed"),
+}
 
 
 class _Section(BaseModel):
@@ -40,12 +47,41 @@ class SplitConfig(_Section):
     seed: int = 0
 
 
+class SourceConfig(_Section):
+    """One of several sources: a file cut by ``data.split``, or a file a split, as in ``data``. ``name`` is the file's without an ending when
+    left out. ``weight`` is its part of an epoch beside those of the others, for ``sampling: weights``."""
+
+    name: str | None = Field(None, pattern=r"^[^\s/+:]+$")
+    path: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    weight: float | None = Field(None, gt=0, allow_inf_nan=False)
+    limit: int | None = Field(None, ge=1)
+    columns: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> SourceConfig:
+        if bool(self.path) == bool(self.train) or (self.path and (self.validation or self.test)):
+            raise ValueError("a source has either path, or train (with validation, test)")
+        return self
+
+    @property
+    def called(self) -> str:
+        """The name, given or the file's."""
+        file = (self.path or self.train or "").removeprefix("hub:").rstrip("/").split("/")[-1]
+        return self.name or re.sub(r"[\s/+:]", "-", file.split(".")[0])
+
+
 class DataConfig(_Section):
-    """Either one file (``path``, cut by ``split``), or a file a split (``train``, and if you have them ``validation``, ``test``).
+    """One file (``path``, cut by ``split``), a file a split (``train``, and if you have them ``validation``, ``test``), or several ``sources``.
 
     ``skip_bad`` goes on without broken rows; ``limit`` reads only the first rows; ``columns`` renames columns as the reader does.
     ``overlong`` says what happens to a row over the context length: error (names the row), truncate (the middle of its text is
     not touched, its end is cut), or drop (counted).
+
+    ``sampling``, ``temperature``, ``cap`` and ``epoch_rows`` say how rows of sources are drawn; see ``data.shares``. ``sampling`` left out is
+    weights where a source has a weight, else proportional.
     """
 
     path: str | None = None
@@ -57,12 +93,42 @@ class DataConfig(_Section):
     limit: int | None = Field(None, ge=1)
     columns: dict[str, str] | None = None
     overlong: Overlong = "error"
+    sources: tuple[SourceConfig, ...] = ()
+    sampling: Sampling | None = None
+    temperature: float = Field(2.0, gt=0, allow_inf_nan=False)
+    cap: int | None = Field(None, ge=1)
+    epoch_rows: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _one_way(self) -> DataConfig:
         if self.path and (self.train or self.validation or self.test):
             raise ValueError("give either data.path or data.train (with data.validation, data.test), not both")
         return self
+
+    @model_validator(mode="after")
+    def _mixed(self) -> DataConfig:
+        given = self.model_fields_set & {"sampling", "temperature", "cap", "epoch_rows"}
+        if not self.sources:
+            if given:
+                raise ValueError(f"{sorted(given)[0]} is for data.sources")
+            return self
+        if self.path or self.train or self.validation or self.test:
+            raise ValueError("give either data.sources or files of data itself, not both")
+        names = [source.called for source in self.sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two sources are called {twice[0]!r}; give them a name each")
+        for key, fits in _SAMPLINGS.items():
+            if key in given and self.sampled not in fits:
+                raise ValueError(f"{key} is for sampling {' or '.join(fits)}; sampling is {self.sampled}")
+        if self.sampled != "weights" and any(source.weight is not None for source in self.sources):
+            raise ValueError(f"weight of a source is for sampling weights; sampling is {self.sampled}")
+        return self
+
+    @property
+    def sampled(self) -> Sampling:
+        """How rows of sources are drawn."""
+        weighted = any(source.weight is not None for source in self.sources)
+        return self.sampling or ("weights" if weighted else "proportional")
 
 
 class PromptConfig(_Section):

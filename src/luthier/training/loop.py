@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,18 +24,17 @@ from luthier.core.errors import InputError, TrainingError
 from luthier.core.run import MetricSink, Progress, no_progress
 from luthier.data.batch import Step, plan
 from luthier.objectives._loss import Loss, Totals
-from luthier.objectives._rollout import Moment, Rollout
 from luthier.training import checkpoint
 from luthier.training.checkpoint import Checkpoint, Position
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Interruption
 from luthier.training.memory import kept_heap, peak_mb
 from luthier.training.optimizer import MasterAdamW
-from luthier.training.play import Means, Update, in_batches, play, updates
 from luthier.training.schedule import rate
+from luthier.training.sources import Layout
 
 _CHECKPOINT_S = 60.0
-_METHOD, _ROLLOUT = "method.", "rollout."
+_METHOD = "method."
 
 
 class Row(Protocol):
@@ -57,7 +56,6 @@ class Row(Protocol):
 class Steps(Protocol):
     """What a method does around every optimizer step: made by its optional function ``steps(model, config)``.
 
-    Where a step makes several updates (a rollout's), it is asked around each of them, with the number of the step.
     Weights and gradients are the fp32 ones of what is trained, by parameter name, and may be changed in place.
     """
 
@@ -79,21 +77,46 @@ class Work:
     """What to minimise: ``loss(collate(rows))``, a mean over the rows' weights.
 
     ``whole``: the loss of a row depends on the other rows of its step, so ``collate`` gets them all at once, not a micro-batch, and it is
-    the loss that keeps its forwards within the token budget. ``rollout``: rows are prompts, and what is minimised is the loss of what the
-    rollout makes of a step's prompts.
+    the loss that keeps its forwards within the token budget. ``layout`` says where rows of several sources lie and how they are drawn.
     """
 
     rows: Sequence[Row]
     collate: Callable[[Sequence[Any]], Any]
     loss: Callable[[Any], Loss]
     whole: bool = False
-    rollout: Rollout | None = None
+    layout: Layout | None = None
 
-    def plan(self, lengths: Sequence[int], *, batch_size: int, max_tokens: int, seed: int, epoch: int) -> list[Step]:
-        """The steps of ``epoch`` over rows of ``lengths``: the same for the same arguments."""
-        joined = self.whole or self.rollout is not None
-        steps = plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=seed, epoch=epoch, group=not joined)
-        return [[[row for rows in step for row in rows]] for step in steps] if joined else steps
+    def plan(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        max_tokens: int,
+        seed: int,
+        epoch: int,
+        losses: Sequence[Mapping[str, float]] = (),
+    ) -> list[Step]:
+        """The steps of ``epoch`` over rows of ``lengths``: the same for the same arguments. ``losses`` are those of the sources in the epochs
+        before, which their shares may follow."""
+        shape: dict[str, Any] = {"batch_size": batch_size, "max_tokens": max_tokens, "seed": seed, "epoch": epoch}
+        if self.layout is not None:
+            steps = self.layout.plan(lengths, **shape, group=not self.whole, losses=losses)
+        else:
+            steps = plan(lengths, **shape, group=not self.whole)
+        return [[[row for rows in step for row in rows]] for step in steps] if self.whole else steps
+
+    def source_of(self, rows: Sequence[int]) -> str | None:
+        """The name of the source that a micro-batch of several sources is of."""
+        if self.layout is None or self.whole:
+            return None
+        return self.layout.names[self.layout.numbers[rows[0]]]
+
+    def by_source(self) -> Iterator[tuple[str, Work]]:
+        """The rows of each source, as work of their own, in order."""
+        start = 0
+        for name, size in zip(self.layout.names, self.layout.sizes, strict=True) if self.layout is not None else ():
+            yield name, replace(self, rows=self.rows[start : start + size], layout=None)
+            start += size
 
 
 @dataclass(frozen=True)
@@ -141,31 +164,27 @@ def train(
 
 
 def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str, float]:
-    """Loss and the objective's metrics over all rows, without gradients: ``{"loss": ..., "accuracy": ...}``.
-
-    Of prompts the means over what a rollout makes of them, with the same random numbers at each call.
-    """
-    totals, played = Totals(), Means()
-    lengths = [row.length for row in work.rows]
+    """Loss and the objective's metrics over all rows, without gradients: ``{"loss": ..., "accuracy": ...}``."""
+    totals, each = Totals(), dict[str, Totals]()
     with torch.inference_mode():
-        plan = work.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=0, epoch=0)
-        for number, step in enumerate(plan):
-            for indices in step:
-                rows: Sequence[Any] = [work.rows[i] for i in indices]
-                batches = [list(range(len(rows)))]
-                if work.rollout is not None:
-                    experience = work.rollout.play(rows, Moment(number, 0, max_tokens, training=False))
-                    played.add(experience.metrics, len(rows))
-                    rows = experience.rows
-                    batches = [list(range(len(rows)))] if work.whole else in_batches(rows, max_tokens)
-                for batch in batches:
-                    totals.add(work.loss(work.collate([rows[i] for i in batch])))
-    return totals.means() | played.means()
+        for name, part in [("", work)] if work.layout is None else work.by_source():
+            lengths = [row.length for row in part.rows]
+            for step in part.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=0, epoch=0):
+                for indices in step:
+                    loss = work.loss(work.collate([part.rows[i] for i in indices]))
+                    totals.add(loss)
+                    each.setdefault(name, Totals()).add(loss)
+    return totals.means() | (_named(each) if work.layout is not None else {})
+
+
+def _named(each: Mapping[str, Totals]) -> dict[str, float]:
+    """Means of every source: ``loss/wiki``."""
+    return {f"{metric}/{name}": value for name, totals in each.items() for metric, value in totals.means().items()}
 
 
 def planned_steps(config: TrainConfig, lengths: Sequence[int], steps_per_epoch: int) -> tuple[int, str]:
-    """How many steps the schedule is made for, and which setting says so. ``max_tokens`` is exact only on average here: steps differ
-    in tokens; training still never passes it."""
+    """How many steps the schedule is made for, and which setting says so. ``lengths`` are those of an epoch's rows. ``max_tokens`` is exact
+    only on average here: steps differ in tokens; training still never passes it."""
     limits = {"epochs": math.ceil(config.epochs * steps_per_epoch - 1e-9)}
     if config.max_steps is not None:
         limits["max_steps"] = config.max_steps
@@ -197,11 +216,12 @@ class _Loop:
         self.processes = PartialState(cpu=self.device.type == "cpu")
         self.lengths = [row.length for row in work.rows]
         self.epoch = -1
+        self.position = Position()
         self.steps = self._plan(0)
         self.steps_per_epoch = len(self.steps)
-        self.total, self.ends = planned_steps(config, self.lengths, self.steps_per_epoch)
+        drawn = [self.lengths[i] for step in self.steps for indices in step for i in indices]
+        self.total, self.ends = planned_steps(config, drawn, self.steps_per_epoch)
         self.optimizer = MasterAdamW(module, weight_decay=config.weight_decay)
-        self.position = Position()
 
     def run(self, resume: Checkpoint | None) -> Outcome:
         torch.manual_seed(self.config.seed)
@@ -211,9 +231,6 @@ class _Loop:
             if self.around is not None:
                 own = {k.removeprefix(_METHOD): v for k, v in tensors.items() if k.startswith(_METHOD)}
                 self.around.load_state(own)
-            if self.work.rollout is not None:
-                own = {k.removeprefix(_ROLLOUT): v for k, v in tensors.items() if k.startswith(_ROLLOUT)}
-                self.work.rollout.load_state(own)
             checkpoint.restore_generators(tensors)
             self.position = resume.position
         self.module.train()
@@ -279,15 +296,33 @@ class _Loop:
         if epoch != self.epoch:
             c = self.config
             self.steps = self.work.plan(
-                self.lengths, batch_size=c.batch_size, max_tokens=c.max_tokens_per_batch, seed=c.seed, epoch=epoch
+                self.lengths,
+                batch_size=c.batch_size,
+                max_tokens=c.max_tokens_per_batch,
+                seed=c.seed,
+                epoch=epoch,
+                losses=self.position.source_losses,
             )
             self.epoch = epoch
         return self.steps
 
     def _step(self) -> dict[str, Any]:
-        """One step: an optimizer update over its micro-batches, or several where it begins with a rollout; returns its record."""
+        """One optimizer step over its micro-batches; returns its record."""
         began, at, config = time.perf_counter(), self.position, self.config
         epoch, index = divmod(at.step, self.steps_per_epoch)
+        step = self._plan(epoch)[index]
+        rows = self.work.rows
+        weight = sum(rows[i].weight for indices in step for i in indices)
+        totals, each = Totals(), dict[str, Totals]()
+        for indices in step[self.processes.process_index :: self.processes.num_processes]:
+            loss = self.work.loss(self.work.collate([rows[i] for i in indices]))
+            self._require_number(float(loss.value.detach()), "loss", indices)
+            torch.autograd.backward(loss.value * (loss.count / weight))
+            self.optimizer.accumulate()
+            totals.add(loss)
+            source = self.work.source_of(indices)
+            if source is not None:
+                each.setdefault(source, Totals()).add(loss)
         learning_rate = rate(
             self._on_schedule(),
             total=self.total,
@@ -295,62 +330,43 @@ class _Loop:
             schedule=config.schedule,
             warmup=config.warmup,
         )
-        step = [[self.work.rows[i] for i in indices] for indices in self._plan(epoch)[index]]
-        found, made = self._updates(step)
-        totals, norms, tokens = Totals(), [], 0
-        for update in made:
-            norms.append(self._update(update, learning_rate, totals))
-            tokens += sum(row.length for rows in update for row in rows)
-        seconds = time.perf_counter() - began
+        if self.around is not None:
+            self.around.before(at.step + 1, self.total, self.optimizer.masters(), self.optimizer.gradients())
+        norm = self.optimizer.step(learning_rate, config.clip, self._sum if self.processes.num_processes > 1 else None)
+        self._require_number(norm, "gradient", [i for indices in step for i in indices])
+        if self.around is not None:
+            self.around.after(at.step + 1, self.total, self.optimizer.masters())
+            self.optimizer.publish()
+        tokens, seconds = sum(self.lengths[i] for indices in step for i in indices), time.perf_counter() - began
         at.step, at.tokens, at.train_s = at.step + 1, at.tokens + tokens, at.train_s + seconds
         return {
             "step": at.step,
             "epoch": round(at.step / self.steps_per_epoch, 4),
             **totals.means(),
-            **found,
+            **_named(each),
+            **self._shares(epoch),
             "learning_rate": learning_rate,
-            "grad_norm": sum(norms) / len(norms),
+            "grad_norm": norm,
             "tokens": at.tokens,
             "tokens_per_s": round(tokens / seconds, 1),
         }
 
-    def _updates(self, step: Update) -> tuple[Mapping[str, float], Iterable[Update]]:
-        """What the step's rollout says of itself, and the optimizer updates that its rows are for."""
-        if self.work.rollout is None:
-            return {}, [step]
-        at, config = self.position, self.config
-        moment = Moment(at.step, config.seed, config.max_tokens_per_batch)
-        experience = play(self.module, self.work.rollout, [row for rows in step for row in rows], moment)
-        return experience.metrics, updates(experience, moment, whole=self.work.whole)
-
-    def _update(self, batches: Update, learning_rate: float, totals: Totals) -> float:
-        """One optimizer update over ``batches``, whose losses go to ``totals``; returns the gradient's norm."""
-        weight = sum(row.weight for rows in batches for row in rows)
-        for rows in batches[self.processes.process_index :: self.processes.num_processes]:
-            loss = self.work.loss(self.work.collate(rows))
-            self._require_number(float(loss.value.detach()), "loss", rows)
-            torch.autograd.backward(loss.value * (loss.count / weight))
-            self.optimizer.accumulate()
-            totals.add(loss)
-        step = self.position.step + 1
-        if self.around is not None:
-            self.around.before(step, self.total, self.optimizer.masters(), self.optimizer.gradients())
-        reduce = self._sum if self.processes.num_processes > 1 else None
-        norm = self.optimizer.step(learning_rate, self.config.clip, reduce)
-        self._require_number(norm, "gradient", [row for rows in batches for row in rows])
-        if self.around is not None:
-            self.around.after(step, self.total, self.optimizer.masters())
-            self.optimizer.publish()
-        return norm
+    def _shares(self, epoch: int) -> dict[str, float]:
+        """The sources' shares of ``epoch``, where they are not always the same."""
+        layout = self.work.layout
+        if layout is None or not layout.mixture.moves:
+            return {}
+        shares = layout.mixture.shares(layout.sizes, epoch, self.position.source_losses)
+        return {f"share/{name}": round(share, 4) for name, share in zip(layout.names, shares, strict=True)}
 
     def _sum(self, buffer: Tensor) -> Tensor:
         summed: Tensor = sum_over_processes(buffer, "sum")
         return summed
 
-    def _require_number(self, value: float, what: str, rows: Sequence[Row]) -> None:
+    def _require_number(self, value: float, what: str, indices: Sequence[int]) -> None:
         if math.isfinite(value):
             return
-        sources = [row.source or "without a source" for row in rows]
+        sources = [self.work.rows[i].source or f"row {i}" for i in indices]
         shown = ", ".join(sources[:8]) + (f" and {len(sources) - 8} more" if len(sources) > 8 else "")
         kept = checkpoint.latest(self.folder)
         raise TrainingError(
@@ -363,7 +379,16 @@ class _Loop:
         if self.validate is None:
             return False
         every = self.config.validate_every or self.steps_per_epoch
-        return ended or self.position.step % every == 0
+        return ended or self.position.step % every == 0 or self._epoch_is_heard()
+
+    def _epoch_is_heard(self) -> bool:
+        """Whether an epoch ends here whose losses decide the shares of the next ones."""
+        layout = self.work.layout
+        return (
+            layout is not None
+            and layout.mixture.sampling == "dynamic"
+            and self.position.step % self.steps_per_epoch == 0
+        )
 
     def _validate(self) -> dict[str, float]:
         """Validate, note whether it is the best so far, keep its weights if so."""
@@ -373,6 +398,9 @@ class _Loop:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             found = {f"validation_{k.removeprefix('validation_')}": float(v) for k, v in self.validate().items()}
         self.module.train()
+        if self._epoch_is_heard() and self.work.layout is not None:
+            at.source_losses.append({name: found[f"validation_loss/{name}"] for name in self.work.layout.names})
+            self.epoch = -1  # what was planned for the next epoch did not know them
         name = self.config.metric
         if name not in found:
             raise InputError(f"train.metric must be one of {', '.join(sorted(found))}; got {name!r}")
@@ -401,7 +429,5 @@ class _Loop:
         if self.processes.is_main_process:
             own = self.around.state() if self.around is not None else {}
             state = self.optimizer.state() | {_METHOD + key: tensor for key, tensor in own.items()}
-            if self.work.rollout is not None:
-                state |= {_ROLLOUT + key: tensor for key, tensor in self.work.rollout.state().items()}
             checkpoint.save(self.folder, self.position, state)
         self.saved = time.perf_counter()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from luthier.training.config import TrainConfig
     from luthier.training.resolve import Job
     from luthier.training.shared import Shared
+    from luthier.training.sources import Layout
 
 _IMPORTED_MB = (
     520.0  # a process that has imported torch, transformers and peft, and done nothing (measured, Linux x86-64)
@@ -152,16 +153,21 @@ def _inner(config: Any) -> int:
     return 4 * int(config.hidden_size)
 
 
-def amount_of(lengths: Sequence[int], validation: Sequence[int], config: TrainConfig) -> Amount:
-    """How many steps and tokens ``config`` makes of rows of these lengths."""
+def amount_of(
+    lengths: Sequence[int], validation: Sequence[int], config: TrainConfig, layout: Layout | None = None
+) -> Amount:
+    """How many steps and tokens ``config`` makes of rows of these lengths, of several sources where ``layout`` says so."""
     from luthier.training.loop import planned_steps
 
-    steps = plan(
-        lengths, batch_size=config.batch_size, max_tokens=config.max_tokens_per_batch, seed=config.seed, epoch=0
-    )
-    total, _ = planned_steps(config, lengths, len(steps))
+    shape: dict[str, Any] = {"batch_size": config.batch_size, "max_tokens": config.max_tokens_per_batch}
+    if layout is None:
+        steps = plan(lengths, **shape, seed=config.seed, epoch=0)
+    else:
+        steps = layout.plan(lengths, **shape, seed=config.seed, epoch=0, group=True)
+    drawn = [lengths[i] for step in steps for rows in step for i in rows]
+    total, _ = planned_steps(config, drawn, len(steps))
     every = config.validate_every or len(steps)
-    each = sum(lengths) / len(steps)
+    each = sum(drawn) / len(steps)
     largest = max(len(rows) * max(lengths[i] for i in rows) for step in steps for rows in step)
     return Amount(total, round(total * each), -(-total // every) * sum(validation), largest)
 
@@ -173,14 +179,16 @@ def predict(
     lengths: Sequence[int],
     validation: Sequence[int] = (),
     *,
+    layout: Layout | None = None,
     loaded: bool = True,
 ) -> Prediction:
-    """What training ``job`` will take. ``model`` holds what the method put into it; ``loaded``: its weights are in memory already."""
+    """What training ``job`` will take. ``model`` holds what the method put into it; ``layout``: where the rows of several sources lie;
+    ``loaded``: its weights are in memory already."""
     from luthier.models.load import choose_device
     from luthier.training.memory import free_mb, resident_mb
 
     device = model.device if loaded else choose_device(job.config.train.device)
-    shape, amount = shape_of(model), amount_of(lengths, validation, job.config.train)
+    shape, amount = shape_of(model), amount_of(lengths, validation, job.config.train, layout)
     earlier = _earlier(store)
     flops = _flops(shape, amount)
     speed, based_on = _speed(earlier, job, model.dtype, device)
@@ -231,30 +239,22 @@ def outline(store: Store, job: Job, shared: Shared | None = None) -> LoadedModel
     return build(model, job)
 
 
-def sketch(store: Store, job: Job, shared: Shared | None = None) -> tuple[LoadedModel, list[int], list[int]]:
-    """The model of ``job`` without its weights (shapes only), and the lengths of its training and validation rows."""
-    from luthier.training.shared import prepare_rows
+def sketch(
+    store: Store, job: Job, shared: Shared | None = None
+) -> tuple[LoadedModel, list[int], list[int], Layout | None]:
+    """The model of ``job`` without its weights (shapes only), the lengths of its training and validation rows, and where the former lie
+    when they are of several sources."""
+    from luthier.training.prepare import layout_of, rows_of
 
     model = outline(store, job, shared)
     if model.architecture == "encoder":
         model.module.pooled = _no_features
-    lengths = []
-    for dataset in (job.splits.train, job.splits.validation):
-        rows = (
-            prepare_rows(
-                dataset,
-                model,
-                job.objective.entry,
-                job.prompt,
-                job.objective.config,
-                job.config.data.overlong,
-                shared,
-            ).rows
-            if len(dataset)
-            else ()
-        )
-        lengths.append([row.length for row in rows])
-    return model, lengths[0], lengths[1]
+    training, validation = (rows_of(model, job, job.datasets(part), shared) for part in ("train", "validation"))
+    layout = layout_of(job, training)
+    if layout is not None:
+        layout.check([len(part.rows) for part in validation])
+    lengths, held = ([row.length for part in parts for row in part.rows] for parts in (training, validation))
+    return model, lengths, held, layout
 
 
 def training_mb(model: LoadedModel, config: TrainConfig | None = None) -> float:
@@ -270,8 +270,8 @@ def training_mb(model: LoadedModel, config: TrainConfig | None = None) -> float:
 def look_ahead(store: Store, job: Job, shared: Shared | None = None) -> Prediction:
     """The prediction for a job whose weights are not loaded. Costs a second or two: imports, and tokenising the rows, which
     ``shared`` keeps for the training itself."""
-    model, lengths, validation = sketch(store, job, shared)
-    return predict(store, job, model, lengths, validation, loaded=False)
+    model, lengths, validation, layout = sketch(store, job, shared)
+    return predict(store, job, model, lengths, validation, layout=layout, loaded=False)
 
 
 def outcome(prediction: Prediction, job: Job, *, peak_mb: float, train_s: float, steps: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,10 @@ from luthier.core.dataset import Dataset
 from luthier.core.run import Progress
 from luthier.store.database import Store
 from luthier.training.resolve import Job
+from luthier.training.sources import Layout
 
 if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
-    from luthier.objectives._rollout import Rollout
     from luthier.training.loop import Work
     from luthier.training.shared import Rows, Shared
 
@@ -31,17 +32,18 @@ class Prepared:
 def prepare(store: Store, job: Job, progress: Progress, shared: Shared | None) -> Prepared:
     """Load the base, put the method in, make the rows; what the objective's ``before`` needs of the untrained model is computed here."""
     model = _model(store, job, progress, shared)
-    training = _rows(model, job, job.splits.train, progress, shared)
-    held = job.splits.validation
-    validation = _rows(model, job, held, progress, shared) if len(held) else None
-    parts = [part for part in (training, validation) if part is not None]
-    rollout = _rollout(model, job)
+    training = _rows(model, job, job.datasets("train"), progress, shared)
+    held = len(job.splits.validation)
+    validation = _rows(model, job, job.datasets("validation"), progress, shared) if held else []
+    work = _work(model, job, training)
+    if work.layout is not None:
+        work.layout.check([len(part.rows) for part in validation])
     return Prepared(
         model,
-        _work(model, job, training, rollout),
-        _work(model, job, validation, rollout) if validation is not None else None,
-        sum(len(part.dropped) for part in parts),
-        sum(len(part.truncated) for part in parts),
+        work,
+        _work(model, job, validation) if held else None,
+        sum(len(part.dropped) for part in (*training, *validation)),
+        sum(len(part.truncated) for part in (*training, *validation)),
     )
 
 
@@ -87,40 +89,50 @@ def build(model: LoadedModel, job: Job) -> LoadedModel:
     return built
 
 
-def _rows(model: LoadedModel, job: Job, dataset: Dataset, progress: Progress, shared: Shared | None) -> Rows:
-    """The objective's rows; never shared where they hold what was computed with this very model."""
+def _rows(
+    model: LoadedModel, job: Job, datasets: Sequence[Dataset], progress: Progress, shared: Shared | None
+) -> list[Rows]:
+    """The objective's rows of each dataset; never shared where they hold what was computed with this very model."""
     import torch
 
-    from luthier.training.shared import prepare_rows
-
-    objective, config = job.objective.entry, job.objective.config
-    before = objective.optional("before")
-    found = prepare_rows(
-        dataset, model, objective, job.prompt, config, job.config.data.overlong, shared if before is None else None
-    )
+    before = job.objective.entry.optional("before")
+    found = rows_of(model, job, datasets, shared if before is None else None)
     if before is not None:
         model.module.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            before(model, found.rows, config, progress)
+            before(model, [row for part in found for row in part.rows], job.objective.config, progress)
     return found
 
 
-def _rollout(model: LoadedModel, job: Job) -> Rollout | None:
-    """What makes experience of prompts, for an objective that learns from answers of the model; it sees the model untrained."""
-    make = job.objective.entry.optional("rollout")
-    return make(model, job.objective.config) if make is not None else None
+def rows_of(model: LoadedModel, job: Job, datasets: Sequence[Dataset], shared: Shared | None) -> list[Rows]:
+    """The objective's rows of each dataset, without what ``before`` adds to them."""
+    from luthier.training.shared import Rows, prepare_rows
+
+    objective, config = job.objective.entry, job.objective.config
+    return [
+        prepare_rows(dataset, model, objective, job.prompt, config, job.config.data.overlong, shared)
+        if len(dataset)
+        else Rows(())
+        for dataset in datasets
+    ]
 
 
-def _work(model: LoadedModel, job: Job, found: Rows, rollout: Rollout | None) -> Work:
+def layout_of(job: Job, found: Sequence[Rows]) -> Layout | None:
+    """Where the rows of each source lie; None without sources."""
+    mixture = job.mixture
+    return Layout(mixture, tuple(len(part.rows) for part in found)) if mixture is not None else None
+
+
+def _work(model: LoadedModel, job: Job, found: Sequence[Rows]) -> Work:
     from luthier.training.loop import Work
 
     objective, config = job.objective.entry, job.objective.config
     whole = bool(objective.optional("WHOLE_STEPS"))
     budget = (job.config.train.max_tokens_per_batch,) if whole else ()
     return Work(
-        found.rows,
+        found[0].rows if len(found) == 1 else [row for part in found for row in part.rows],
         lambda rows: objective.module.collate(rows, model, *budget),
         lambda batch: objective(model, batch, config),
         whole,
-        rollout,
+        layout_of(job, found),
     )

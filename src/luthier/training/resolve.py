@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core import catalog
 from luthier.core.catalog import Entry
@@ -16,9 +17,11 @@ from luthier.core.errors import DataError, InputError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.core.task import PromptTemplate
 from luthier.data.read import read
+from luthier.data.shares import Mixture
 from luthier.data.split import check_labels, split
 from luthier.store.models import check_name, find
 from luthier.training.config import DataConfig, PromptConfig, RunConfig, read_run, with_defaults
+from luthier.training.sources import Source, joined
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
@@ -53,11 +56,33 @@ class Job:
     """Adapters that the method builds on: name and digest of each."""
     reads: Mapping[str, ModelRecord] = field(default_factory=dict)
     """Stored models that the objective reads, by their part in it (``teacher``)."""
+    sources: tuple[Source, ...] = ()
+    """Where the rows of ``splits`` come from, when ``data.sources`` has them; one after another in ``splits``."""
 
     @property
     def kind(self) -> str:
         """Kind of the data."""
         return self.splits.train.kind
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """How rows of the sources are drawn; None without sources."""
+        if not self.sources:
+            return None
+        data = self.config.data
+        return Mixture(
+            tuple(source.name for source in self.sources),
+            data.sampled,
+            tuple(source.weight for source in self.sources),
+            data.temperature,
+            data.cap,
+            data.epoch_rows,
+            math.ceil(self.config.train.epochs),
+        )
+
+    def datasets(self, part: Literal["train", "validation"]) -> tuple[Dataset, ...]:
+        """The rows of a split: a dataset for each source, in turn, or the only one."""
+        return tuple(getattr(source.splits, part) for source in self.sources) or (getattr(self.splits, part),)
 
     @property
     def serving(self) -> Mapping[str, str]:
@@ -100,7 +125,9 @@ def resolve(
         if needs
         else ()
     )
-    splits = _splits(run.data, document, given=splits)
+    sources = _sources(run.data, document, given=splits)
+    splits = joined(sources) if sources else _splits(run.data, document, given=splits)
+    _check_splits(splits)
     objective = _objective(run, base, splits.train)
     if objective.entry.module.KINDS == ("labelled",):
         check_labels(splits)
@@ -124,9 +151,11 @@ def resolve(
         base.digest,
         *([list(parts)] if parts else []),
         *([{part: record.digest for part, record in read.items()}] if read else []),
+        *([_mixing(run.data, sources)] if sources else []),
     ]
     name = check_name(run.name or _derived_name(base, method, splits.train, digest_json(work)))
-    return Job(name, run, origins, base, splits, prompt, method, objective, digest_json([name, *work]), parts, read)
+    key = digest_json([name, *work])
+    return Job(name, run, origins, base, splits, prompt, method, objective, key, parts, read, sources)
 
 
 def _told(train: dict[str, Any]) -> dict[str, Any]:
@@ -173,29 +202,63 @@ def _splits(data: DataConfig, document: Document, *, given: Splits | None) -> Sp
     if given is not None:
         if data.path or data.train:
             raise InputError("give the data in the configuration or as splits, not both")
-        found = given
-    elif data.path:
+        return given
+    if data.path:
         cut = data.split
         shares = {"train": cut.train, "validation": cut.validation, "test": cut.test}
-        found = split(_read(data, document, data.path), **shares, seed=cut.seed)
-    elif data.train:
-        train = _read(data, document, data.train)
-        rest = [
-            _read(data, document, path) if path else Dataset(f"no {part}", train.kind, ())
-            for part, path in (("validation", data.validation), ("test", data.test))
-        ]
-        found = Splits(train, *rest)
-    else:
+        return split(_read(data, document, data.path), **shares, seed=cut.seed)
+    if not data.train:
         raise InputError(
-            "data.path or data.train is required: the file with the examples",
+            "data.path, data.train or data.sources is required: where the examples are",
             hint="for example data.path=tickets.jsonl",
         )
-    if not len(found.train):
-        raise DataError(f"there are no rows to train on in {found.train.name}")
-    kinds = {part.kind for part in (found.train, found.validation) if len(part)}
+    train = _read(data, document, data.train)
+    rest = [
+        _read(data, document, path) if path else Dataset(f"no {part}", train.kind, ())
+        for part, path in (("validation", data.validation), ("test", data.test))
+    ]
+    return Splits(train, *rest)
+
+
+def _check_splits(splits: Splits) -> None:
+    """Raise DataError for a source, or the only data, that has nothing to train on or is of two kinds."""
+    if not len(splits.train):
+        raise DataError(f"there are no rows to train on in {splits.train.name}")
+    kinds = {part.kind for part in (splits.train, splits.validation) if len(part)}
     if len(kinds) > 1:
         raise DataError(f"training and validation data must be of one kind; got {' and '.join(sorted(kinds))}")
-    return found
+
+
+def _sources(data: DataConfig, document: Document, *, given: Splits | None) -> tuple[Source, ...]:
+    """Each source read and cut. Raises InputError or DataError for sources that cannot be mixed."""
+    if data.sources and given is not None:
+        raise InputError("give the data in the configuration or as splits, not both")
+    found = []
+    for source in data.sources:
+        own = {key: getattr(source, key) for key in ("path", "train", "validation", "test")}
+        read = {key: getattr(source, key) or getattr(data, key) for key in ("limit", "columns")}
+        one = data.model_copy(update={**own, **read, "sources": ()})
+        splits = _splits(one, document, given=None)
+        _check_splits(splits)
+        found.append(Source(source.called, splits, source.weight or 1.0))
+    kinds = {source.splits.train.kind: source.name for source in found}
+    if len(kinds) > 1:
+        shown = ", ".join(f"{name} is {kind}" for kind, name in kinds.items())
+        raise DataError(f"all data.sources must be of one kind; {shown}", hint="luthier data inspect FILE shows it")
+    if data.sampled == "dynamic":
+        silent = [source.name for source in found if not len(source.splits.validation)]
+        if silent:
+            raise InputError(
+                f"data.sampling dynamic follows the validation loss of each source; {silent[0]} has no validation rows",
+                hint="give it a validation file, or data.split.validation=0.1",
+            )
+    return tuple(found)
+
+
+def _mixing(data: DataConfig, sources: Sequence[Source]) -> list[Any]:
+    """What of the mixture decides the work."""
+    shares = [data.sampled, data.temperature, data.cap, data.epoch_rows]
+    return [shares, [source.as_list() for source in sources]]
 
 
 def _read(data: DataConfig, document: Document, path: str) -> Dataset:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.dataset import Dataset, Splits
 from luthier.core.errors import ConflictError, LuthierError, NotFoundError, UnsupportedError
@@ -58,6 +58,8 @@ class Start:
     dropped: int = 0
     truncated: int = 0
     predicted: Prediction | None = None
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of each data source its rows, validation rows and share of the first epoch."""
 
 
 def tune(
@@ -182,7 +184,7 @@ def _execute(
     prepared = prepare(store, job, progress, shared)
     model, work, validation = prepared.model, prepared.training, prepared.validation
     lengths = [[row.length for row in each.rows] if each else [] for each in (work, validation)]
-    predicted = preflight.predict(store, job, model, *lengths) if lengths[0] else None
+    predicted = preflight.predict(store, job, model, *lengths, layout=work.layout) if lengths[0] else None
     reset_peak(model.device)
     trainable, total = _parameter_counts(model)
     start = Start(
@@ -197,6 +199,7 @@ def _execute(
         prepared.dropped,
         prepared.truncated,
         predicted,
+        _told_sources(work, validation),
     )
     if started is not None:
         started(start)
@@ -250,6 +253,19 @@ def _validator(
     return validate
 
 
+def _told_sources(work: Work, validation: Work | None) -> dict[str, dict[str, Any]]:
+    layout = work.layout
+    if layout is None:
+        return {}
+    held = (
+        validation.layout.sizes
+        if validation is not None and validation.layout is not None
+        else (0,) * len(layout.sizes)
+    )
+    each = zip(layout.names, layout.sizes, held, layout.mixture.shares(layout.sizes), strict=True)
+    return {name: {"rows": n, "validation_rows": v, "share": round(share, 4)} for name, n, v, share in each}
+
+
 def _parameter_counts(model: LoadedModel) -> tuple[int, int]:
     """(trainable, all)."""
     from luthier.models.quantize import unseen
@@ -270,10 +286,12 @@ def _record_inputs(store: Store, job: Job, run: Run) -> None:
         record_edge(store, Node("model", part["name"]), "built on", made_by)
     for what, record in job.reads.items():
         record_edge(store, Node("model", record.name), what, made_by)
-    record_edge(store, _dataset(job.splits.train), "train", made_by)
+    relations: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+    for relation in relations:
+        for dataset in job.datasets(relation):
+            if len(dataset):
+                record_edge(store, _dataset(dataset), relation, made_by)
     runs.record_trained_on(store, run.id, (example.id for example in job.splits.train.examples))
-    if len(job.splits.validation):
-        record_edge(store, _dataset(job.splits.validation), "validation", made_by)
 
 
 def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, *, replace: bool) -> ModelRecord:
@@ -342,6 +360,7 @@ def _summary(start: Start, outcome: Outcome, peak_mb: float) -> dict[str, Any]:
         "ended": outcome.ended,
         "best_step": outcome.best_step,
         **best,
+        **({"sources": start.sources} if start.sources else {}),
         **({"predicted": _against(start, outcome, peak_mb)} if start.predicted is not None else {}),
     }
 
