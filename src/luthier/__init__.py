@@ -19,6 +19,7 @@ _VERBS = {
     "inspect": "luthier.data.inspect",
     "split": "luthier.data.split",
     "answers": "luthier.data.answers",
+    "rewards": "luthier.objectives._rewards",
     "tune": "luthier.training.tune",
     "export": "luthier.models.export",
     "shrink": "luthier.models.shrink",

@@ -12,10 +12,12 @@ import pytest
 from luthier.cli import main
 from luthier.core.dataset import Dataset, Example
 from luthier.core.engine import EMBED, GENERATE, EngineInfo, Generation, Sampling
-from luthier.core.errors import ConflictError, DataError, UnsupportedError
+from luthier.core.errors import ConflictError, DataError, InputError, UnsupportedError
 from luthier.core.message import Conversation, Message, user
+from luthier.core.score import Reward
 from luthier.data.answers import BLOCK, answers
 from luthier.data.read import read
+from luthier.store.lineage import lineage
 
 
 class Parrot:
@@ -126,3 +128,134 @@ def test_the_command(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert not done.value.code
         assert said in capsys.readouterr().err.replace("\n", " ")
     assert read(out).kind == "chat" and len(lines(out)) == 3
+
+
+class Counter(Parrot):
+    """Says how many calls there were, and so something else each time."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.seeds: list[int | None] = []
+
+    def generate(self, prompts: Sequence[Any], sampling: Sampling, *_: Any) -> list[Generation]:
+        self.seeds.append(sampling.seed)
+        self.asked += prompts
+        if len(self.asked) > self.breaks:
+            raise KeyboardInterrupt
+        return [self._say(f"{sampling.seed} {prompt[-1].content}") for prompt in prompts]
+
+
+class Liking:
+    """Likes the seeds that it is told to."""
+
+    spec = ({"name": "liking"},)
+
+    def __init__(self, *liked: int) -> None:
+        self.liked = liked
+
+    def __call__(self, prompts: Sequence[Any], targets: Sequence[Any], texts: Sequence[str]) -> list[Reward]:
+        values = [float(int(text.split()[2]) in self.liked) for text in texts]
+        return [Reward(value, {"liking": value}) for value in values]
+
+
+DRAWN = Sampling(temperature=1.0, seed=2)
+
+
+def test_the_best_of_several_answers_is_kept_with_its_reward(tmp_path: Path) -> None:
+    engine, out = Counter(), tmp_path / "o.jsonl"
+    made = answers(dataset(["a", "b"]), engine, out, sampling=DRAWN, samples=3, rewards=Liking(7, 8))  # type: ignore[arg-type]
+    assert engine.seeds == [6, 7, 8] and (made.rows, made.mean_reward, made.best_reward) == (2, 2 / 3, 1.0)
+    first = lines(out)[0]
+    assert first["messages"][-1]["content"] == "you say 7 a" and (first["reward"], first["of"]) == (1.0, 3)
+    assert first["best_of"] == {"samples": 3, "rewards": [{"name": "liking"}], "keep": "best", "least": None}
+    assert first["reward_parts"] == {"liking": 1.0} and read(out).kind == "chat"
+    with pytest.raises(ConflictError, match="with these settings"):
+        answers(dataset(["c"]), engine, out, sampling=DRAWN, samples=2, rewards=Liking(7))  # type: ignore[arg-type]
+
+
+def test_answers_that_were_cut_or_empty_never_win(tmp_path: Path) -> None:
+    class Half(Counter):
+        def _say(self, text: str) -> Generation:
+            return Generation(f"you say {text}", (), (), "length" if text.startswith("0") else "stop")
+
+    made = answers(
+        dataset(["a"]),
+        Half(),
+        tmp_path / "o.jsonl",  # type: ignore[arg-type]
+        sampling=Sampling(temperature=1.0, seed=0),
+        samples=2,
+        rewards=Liking(0),
+    )
+    assert (made.rows, made.cut, made.best_reward) == (1, 1, 0.0)
+    assert lines(made.path)[0]["messages"][-1]["content"] == "you say 1 a"
+
+
+def test_pairs_of_best_and_worst_are_preference_rows(tmp_path: Path) -> None:
+    out = tmp_path / "o.jsonl"
+    settings: dict[str, Any] = {"sampling": DRAWN, "samples": 3, "keep": "pair"}
+    made = answers(dataset(["a", "b"]), Counter(), out, rewards=Liking(8), **settings)  # type: ignore[arg-type]
+    assert made.rows == 2 and read(out).kind == "preference"
+    example = read(out).examples[1]
+    assert (example.chosen[0].content, example.rejected[0].content) == ("you say 8 b", "you say 6 b")
+    none = answers(dataset(["a", "b"]), Counter(), tmp_path / "p.jsonl", rewards=Liking(), **settings)  # type: ignore[arg-type]
+    assert (none.rows, none.refused) == (0, 2)
+
+
+def test_prompts_without_a_good_answer_are_left_out(tmp_path: Path) -> None:
+    made = answers(
+        dataset(["a"]),
+        Counter(),
+        tmp_path / "o.jsonl",  # type: ignore[arg-type]
+        sampling=DRAWN,
+        samples=2,
+        rewards=Liking(),
+        least=0.5,
+    )
+    assert (made.rows, made.refused, made.mean_reward) == (0, 1, 0.0)
+
+
+def test_rejection_sampling_goes_on_where_it_was(tmp_path: Path) -> None:
+    texts, settings = [f"n{i}" for i in range(2 * BLOCK)], {"sampling": DRAWN, "samples": 2, "rewards": Liking(5)}
+    whole = answers(dataset(texts), Counter(), tmp_path / "whole.jsonl", **settings)  # type: ignore[arg-type]
+    out = tmp_path / "o.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        answers(dataset(texts), Counter(breaks=3 * BLOCK), out, **settings)  # type: ignore[arg-type]
+    assert len(lines(out)) == BLOCK
+    made = answers(dataset(texts), Counter(), out, **settings)  # type: ignore[arg-type]
+    assert (made.earlier, made.rows) == (BLOCK, whole.rows) and out.read_bytes() == whole.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"samples": 0, "rewards": Liking()}, "samples must be >= 1"),
+        ({"samples": 2}, "choose among answers by rewards; got none"),
+        ({"least": 0.0}, "choose among answers by rewards"),
+        ({"samples": 2, "rewards": Liking(), "sampling": Sampling()}, "2 samples need temperature above 0"),
+        ({"samples": 2, "rewards": Liking(), "keep": "worst"}, "keep must be best or pair; got 'worst'"),
+        ({"rewards": Liking(), "keep": "pair"}, "keep pair needs samples >= 2"),
+    ],
+)
+def test_settings_that_do_not_fit_together(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        answers(dataset(["a"]), Counter(), tmp_path / "o.jsonl", **({"sampling": DRAWN} | settings))  # type: ignore[arg-type]
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_the_command_keeps_the_best(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"question": f"number {i}?", "answer": "x"}) + "\n" for i in range(3)))
+    command = ["data", "answers", str(source), "--model", "fake", "--out", str(out), "--max-tokens", "64"]
+    with pytest.raises(SystemExit) as done:
+        main([*command, "--samples", "2", "--reward", "{name: overlong, most: 1, margin: 50}", "--reward", "answered"])
+    said = capsys.readouterr().err
+    assert not done.value.code, said
+    assert "3 answers of fake" in said and "mean of the best" in said
+    row = lines(out)[0]
+    assert row["best_of"]["rewards"] == [{"name": "overlong", "most": 1, "margin": 50}, {"name": "answered"}]
+    parents = [edge.relation for edge in lineage(read(out).digest).edges]
+    assert sorted(parents) == ["answered", "asked in"]
+    for bad, wanted in (("exakt", "Did you mean 'exact'"), ("{name: number}", "the target has no number")):
+        with pytest.raises(SystemExit) as done:
+            main([*command, "--samples", "2", "--reward", bad])
+        assert done.value.code == 2 and wanted in " ".join(capsys.readouterr().err.split())

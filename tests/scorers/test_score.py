@@ -123,6 +123,7 @@ CASES: Mapping[str, Case] = {
     "length": Case(
         [Target(t) for t in TEXTS], [Answer(t) for t in TEXTS], [Answer(t) for t in OTHERS], {}, None, False
     ),
+    "overlong": Case(texts().targets, texts().perfect, [Answer("far too long " * 9)] * 5, {"most": 12}, 0.0),
     "bleu": Case(texts().targets, texts().perfect, texts().wrong, {"tokenize": "char"}),
     "meteor": Case(texts().targets, texts().perfect, texts().wrong, {}, None),
     "character_error_rate": Case(texts().targets, texts().perfect, texts().wrong, {}, 0.0),

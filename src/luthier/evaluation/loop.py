@@ -16,10 +16,11 @@ from luthier.core.dataset import Example
 from luthier.core.engine import Engine, EngineInfo
 from luthier.core.errors import EngineError, InputError, MismatchError
 from luthier.core.run import Progress
+from luthier.core.score import Target, target_of
 from luthier.core.task import Task
 from luthier.evaluation.asking import Ask, Reply, choose
 from luthier.evaluation.records import Record
-from luthier.scorers._score import Resources, Target, score_all
+from luthier.scorers._score import Resources, score_all
 
 _LEAST = -1e9  # stands for minus infinity, which JSON cannot write
 
@@ -166,12 +167,6 @@ def _records(
                 details[row][scorer.label] = dict(score.detail)
     rows = zip(indices, examples, replies, targets, scores, details, strict=True)
     return [_record(*row, slices=task.slices) for row in rows]
-
-
-def target_of(example: Example) -> Target:
-    """What a good answer to ``example`` is, as scorers read it."""
-    text = "" if example.target is None else str(example.target)
-    return Target(text, example.references, example.choices, example.correct, example.text, example.meta)
 
 
 def _record(

@@ -88,6 +88,9 @@ class Answering:
     The columns of a soft prompt come before all others, in the cache only: lengths, positions and masks are those of real tokens.
     With ``names`` each row has an adapter of its own (``models.rows``); ``own_prefixes`` then gives the keys and values of the shared
     tokens layer by layer, (rows, heads, shared, size), as each row's adapter has them.
+
+    With ``copies`` every prompt is read once and answered so many times: row ``i * copies + j`` is answer j to prompt i. ``seeds`` gives each
+    row random numbers of its own; without it they all begin at ``sampling.seed``.
     """
 
     def __init__(
@@ -102,10 +105,14 @@ class Answering:
         read_tokens: int = 1024,
         names: Sequence[str | None] | None = None,
         own_prefixes: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]] | None = None,
+        copies: int = 1,
+        seeds: Sequence[int] | None = None,
     ) -> None:
-        self.rows = list(range(len(prompts)))
+        self.rows = list(range(len(prompts) * copies))
+        self._copies, self._count = copies, len(self.rows)
         self._prompts = [list(prompt) for prompt in prompts]
-        self._sampler = Sampler(sampling, self._prompts, device)
+        asked = [prompt for prompt in self._prompts for _ in range(copies)]
+        self._sampler = Sampler(sampling, asked, device, seeds)
         self._device, self._prefix, self._shared = device, prefix, shared
         self._names = None if names is None else tuple(names)
         self._own_prefixes = own_prefixes
@@ -125,10 +132,24 @@ class Answering:
     @torch.inference_mode()
     def step(self, module: Any) -> tuple[list[int], list[int], list[float]]:
         """The next token of every live row: (row numbers, tokens, log-probabilities). The first step reads the prompts."""
+        tokens, log_probs = self.draw(self.scores(module))
+        return self.take(tokens, log_probs)
+
+    @torch.inference_mode()
+    def scores(self, module: Any) -> torch.Tensor:
+        """Logits of the next token, (places, vocabulary): one place for each row of ``rows``, finished ones among them."""
         hidden = self._read(module) if self._cache is None else self._go_on(module)
         with self._adapters(slice(None)):
-            scores = logits(module, hidden)
-        tokens, log_probs = self._sampler.draw(scores)
+            return logits(module, hidden)
+
+    @torch.inference_mode()
+    def draw(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A token for each place by its row's own random numbers, and its log-probability under ``scores`` as they are."""
+        return self._sampler.draw(scores)
+
+    @torch.inference_mode()
+    def take(self, tokens: torch.Tensor, log_probs: torch.Tensor) -> tuple[list[int], list[int], list[float]]:
+        """Go on with these tokens, one a place; of the live rows: (row numbers, tokens, log-probabilities)."""
         self._last = tokens
         live = [place for place, row in enumerate(self.rows) if row not in self._finished]
         rows = [self.rows[place] for place in live]
@@ -141,7 +162,7 @@ class Answering:
     @property
     def done(self) -> bool:
         """True when every row is finished."""
-        return len(self._finished) == len(self._prompts)
+        return len(self._finished) == self._count
 
     def prompt_cache(self) -> KeysValues:
         """Keys and values of the prompt of a batch of one row, for another prompt that begins with it."""
@@ -163,7 +184,7 @@ class Answering:
         if bool(padding.any()):
             capacity = self._width + self._sampler.sampling.max_new_tokens
             hidden_columns = torch.arange(self._width - self._shared, device=self._device)[None] < padding[:, None]
-            self._unseen = torch.zeros(len(self.rows), 1, 1, capacity, dtype=kind, device=self._device)
+            self._unseen = torch.zeros(len(self._prompts), 1, 1, capacity, dtype=kind, device=self._device)
             self._unseen[:, 0, 0, self._shared : self._width].masked_fill_(hidden_columns, torch.finfo(kind).min)
         with self._adapters(slice(None)):
             self._cache = self._new_cache(module)
@@ -171,12 +192,23 @@ class Answering:
         for group in self._groups():
             out.append(self._read_group(module, group, kind))
         self._place.rows, self._place.start = slice(None), self._virtual + self._width
-        return torch.cat(out)
+        return self._copied(torch.cat(out))
+
+    def _copied(self, hidden: torch.Tensor) -> torch.Tensor:
+        """From one row a prompt to one an answer: cache, lengths, masks, and the hidden states that are given."""
+        if self._copies == 1:
+            return hidden
+        places = torch.arange(len(self._prompts), device=self._device).repeat_interleave(self._copies)
+        self._cache.batch_select_indices(places)
+        self._lengths = self._lengths[places]
+        self._unseen = None if self._unseen is None else self._unseen[places]
+        self._names = None if self._names is None else tuple(n for n in self._names for _ in range(self._copies))
+        return hidden[places]
 
     def _groups(self) -> list[slice]:
         """Rows in order, in groups whose padded size is within ``read_tokens``; one group when the cache cannot be cut."""
         if not self._full_attention:
-            return [slice(0, len(self.rows))]
+            return [slice(0, len(self._prompts))]
         out, first, widest = [], 0, 0
         for row, prompt in enumerate(self._prompts):
             widest = max(widest, len(prompt) - self._shared)
@@ -207,7 +239,7 @@ class Answering:
 
     def _new_cache(self, module: Any) -> Any:
         config = causal_model(module).config.get_text_config()
-        count, layers, virtual = len(self.rows), cache_layers(module), self._virtual
+        count, layers, virtual = len(self._prompts), cache_layers(module), self._virtual
         if not self._full_attention:
             return new_cache(module, count) if virtual else DynamicCache(config=config)
         cache = Cache(layers=[_Slab(self._place, count, virtual + self._room) for _ in range(layers)])

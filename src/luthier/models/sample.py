@@ -22,17 +22,26 @@ _TOLERANCE = 1e-6
 
 
 class Sampler:
-    """Draws tokens for ``prompts`` (one row each) as ``sampling`` says; with a seed the same tokens every time."""
+    """Draws tokens for ``prompts`` (one row each) as ``sampling`` says; with a seed the same tokens every time.
 
-    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
+    ``seeds``: one for each row, in place of ``sampling.seed``.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompts: Sequence[Sequence[int]],
+        device: torch.device,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
         self.sampling = sampling
         self._prompts = prompts
         self._seen: torch.Tensor | None = None
         self._device = device
         self._generators: list[torch.Generator] = []
         if sampling.temperature > 0:
-            seed = sampling.seed
-            for _ in prompts:
+            for row in range(len(prompts)):
+                seed = sampling.seed if seeds is None else seeds[row]
                 generator = torch.Generator()
                 generator.manual_seed((secrets.randbits(63) if seed is None else seed) % 2**63)
                 self._generators.append(generator)

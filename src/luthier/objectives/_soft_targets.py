@@ -72,6 +72,34 @@ def token_terms(
     return TokenTerms(value, *sums)
 
 
+@dataclass(frozen=True)
+class Product:
+    """Logits that are not made yet: ``features`` (tokens, width) @ ``weight`` (vocabulary, width) transposed + ``bias`` (vocabulary) or None."""
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Of some of the features, fp32."""
+        return F.linear(features, self.weight, self.bias).float()
+
+
+def vocabulary_divergence(student: Product, teacher: Product, temperature: float) -> Tensor:
+    """Sum over tokens of KL(teacher || student), softened, in nats; as ``token_terms`` does, a few tokens at a time and over what both have."""
+
+    def piece(part: Tensor, start: int) -> Tensor:
+        ours = student.logits(part)
+        with torch.no_grad():
+            theirs = teacher.logits(teacher.features[start : start + len(part)])
+        both = min(ours.shape[-1], theirs.shape[-1])
+        return divergence(ours[:, :both], theirs[:, :both], temperature, "forward")
+
+    trained = [each for each in (student.weight, student.bias) if each is not None and each.requires_grad]
+    value: Tensor = _InPieces.apply(piece, torch.is_grad_enabled(), student.features, *trained)  # type: ignore[no-untyped-call]
+    return value
+
+
 class _InPieces(torch.autograd.Function):
     """Sum of ``piece(rows of hidden)``, some rows at a time, with the gradients for hidden and parameters made on the way."""
 

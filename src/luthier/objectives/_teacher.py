@@ -50,16 +50,21 @@ def _root(store: Store, record: ModelRecord) -> ModelRecord:
     return record
 
 
-def _check_tokenizer(store: Store, teacher: ModelRecord, student: ModelRecord) -> None:
-    roots = [_root(store, record) for record in (teacher, student)]
+def tokens_apart(store: Store, one: ModelRecord, other: ModelRecord) -> tuple[int, int, int] | None:
+    """None where two stored models read the same tokens, else the sizes of both vocabularies and how many tokens are not shared."""
+    roots = [_root(store, record) for record in (one, other)]
     if roots[0].digest == roots[1].digest:
-        return
-    ours, theirs = (load_tokenizer(path_of(store, record.digest)).get_vocab() for record in roots)
-    if ours != theirs:
-        apart = len(set(ours.items()) ^ set(theirs.items()))
+        return None
+    first, second = (load_tokenizer(path_of(store, record.digest)).get_vocab() for record in roots)
+    return None if first == second else (len(first), len(second), len(set(first.items()) ^ set(second.items())))
+
+
+def _check_tokenizer(store: Store, teacher: ModelRecord, student: ModelRecord) -> None:
+    apart = tokens_apart(store, teacher, student)
+    if apart is not None:
         raise MismatchError(
-            f"the teacher {teacher.name} and the student {student.name} have different tokenizers ({len(ours)} and {len(theirs)} tokens, "
-            f"{apart} of them not shared), so that what one says of a token means nothing to the other",
+            f"the teacher {teacher.name} and the student {student.name} have different tokenizers ({apart[1]} and {apart[0]} tokens, "
+            f"{apart[2]} of them not shared), so that what one says of a token means nothing to the other",
             hint="take a teacher of the student's family, or train the student on the teacher's answers (luthier data answers)",
         )
 
@@ -101,6 +106,20 @@ def open_teacher(name: str, student: LoadedModel, longest: int) -> LoadedModel:
     teacher = load_model(store_of(student), name, dtype=dtype, device=str(student.device))
     require_context(teacher, longest)
     teacher.module.eval().requires_grad_(False)
+    return teacher
+
+
+_open: WeakValueDictionary[tuple[str, str, str], LoadedModel] = WeakValueDictionary()
+
+
+def shared(name: str, student: LoadedModel, longest: int) -> LoadedModel:
+    """As ``open_teacher``; the rows of training and of validation have one in common, and let go of it together."""
+    record = find(store_of(student), name)
+    key = (record.digest, str(student.dtype), str(student.device))
+    teacher = _open.get(key)
+    if teacher is None:
+        teacher = _open[key] = open_teacher(name, student, longest)
+    require_context(teacher, longest)
     return teacher
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakValueDictionary
 
 import torch
 from pydantic import Field
@@ -177,21 +176,12 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
     return kept
 
 
-_open: WeakValueDictionary[tuple[str, str, str], LoadedModel] = WeakValueDictionary()
-
-
 def before(model: LoadedModel, rows: Sequence[Any], config: Config, progress: Progress) -> None:
     """Open the teacher; the rows of training and of validation have one in common, and let go of it together."""
     if not rows:
         return
     progress("teacher", 0, 1)
-    record = find(store_of(model), config.teacher)
-    key = (record.digest, str(model.dtype), str(model.device))
-    longest = max(row.length for row in rows)
-    teacher = _open.get(key)
-    if teacher is None:
-        teacher = _open[key] = _teacher.open_teacher(config.teacher, model, longest)
-    _teacher.require_context(teacher, longest)
+    teacher = _teacher.shared(config.teacher, model, max(row.length for row in rows))
     if config.attention:
         watch_scores(inner_of(teacher))
     for row in rows:

@@ -9,15 +9,15 @@ unless the file says otherwise with one of:
 - ``aggregate(answers, targets, config) -> float`` and, where it can be fast, ``resampled(answers, targets, counts, config)``. ``counts``
   has shape (resamples, examples) and says how often each example was drawn.
 
-Two more are optional: ``score_many(answers, targets, config, resources) -> list[Score]`` where a batch is cheaper than one by one, or
-other engines, programs or databases are needed; and the constants ``LOWER_IS_BETTER = True`` and ``BOUNDS = (low, high)``.
+More is optional: ``score_many(answers, targets, config, resources) -> list[Score]`` where a batch is cheaper than one by one, or
+other engines, programs or databases are needed; ``needs_target(config) -> bool`` where an answer can be scored without the target's text; and
+the constants ``LOWER_IS_BETTER = True`` and ``BOUNDS = (low, high)``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,57 +25,16 @@ import numpy as np
 import numpy.typing as npt
 
 from luthier.core.catalog import Entry
+from luthier.core.score import Answer, Option, Score, Target
 
 if TYPE_CHECKING:
     from luthier.core.engine import Engine
     from luthier.store.database import Store
 
+__all__ = ["Answer", "Counts", "Figure", "Floats", "Option", "Resources", "Score", "Target", "score_all"]
+
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """A choice, a label or a text whose likelihood was asked. ``logprob`` is a sum over ``tokens`` tokens, in nats."""
-
-    text: str
-    logprob: float
-    tokens: int = 0
-    greedy: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the engine gave. ``options`` are what it scored, in the order of the choices; ``samples`` all answers to one question."""
-
-    text: str
-    options: tuple[Option, ...] = ()
-    samples: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a good answer is: see ``Example`` for the fields. ``input`` is the question; ``meta`` the rest of its row."""
-
-    text: str
-    references: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    correct: tuple[int, ...] = ()
-    input: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def accepted(self) -> tuple[str, ...]:
-        """Every text that counts."""
-        return self.references or (self.text,)
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """``value`` as the scorer defines it, None when it could not say (counted apart, never as a number); ``detail`` says why."""
-
-    value: float | None
-    detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Resources:

@@ -17,6 +17,11 @@ class Config(RunConfig):
     """
 
 
+def needs_target(config: Config) -> bool:
+    """The tests are fields of the row."""
+    return False
+
+
 def score(answer: Answer, target: Target, config: Config) -> Score:
     """The share of samples that pass: pass@1 without bias. The detail says of each how it ended and why."""
     return score_many([answer], [target], config, Resources())[0]

@@ -24,6 +24,11 @@ class Config(EntryConfig):
     mode: Literal["strict", "loose"] = "strict"
 
 
+def needs_target(config: Config) -> bool:
+    """The instructions are fields of the row."""
+    return False
+
+
 def score(answer: Answer, target: Target, config: Config) -> Score:
     """1.0 when all instructions are followed (level ``instruction``: the share); None when the row names none, or one that is not known.
 

@@ -48,6 +48,11 @@ class Config(EntryConfig):
         return value
 
 
+def needs_target(config: Config) -> bool:
+    """The schema is an option, or a field of the row."""
+    return False
+
+
 def score(answer: Answer, target: Target, config: Config) -> Score:
     """1.0 when the answer is JSON and fits, else 0.0 with the first problems and where they are; None when there is no usable schema."""
     schema = _schema_of(target, config)

@@ -20,6 +20,11 @@ class Config(EntryConfig):
     type: Literal["any", "object", "array"] = "any"
 
 
+def needs_target(config: Config) -> bool:
+    """The answer alone is read."""
+    return False
+
+
 def score(answer: Answer, target: Target, config: Config) -> Score:
     """1.0 for valid JSON (RFC 8259; NaN and comments are not), else 0.0 with the reason. The target does not matter."""
     try:

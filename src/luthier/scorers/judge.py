@@ -49,6 +49,11 @@ class Config(EntryConfig):
     timeout_s: float | None = Field(default=None, gt=0)
 
 
+def needs_target(config: Config) -> bool:
+    """Where the judge is shown it."""
+    return config.reference or (config.mode == "pairwise" and not config.baseline)
+
+
 def score(answer: Answer, target: Target, config: Config) -> Score:
     """The grade, or the outcome of the comparison; None when the judge could not be read."""
     resources = Resources()

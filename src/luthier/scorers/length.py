@@ -16,6 +16,11 @@ class Config(EntryConfig):
     relative: bool = False
 
 
+def needs_target(config: Config) -> bool:
+    """Only to be compared with."""
+    return config.relative
+
+
 def score(answer: Answer, target: Target, config: Config) -> Score:
     """The length; with ``relative`` None when the target is empty. Not for ranking: put it after the primary scorer."""
     given = _length(answer.text, config.unit)

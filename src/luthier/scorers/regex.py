@@ -43,6 +43,11 @@ class Config(EntryConfig):
         return value
 
 
+def needs_target(config: Config) -> bool:
+    """Not where finding the pattern is enough."""
+    return not config.pattern or config.expect == "target"
+
+
 def score(answer: Answer, target: Target, config: Config) -> Score:
     """1.0 when the answer has what is expected, else 0.0; None when there is no pattern to look for, or the search never ended."""
     try:

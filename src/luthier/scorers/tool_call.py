@@ -25,6 +25,11 @@ class Config(EntryConfig):
     key: str = "tool_calls"
 
 
+def needs_target(config: Config) -> bool:
+    """The calls may be a field of the row."""
+    return False
+
+
 def score(answer: Answer, target: Target, config: Config) -> Score:
     """1.0 when the calls are right by the measure; the detail holds the calls that were read, and what is missing or too much."""
     wanted = _wanted(target, config)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,18 +24,21 @@ from torch import Tensor, nn
 from luthier.core.errors import InputError, TrainingError
 from luthier.core.run import MetricSink, Progress, no_progress
 from luthier.data.batch import Step, plan
-from luthier.objectives._loss import Loss, Totals
+from luthier.objectives._loss import Loss
+from luthier.objectives._rollout import Moment, Rollout
 from luthier.training import checkpoint
 from luthier.training.checkpoint import Checkpoint, Position
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Interruption
 from luthier.training.memory import kept_heap, peak_mb
 from luthier.training.optimizer import MasterAdamW
+from luthier.training.play import Means, Update, in_batches, play, updates
 from luthier.training.schedule import rate
 from luthier.training.sources import Layout
+from luthier.training.tally import Tally
 
 _CHECKPOINT_S = 60.0
-_METHOD = "method."
+_METHOD, _ROLLOUT = "method.", "rollout."
 
 
 class Row(Protocol):
@@ -56,6 +60,7 @@ class Row(Protocol):
 class Steps(Protocol):
     """What a method does around every optimizer step: made by its optional function ``steps(model, config)``.
 
+    Where a step makes several updates (a rollout's), it is asked around each of them, with the number of the step.
     Weights and gradients are the fp32 ones of what is trained, by parameter name, and may be changed in place.
     """
 
@@ -77,14 +82,21 @@ class Work:
     """What to minimise: ``loss(collate(rows))``, a mean over the rows' weights.
 
     ``whole``: the loss of a row depends on the other rows of its step, so ``collate`` gets them all at once, not a micro-batch, and it is
-    the loss that keeps its forwards within the token budget. ``layout`` says where rows of several sources lie and how they are drawn.
+    the loss that keeps its forwards within the token budget. ``rollout``: rows are prompts, and what is minimised is the loss of what the
+    rollout makes of a step's prompts. ``layout`` says where rows of several sources lie and how they are drawn.
     """
 
     rows: Sequence[Row]
     collate: Callable[[Sequence[Any]], Any]
     loss: Callable[[Any], Loss]
     whole: bool = False
+    rollout: Rollout | None = None
     layout: Layout | None = None
+
+    @property
+    def joined(self) -> bool:
+        """Whether the rows of a step go on together."""
+        return self.whole or self.rollout is not None
 
     def plan(
         self,
@@ -100,14 +112,14 @@ class Work:
         before, which their shares may follow."""
         shape: dict[str, Any] = {"batch_size": batch_size, "max_tokens": max_tokens, "seed": seed, "epoch": epoch}
         if self.layout is not None:
-            steps = self.layout.plan(lengths, **shape, group=not self.whole, losses=losses)
+            steps = self.layout.plan(lengths, **shape, group=not self.joined, losses=losses)
         else:
-            steps = plan(lengths, **shape, group=not self.whole)
-        return [[[row for rows in step for row in rows]] for step in steps] if self.whole else steps
+            steps = plan(lengths, **shape, group=not self.joined)
+        return [[[row for rows in step for row in rows]] for step in steps] if self.joined else steps
 
     def source_of(self, rows: Sequence[int]) -> str | None:
         """The name of the source that a micro-batch of several sources is of."""
-        if self.layout is None or self.whole:
+        if self.layout is None:
             return None
         return self.layout.names[self.layout.numbers[rows[0]]]
 
@@ -164,22 +176,27 @@ def train(
 
 
 def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str, float]:
-    """Loss and the objective's metrics over all rows, without gradients: ``{"loss": ..., "accuracy": ...}``."""
-    totals, each = Totals(), dict[str, Totals]()
+    """Loss and the objective's metrics over all rows, without gradients: ``{"loss": ..., "accuracy": ...}``, and of each source.
+
+    Of prompts the means over what a rollout makes of them, with the same random numbers at each call.
+    """
+    tally, played = Tally(), Means()
     with torch.inference_mode():
-        for name, part in [("", work)] if work.layout is None else work.by_source():
+        for name, part in [(None, work)] if work.layout is None else work.by_source():
             lengths = [row.length for row in part.rows]
-            for step in part.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=0, epoch=0):
+            plan = part.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=0, epoch=0)
+            for number, step in enumerate(plan):
                 for indices in step:
-                    loss = work.loss(work.collate([part.rows[i] for i in indices]))
-                    totals.add(loss)
-                    each.setdefault(name, Totals()).add(loss)
-    return totals.means() | (_named(each) if work.layout is not None else {})
-
-
-def _named(each: Mapping[str, Totals]) -> dict[str, float]:
-    """Means of every source: ``loss/wiki``."""
-    return {f"{metric}/{name}": value for name, totals in each.items() for metric, value in totals.means().items()}
+                    rows: Sequence[Any] = [part.rows[i] for i in indices]
+                    batches = [list(range(len(rows)))]
+                    if work.rollout is not None:
+                        experience = work.rollout.play(rows, Moment(number, 0, max_tokens, training=False))
+                        played.add(experience.metrics, len(rows))
+                        rows = experience.rows
+                        batches = [list(range(len(rows)))] if work.whole else in_batches(rows, max_tokens)
+                    for batch in batches:
+                        tally.add(work.loss(work.collate([rows[i] for i in batch])), name)
+    return tally.means() | played.means()
 
 
 def planned_steps(config: TrainConfig, lengths: Sequence[int], steps_per_epoch: int) -> tuple[int, str]:
@@ -231,6 +248,9 @@ class _Loop:
             if self.around is not None:
                 own = {k.removeprefix(_METHOD): v for k, v in tensors.items() if k.startswith(_METHOD)}
                 self.around.load_state(own)
+            if self.work.rollout is not None:
+                own = {k.removeprefix(_ROLLOUT): v for k, v in tensors.items() if k.startswith(_ROLLOUT)}
+                self.work.rollout.load_state(own)
             checkpoint.restore_generators(tensors)
             self.position = resume.position
         self.module.train()
@@ -307,22 +327,9 @@ class _Loop:
         return self.steps
 
     def _step(self) -> dict[str, Any]:
-        """One optimizer step over its micro-batches; returns its record."""
+        """One step: an optimizer update over its micro-batches, or several where it begins with a rollout; returns its record."""
         began, at, config = time.perf_counter(), self.position, self.config
         epoch, index = divmod(at.step, self.steps_per_epoch)
-        step = self._plan(epoch)[index]
-        rows = self.work.rows
-        weight = sum(rows[i].weight for indices in step for i in indices)
-        totals, each = Totals(), dict[str, Totals]()
-        for indices in step[self.processes.process_index :: self.processes.num_processes]:
-            loss = self.work.loss(self.work.collate([rows[i] for i in indices]))
-            self._require_number(float(loss.value.detach()), "loss", indices)
-            torch.autograd.backward(loss.value * (loss.count / weight))
-            self.optimizer.accumulate()
-            totals.add(loss)
-            source = self.work.source_of(indices)
-            if source is not None:
-                each.setdefault(source, Totals()).add(loss)
         learning_rate = rate(
             self._on_schedule(),
             total=self.total,
@@ -330,26 +337,57 @@ class _Loop:
             schedule=config.schedule,
             warmup=config.warmup,
         )
-        if self.around is not None:
-            self.around.before(at.step + 1, self.total, self.optimizer.masters(), self.optimizer.gradients())
-        norm = self.optimizer.step(learning_rate, config.clip, self._sum if self.processes.num_processes > 1 else None)
-        self._require_number(norm, "gradient", [i for indices in step for i in indices])
-        if self.around is not None:
-            self.around.after(at.step + 1, self.total, self.optimizer.masters())
-            self.optimizer.publish()
-        tokens, seconds = sum(self.lengths[i] for indices in step for i in indices), time.perf_counter() - began
+        planned = self._plan(epoch)[index]
+        sources = [] if self.work.joined else [self.work.source_of(indices) for indices in planned]
+        found, made = self._updates([[self.work.rows[i] for i in indices] for indices in planned])
+        tally, norms, tokens = Tally(), [], 0
+        for update in made:
+            norms.append(self._update(update, learning_rate, tally, sources))
+            tokens += sum(row.length for rows in update for row in rows)
+        seconds = time.perf_counter() - began
         at.step, at.tokens, at.train_s = at.step + 1, at.tokens + tokens, at.train_s + seconds
         return {
             "step": at.step,
             "epoch": round(at.step / self.steps_per_epoch, 4),
-            **totals.means(),
-            **_named(each),
+            **tally.means(),
+            **found,
             **self._shares(epoch),
             "learning_rate": learning_rate,
-            "grad_norm": norm,
+            "grad_norm": sum(norms) / len(norms),
             "tokens": at.tokens,
             "tokens_per_s": round(tokens / seconds, 1),
         }
+
+    def _updates(self, step: Update) -> tuple[Mapping[str, float], Iterable[Update]]:
+        """What the step's rollout says of itself, and the optimizer updates that its rows are for."""
+        if self.work.rollout is None:
+            return {}, [step]
+        at, config = self.position, self.config
+        moment = Moment(at.step, config.seed, config.max_tokens_per_batch)
+        experience = play(self.module, self.work.rollout, [row for rows in step for row in rows], moment)
+        return experience.metrics, updates(experience, moment, whole=self.work.whole)
+
+    def _update(self, batches: Update, learning_rate: float, tally: Tally, sources: Sequence[str | None]) -> float:
+        """One optimizer update over ``batches``, whose losses go to ``tally``; returns the gradient's norm. ``sources`` names those of the
+        batches, as far as it goes."""
+        weight = sum(row.weight for rows in batches for row in rows)
+        first, each = self.processes.process_index, self.processes.num_processes
+        for rows, source in list(zip_longest(batches, sources))[first::each]:
+            loss = self.work.loss(self.work.collate(rows))
+            self._require_number(float(loss.value.detach()), "loss", rows)
+            torch.autograd.backward(loss.value * (loss.count / weight))
+            self.optimizer.accumulate()
+            tally.add(loss, source)
+        step = self.position.step + 1
+        if self.around is not None:
+            self.around.before(step, self.total, self.optimizer.masters(), self.optimizer.gradients())
+        reduce = self._sum if self.processes.num_processes > 1 else None
+        norm = self.optimizer.step(learning_rate, self.config.clip, reduce)
+        self._require_number(norm, "gradient", [row for rows in batches for row in rows])
+        if self.around is not None:
+            self.around.after(step, self.total, self.optimizer.masters())
+            self.optimizer.publish()
+        return norm
 
     def _shares(self, epoch: int) -> dict[str, float]:
         """The sources' shares of ``epoch``, where they are not always the same."""
@@ -363,10 +401,10 @@ class _Loop:
         summed: Tensor = sum_over_processes(buffer, "sum")
         return summed
 
-    def _require_number(self, value: float, what: str, indices: Sequence[int]) -> None:
+    def _require_number(self, value: float, what: str, rows: Sequence[Row]) -> None:
         if math.isfinite(value):
             return
-        sources = [self.work.rows[i].source or f"row {i}" for i in indices]
+        sources = [row.source or "without a source" for row in rows]
         shown = ", ".join(sources[:8]) + (f" and {len(sources) - 8} more" if len(sources) > 8 else "")
         kept = checkpoint.latest(self.folder)
         raise TrainingError(
@@ -429,5 +467,7 @@ class _Loop:
         if self.processes.is_main_process:
             own = self.around.state() if self.around is not None else {}
             state = self.optimizer.state() | {_METHOD + key: tensor for key, tensor in own.items()}
+            if self.work.rollout is not None:
+                state |= {_ROLLOUT + key: tensor for key, tensor in self.work.rollout.state().items()}
             checkpoint.save(self.folder, self.position, state)
         self.saved = time.perf_counter()

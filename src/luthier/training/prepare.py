@@ -14,6 +14,7 @@ from luthier.training.sources import Layout
 
 if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
+    from luthier.objectives._rollout import Rollout
     from luthier.training.loop import Work
     from luthier.training.shared import Rows, Shared
 
@@ -35,13 +36,14 @@ def prepare(store: Store, job: Job, progress: Progress, shared: Shared | None) -
     training = _rows(model, job, job.datasets("train"), progress, shared)
     held = len(job.splits.validation)
     validation = _rows(model, job, job.datasets("validation"), progress, shared) if held else []
-    work = _work(model, job, training)
+    rollout = _rollout(model, job)
+    work = _work(model, job, training, rollout)
     if work.layout is not None:
         work.layout.check([len(part.rows) for part in validation])
     return Prepared(
         model,
         work,
-        _work(model, job, validation) if held else None,
+        _work(model, job, validation, rollout) if held else None,
         sum(len(part.dropped) for part in (*training, *validation)),
         sum(len(part.truncated) for part in (*training, *validation)),
     )
@@ -123,7 +125,13 @@ def layout_of(job: Job, found: Sequence[Rows]) -> Layout | None:
     return Layout(mixture, tuple(len(part.rows) for part in found)) if mixture is not None else None
 
 
-def _work(model: LoadedModel, job: Job, found: Sequence[Rows]) -> Work:
+def _rollout(model: LoadedModel, job: Job) -> Rollout | None:
+    """What makes experience of prompts, for an objective that learns from answers of the model; it sees the model untrained."""
+    make = job.objective.entry.optional("rollout")
+    return make(model, job.objective.config) if make is not None else None
+
+
+def _work(model: LoadedModel, job: Job, found: Sequence[Rows], rollout: Rollout | None) -> Work:
     from luthier.training.loop import Work
 
     objective, config = job.objective.entry, job.objective.config
@@ -134,5 +142,6 @@ def _work(model: LoadedModel, job: Job, found: Sequence[Rows]) -> Work:
         lambda rows: objective.module.collate(rows, model, *budget),
         lambda batch: objective(model, batch, config),
         whole,
+        rollout,
         layout_of(job, found),
     )

@@ -1,0 +1,24 @@
+"""Means of the losses of a step or a validation: over everything, and over what is of each source."""
+
+from __future__ import annotations
+
+from luthier.objectives._loss import Loss, Totals
+
+
+class Tally:
+    """Takes losses in; ``means`` has ``loss`` and, where sources were named, ``loss/wiki``."""
+
+    def __init__(self) -> None:
+        self._all = Totals()
+        self._each: dict[str, Totals] = {}
+
+    def add(self, loss: Loss, source: str | None = None) -> None:
+        """Take one batch in, of ``source`` where it is of one of several."""
+        self._all.add(loss)
+        if source is not None:
+            self._each.setdefault(source, Totals()).add(loss)
+
+    def means(self) -> dict[str, float]:
+        """By name; of a source only the metrics of its own batches."""
+        named = {f"{key}/{name}": value for name, of in self._each.items() for key, value in of.means().items()}
+        return self._all.means() | named
