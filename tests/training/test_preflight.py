@@ -9,6 +9,9 @@ import pytest
 import torch
 from tests.training.test_tune import settings, write_tickets
 
+from luthier.models.adapters import ADAPTER
+from luthier.models.weights import read_tensors
+from luthier.store.artifacts import path_of
 from luthier.store.database import open_store
 from luthier.store.runs import finish, start
 from luthier.training import preflight
@@ -180,3 +183,46 @@ def test_calibration_is_a_speed() -> None:
 
 def calibrated() -> float:
     return preflight.calibrate(torch.float32, torch.device("cpu"), seconds=0.01)
+
+
+def test_activations_are_computed_again_only_where_memory_needs_it(
+    tiny_decoder: str, tickets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    job = resolve(settings(tiny_decoder, tickets), (), store)
+    plain = look_ahead(store, job)
+    asked = look_ahead(store, resolve(settings(tiny_decoder, tickets, checkpointing="on"), (), store))
+    assert (plain.checkpointing, asked.checkpointing) == (False, True)
+    assert asked.parts["activations"] < plain.parts["activations"]
+    assert asked.flops > plain.flops
+    monkeypatch.setattr("luthier.training.memory.free_mb", lambda device=None: 0.01)
+    assert look_ahead(store, job).checkpointing
+    off = resolve(settings(tiny_decoder, tickets, checkpointing="off"), (), store)
+    assert not look_ahead(store, off).checkpointing
+    assert job.key == off.key, "the result is the same"
+
+
+def test_a_training_that_needs_it_computes_again_and_says_so(
+    tiny_decoder: str, tickets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.models import checkpointing
+
+    seen: list[int] = []
+    inner = checkpointing.checkpoint
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(1)
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(checkpointing, "checkpoint", watched)
+    plain = tune(settings(tiny_decoder, tickets, max_steps=3, checkpointing="off"))
+    assert not seen
+    assert plain.summary["checkpointing"] is False
+    first = read_tensors(path_of(open_store(), plain.model.digest) / ADAPTER)
+    monkeypatch.setattr("luthier.training.memory.free_mb", lambda device=None: 0.01)
+    again = tune(settings(tiny_decoder, tickets, max_steps=3), resume=False, replace=True)
+    assert seen
+    assert again.summary["checkpointing"] is True
+    second = read_tensors(path_of(open_store(), again.model.digest) / ADAPTER)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first), "the same weights, bit for bit"

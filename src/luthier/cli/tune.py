@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from luthier.training.resolve import Job
     from luthier.training.tune import Start, TuneResult
 
 _HOW = {
@@ -87,10 +88,18 @@ def _plan(run: Path, overrides: Sequence[str], *, as_json: bool) -> None:
         "earlier": figures.prediction_errors(found.errors),
         "serving": "; ".join(f"{engine}: {_HOW[how]}" for engine, how in job.serving.items()),
     }
+    if found.checkpointing:
+        rows["memory"] += f" ({_again(job)})"
     for name, value in rows.items():
         _print.out().print(f"{name:8} {value}", markup=False)
     if not found.fits:
         _print.warn("that is more memory than is free; train.max_tokens_per_batch=512 needs less")
+
+
+def _again(job: Job) -> str:
+    """Why activations are computed again."""
+    why = "as asked" if job.config.train.checkpointing == "on" else "memory would not reach otherwise"
+    return f"activations are computed again in the backward pass: {why}"
 
 
 class _Display:
@@ -116,6 +125,7 @@ class _Display:
             + (f", {start.truncated:,} cut short" if start.truncated else ""),
             **_told(start.sources),
             "trains": f"{start.trainable_parameters:,} of {start.total_parameters:,} parameters ({share:.2%})",
+            **({"memory": _again(job)} if start.predicted is not None and start.predicted.checkpointing else {}),
             "serving": served,
             "run": start.run.id + (f", goes on at step {start.resumed_at}" if start.resumed_at else ""),
         }

@@ -167,6 +167,8 @@ class TrainConfig(_Section):
     below 1, else a number of steps. ``clip`` bounds the gradient's norm (0 is off).
     ``validate_every`` and ``checkpoint_every`` count steps; left out: each epoch, and about once a minute.
     ``metric`` is the name of a validation metric; it decides which weights are kept (for losses the lowest, else the highest).
+    ``checkpointing`` computes the activations of each block again in the backward pass instead of keeping them: the same result for a third
+    more time. ``auto`` does so only where the preflight says that the memory would not reach otherwise.
     """
 
     epochs: float = Field(3, gt=0)
@@ -187,6 +189,7 @@ class TrainConfig(_Section):
     checkpoint_every: int | None = Field(None, ge=1)
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
+    checkpointing: Literal["auto", "on", "off"] = "auto"
 
 
 class RunConfig(_Section):

@@ -89,7 +89,8 @@ class Errors:
 class Prediction:
     """``peak_mb`` of this process (or of the accelerator), ``train_s`` in steps, ``seconds`` with validations. ``parts`` are MB.
 
-    ``based_on`` says where the speed comes from. ``raw_mb`` is what the arithmetic added before the correction by earlier runs.
+    ``based_on`` says where the speed comes from; ``checkpointing`` that activations are computed again, as asked or because memory needs it.
+    ``raw_mb`` is what the arithmetic added before the correction by earlier runs.
     """
 
     peak_mb: float
@@ -104,6 +105,7 @@ class Prediction:
     based_on: str
     errors: Errors | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    checkpointing: bool = False
 
     @property
     def fits(self) -> bool:
@@ -183,19 +185,34 @@ def predict(
     loaded: bool = True,
 ) -> Prediction:
     """What training ``job`` will take. ``model`` holds what the method put into it; ``layout``: where the rows of several sources lie;
-    ``loaded``: its weights are in memory already."""
+    ``loaded``: its weights are in memory already.
+
+    With ``train.checkpointing: auto`` it is first tried without.
+    """
+    from luthier.models.checkpointing import blocks
+
+    asked = job.config.train.checkpointing
+    amount = amount_of(lengths, validation, job.config.train, layout)
+    plain = _predict(store, job, model, amount, loaded=loaded, again=asked == "on")
+    if asked != "auto" or plain.fits or not plain.parts["activations"] or not blocks(model.module):
+        return plain
+    return _predict(store, job, model, amount, loaded=loaded, again=True)
+
+
+def _predict(store: Store, job: Job, model: LoadedModel, amount: Amount, *, loaded: bool, again: bool) -> Prediction:
+    """As ``predict``; ``again``: activations are computed again."""
     from luthier.models.load import choose_device
     from luthier.training.memory import free_mb, resident_mb
 
     device = model.device if loaded else choose_device(job.config.train.device)
-    shape, amount = shape_of(model), amount_of(lengths, validation, job.config.train, layout)
+    shape = shape_of(model)
     earlier = _earlier(store)
-    flops = _flops(shape, amount)
+    flops = _flops(shape, amount, again)
     speed, based_on = _speed(earlier, job, model.dtype, device)
     train_s = flops / speed
     limit = job.config.train.max_seconds
     forward = 2.0 * (_body(shape) if shape.flows else shape.trainable) * amount.validation_tokens / speed
-    parts = _memory(shape, amount)
+    parts = _memory(shape, amount, again)
     raw = sum(parts.values())
     extra = raw * _median([e["took_mb"] / e["raw_mb"] for e in _like(earlier, job) if e["raw_mb"] > 0], 1.0)
     weights = shape.weights_mb
@@ -220,6 +237,7 @@ def predict(
         based_on=based_on,
         errors=_errors(earlier, job),
         parts={name: round(value, 1) for name, value in shown.items()},
+        checkpointing=again,
     )
 
 
@@ -318,15 +336,15 @@ def _body(shape: Shape) -> int:
     return max((shape.parameters - shape.embeddings) // shape.stacks, 1)
 
 
-def _flops(shape: Shape, amount: Amount) -> float:
+def _flops(shape: Shape, amount: Amount, again: bool = False) -> float:
     steps = amount.steps * (_STEP_FLOPS + _UPDATE_FLOPS * shape.trainable)
     if not shape.flows:  # features were computed once; what is left is the head
         return steps + 6.0 * shape.trainable * amount.tokens
     trained = min(shape.trainable, _body(shape))
-    return steps + (4.0 * _body(shape) + 2.0 * trained) * amount.tokens
+    return steps + ((6.0 if again else 4.0) * _body(shape) + 2.0 * trained) * amount.tokens
 
 
-def _memory(shape: Shape, amount: Amount) -> dict[str, float]:
+def _memory(shape: Shape, amount: Amount, again: bool = False) -> dict[str, float]:
     """MB by what needs them."""
     exact = shape.bytes_each == 4
     # a step: raw gradient, fp32 sum and master where the model is not in fp32, two moments; keeping the best: a copy of the masters
@@ -334,6 +352,8 @@ def _memory(shape: Shape, amount: Amount) -> dict[str, float]:
     layer: float = shape.bytes_each * (6 * shape.width + 4 * shape.inner) + 12 * shape.width
     if not shape.vocabulary or shape.stacks > 1:
         layer *= _ENCODER
+    if again:  # the inputs of all blocks, and one block at a time
+        layer = layer / shape.layers + shape.bytes_each * shape.width
     activations = amount.largest * layer * shape.layers / 1e6 if shape.flows else 0.0
     logits = _LOGIT_ROWS * shape.vocabulary * 10 / 1e6
     return {"optimizer": optimizer, "activations": activations, "logits": logits}

@@ -160,8 +160,9 @@ def resolve(
 
 def _told(train: dict[str, Any]) -> dict[str, Any]:
     """Settings that decide the work. One that came later than the first release counts only when it is given, so that what was
-    trained before is found again."""
-    return {key: value for key, value in train.items() if key != "max_tokens" or value is not None}
+    trained before is found again; ``checkpointing`` never does: the result is the same."""
+    told = {key: value for key, value in train.items() if key != "checkpointing"}
+    return {key: value for key, value in told.items() if key != "max_tokens" or value is not None}
 
 
 def _method(run: RunConfig, base: ModelRecord) -> Part:

@@ -174,6 +174,7 @@ def _execute(
     shared: Shared | None,
 ) -> tuple[ModelRecord, dict[str, Any]]:
     """Load, train, save, register. Heavy imports happen here."""
+    from luthier.models.checkpointing import checkpointed
     from luthier.models.fast import speed_up
     from luthier.training import checkpoint, preflight
     from luthier.training.loop import train
@@ -214,6 +215,8 @@ def _execute(
                 metrics(record)
 
         speed_up(model.module)
+        if predicted is not None and predicted.checkpointing:
+            stack.enter_context(checkpointed(model.module))
         around = job.method.entry.optional("steps")
         outcome = train(
             model.module,
@@ -357,6 +360,7 @@ def _summary(start: Start, outcome: Outcome, peak_mb: float) -> dict[str, Any]:
         "elapsed_s": round(outcome.elapsed_s, 3),
         "tokens_per_s": round(outcome.tokens / outcome.train_s, 1) if outcome.train_s else 0.0,
         "peak_mb": round(peak_mb, 1),
+        "checkpointing": start.predicted is not None and start.predicted.checkpointing,
         "ended": outcome.ended,
         "best_step": outcome.best_step,
         **best,
