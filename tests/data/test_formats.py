@@ -394,3 +394,38 @@ def test_what_is_written_reads_back_the_same(drawn: tuple[str, Example]) -> None
 
 def test_every_format_has_its_own_fields() -> None:
     assert len({(form.name, form.needs) for form in FORMATS}) == len(FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "target"),
+    [
+        ({"text": "t", "target": 3.5, "score": 0.1}, "text_target", "3.5"),
+        ({"text": "t", "target": "-2"}, "text_target", "-2"),  # tables have text
+        ({"id": 7, "text": "t", "score": 4}, "text_score", "4"),
+        ({"text": "t", "value": 1e3}, "text_value", "1000"),
+    ],
+)
+def test_texts_with_a_number(row: dict[str, Any], name: str, target: str) -> None:
+    found, kind, example = made(row)
+    assert (found, kind, example.target, example.score) == (name, "number", target, float(target))
+    again = made(as_row(example, "number"))[2]
+    assert (again.text, again.score, again.target) == ("t", example.score, target)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "t", "score": 4.1, "url": "u"},  # a corpus with a score of its quality
+        {"text": "t", "target": "positive"},
+        {"text": "t", "target": True},
+        {"text": "t", "target": None},
+        {"text": "t", "target": 10**400},
+    ],
+)
+def test_other_numbers_beside_a_text_are_not_targets(row: dict[str, Any]) -> None:
+    assert made(row)[1] == "text"
+
+
+def test_a_fraction_is_no_label() -> None:
+    with pytest.raises(RowError, match=r"a number to predict goes in target \(--column target=label\)"):
+        made({"text": "t", "label": 3.5})

@@ -183,3 +183,13 @@ def test_pairs_and_scored_texts() -> None:
         {"sentence1": "one", "sentence2": "two", "score": 1},
     )
     assert (scored.kind, scored.duplicates) == ("similarity", 1)
+
+
+def test_numbers_are_described() -> None:
+    report = of(*({"text": f"text {n}", "target": n} for n in range(5)))
+    assert report.kind == "number"
+    assert report.numbers == pytest.approx(
+        {"least": 0, "25%": 1, "median": 2, "75%": 3, "largest": 4, "mean": 2, "deviation": 2**0.5}
+    )
+    same = of({"text": "a", "target": 2}, {"text": "b", "target": 2})
+    assert "every target is 2: nothing to predict" in same.warnings

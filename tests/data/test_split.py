@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.core.dataset import Dataset, Splits
+from luthier.core.dataset import Dataset, Example, Splits
 from luthier.core.errors import DataError, InputError
+from luthier.core.message import user
 from luthier.data.dedupe import content_key
 from luthier.data.read import examples_from_rows
 from luthier.data.split import NAMES, check_labels, split
@@ -160,3 +161,12 @@ def test_one_book_is_cut_in_reading_order() -> None:
     assert split(book, train=1.0, validation=0, test=0).train.examples[0].text == text
     with pytest.raises(DataError, match="too short to be cut for 3 splits"):
         split(examples_from_rows([("a.txt", 1, {"text": "a"})], name="a"))
+
+
+def test_numbers_are_cut_in_proportion_of_their_ranks() -> None:
+    rows = tuple(Example(str(n), user(f"text {n}"), str(n), score=float(n**3)) for n in range(200))
+    cut = split(Dataset("d", "number", rows), train=0.5, validation=0.25, test=0.25)
+    for part, share in ((cut.train, 0.5), (cut.validation, 0.25), (cut.test, 0.25)):
+        for tenth in range(10):
+            low, high = (20 * tenth) ** 3, (20 * tenth + 19) ** 3
+            assert sum(low <= (e.score or 0) <= high for e in part.examples) == 20 * share

@@ -319,6 +319,8 @@ def _show_inspection(report: Inspection, file: str) -> None:
     if report.labels:
         show(f"\n[bold]{len(report.labels)} labels[/]")
         show(_bars(_first(list(report.labels.items()), 30)))
+    if report.numbers:
+        show("\n[bold]targets[/]  " + "   ".join(f"{name} {value:.6g}" for name, value in report.numbers.items()))
     if report.turns:
         show("\n[bold]messages a conversation[/]")
         show(_bars(_first([(str(turns), count) for turns, count in report.turns.items()], 15)))

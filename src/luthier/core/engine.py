@@ -104,7 +104,8 @@ class EngineInfo:
     """Exactly what answers. Digests are sha256 in hexadecimal, empty when there is none.
 
     ``model`` is the name that a user types. ``model_digest`` is the adapter's (or the base's, without one), ``base_digest`` the
-    base's. ``labels`` is set when only these answers can come (a classification head).
+    base's. ``labels`` is set when only these answers can come (a classification head). ``answers`` is what another head answers with:
+    ``number``; "" without one.
     """
 
     model: str
@@ -116,6 +117,7 @@ class EngineInfo:
     prompt_digest: str = ""
     context_length: int = 0
     labels: tuple[str, ...] = ()
+    answers: str = ""
     meta: tuple[tuple[str, Any], ...] = ()
 
     def with_(self, **changes: Any) -> EngineInfo:

@@ -37,7 +37,8 @@ def content_key(example: Example) -> str:
     """What an example asks: its turns without the assistant's, normalised; of two scored texts both, in either order. Examples with
     equal keys must stay on one side of a split."""
     texts = [normalise(m.content) for m in example.messages if m.role != "assistant"]
-    return "\n".join(texts if example.score is None else sorted([*texts, *map(normalise, example.positives)]))
+    scored = example.score is not None and example.positives
+    return "\n".join(sorted([*texts, *map(normalise, example.positives)]) if scored else texts)
 
 
 def groups(keys: Iterable[str]) -> list[list[int]]:

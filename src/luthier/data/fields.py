@@ -65,8 +65,34 @@ def label(value: Any, field: str = "label") -> str:
     if isinstance(value, int):
         return str(value)
     if not isinstance(value, str):
-        raise RowError(f"{field} must be text, a whole number or true/false; got {shown(value)}")
+        more = "; a number to predict goes in target (--column target=label)" if isinstance(value, float) else ""
+        raise RowError(f"{field} must be text, a whole number or true/false; got {shown(value)}{more}")
     return checked_text(value, field).strip()
+
+
+def number(value: Any, field: str) -> float:
+    """A number to predict: a JSON number, or text that is one (as tables have it)."""
+    found = written_number(value)
+    if found is None:
+        raise RowError(f"{field} must be a number; got {shown(value)}")
+    return found
+
+
+def written_number(value: Any) -> float | None:
+    """The finite number that ``value`` is or says; None for anything else (true and false are none)."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and _finite(value) else None
+
+
+def _finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        return False
 
 
 def answer(value: Any, field: str) -> str:

@@ -59,6 +59,8 @@ def as_row(example: Example, kind: Kind) -> Fields:
     meta = dict(example.meta)
     if kind == "labelled":
         return {"text": example.text, "label": example.target, **meta}
+    if kind == "number":
+        return {"text": example.text, "target": example.score, **meta}
     if kind == "text":
         return {"text": example.text, **meta}
     if kind == "chat":
@@ -232,6 +234,12 @@ def _labelled(row: Fields) -> Example:
     return Example("", fields.one_turn(row.pop("text"), "text", "user"), fields.label(row.pop("label")))
 
 
+def _number(row: Fields, field: str) -> Example:
+    """A text and a number that is to be told from it."""
+    asked, value = fields.one_turn(row.pop("text"), "text", "user"), fields.number(row.pop(field), field)
+    return Example("", asked, str(int(value)) if value.is_integer() else repr(value), score=value)
+
+
 def _plain(row: Fields) -> Example:
     return Example("", fields.one_turn(row.pop("text"), "text", "user"))
 
@@ -281,6 +289,20 @@ class _MarkedChat(Format):
         return super().fits(row) and isinstance(row["label"], bool)
 
 
+class _Number(Format):
+    """``{text, target}``, only when the target is a number. ``score`` and ``value`` count only where they stand alone with the text: plain
+    text often comes with a score of its quality among other fields."""
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        field = self.needs[1]
+        alone = field == "target" or row.keys() <= {"id", *self.needs}
+        return super().fits(row) and alone and fields.written_number(row[field]) is not None
+
+
+def _number_format(field: str) -> Format:
+    return _Number(f"text_{field}", "number", ("text", field), lambda row: _number(row, field))
+
+
 FORMATS: tuple[Format, ...] = (
     _format("preference", "preference", ["chosen", "rejected"], _pair),
     _MarkedChat("kto_messages", "preference", ("messages", "label"), _marked),
@@ -295,6 +317,9 @@ FORMATS: tuple[Format, ...] = (
     _format("prompt_completion", "chat", ["prompt", "completion"], lambda row: _completion(row, "completion")),
     _format("prompt_response", "chat", ["prompt", "response"], lambda row: _completion(row, "response")),
     _format("text_label", "labelled", ["text", "label"], _labelled),
+    _number_format("target"),
+    _number_format("score"),
+    _number_format("value"),
     _scored_format("sentences_score", "sentence1", "sentence2", "score"),
     _scored_format("sentences_label", "sentence1", "sentence2", "label"),
     _pair_format("anchor_positive", "anchor", "positive"),

@@ -6,9 +6,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from luthier.core.dataset import Dataset, Example, Kind, RowProblem
 from luthier.core.errors import InputError, LuthierError
@@ -60,6 +62,7 @@ class Inspection:
     ``duplicates`` counts the rows beyond the first of each set of copies (same text after normalising, same label), ``near_duplicates`` those
     beyond the first of each set of texts that are alike by 0.8 (Jaccard over five-character runs). ``conflicts`` counts texts that have
     several labels. ``languages`` were guessed on ``language_sample`` rows. ``turns`` maps messages a conversation to rows.
+    ``numbers`` describe the targets of kind ``number``: least, quartiles, largest, mean and standard deviation.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Inspection:
     turns: Mapping[int, int]
     warnings: tuple[str, ...]
     problems: tuple[RowProblem, ...]
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain form for JSON."""
@@ -146,6 +150,7 @@ def inspect(
         else {},
         warnings=(),
         problems=dataset.problems,
+        numbers=_numbers(dataset) if dataset.kind == "number" else {},
     )
     return Inspection(**{**vars(report), "warnings": (*warnings, *_warnings(report, dataset))})
 
@@ -157,6 +162,13 @@ def _fields(dataset: Dataset) -> dict[str, int]:
     negatives = sum(bool(e.negatives) for e in dataset.examples)
     beside = {"negatives": negatives} if negatives else {}
     return dict.fromkeys(own, len(dataset)) | beside | dict(others.most_common())
+
+
+def _numbers(dataset: Dataset) -> dict[str, float]:
+    values = np.array([e.score for e in dataset.examples], dtype=np.float64)
+    least, low, median, high, most = (float(v) for v in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+    spread = {"mean": float(values.mean()), "deviation": float(values.std())}
+    return {"least": least, "25%": low, "median": median, "75%": high, "largest": most, **spread}
 
 
 # ---- lengths
@@ -317,9 +329,13 @@ def _warnings(report: Inspection, dataset: Dataset) -> list[str]:
         out.append(f"{report.overlong:,} rows are longer than the context of {report.context_length:,} tokens")
     if dataset.kind == "labelled":
         out += _label_warnings(report.labels)
+    if report.numbers and not report.numbers["deviation"]:
+        out.append(f"every target is {report.numbers['mean']:g}: nothing to predict")
     if dataset.kind == "text" and len(report.fields) > 1:
-        others = ", ".join(field for field in report.fields if field != "text")
-        out.append(f"rows are plain text; if one of {others} is the label, say --column label=FIELD")
+        others = ", ".join(name for name in report.fields if name != "text")
+        out.append(
+            f"rows are plain text; if one of {others} is the label, say --column label=FIELD (a number to predict: target=FIELD)"
+        )
     if dataset.kind == "chat":
         open_ended = sum(e.messages[-1].role != "assistant" for e in dataset.examples)
         if open_ended:

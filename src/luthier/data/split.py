@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from luthier.core.dataset import Dataset, Example, Splits
+from luthier.core.dataset import Dataset, Example, Kind, Splits
 from luthier.core.digest import digest_text
 from luthier.core.errors import DataError, InputError
 from luthier.core.message import Message
 from luthier.data.dedupe import content_key
 
 NAMES = ("train", "validation", "test")
+
+_NUMBER_STRATA, _LEAST_IN_STRATUM = 10, 10
 
 
 def split(
@@ -26,7 +28,7 @@ def split(
     """Cut ``dataset`` by the given fractions, which must add up to 1; ``validation`` and ``test`` may be 0.
 
     Each label is cut in proportion, and one with at least as many different texts as there are splits is in all of them; a rarer one is
-    in train at least. Raises
+    in train at least. Numbers are cut in proportion within each tenth of their range of ranks. Raises
     InputError for impossible fractions, DataError when there are fewer different texts than splits.
     """
     fractions = {"train": train, "validation": validation, "test": test}
@@ -43,8 +45,9 @@ def split(
         )
     order = {key: digest_text(f"{seed}\n{key}") for key in by_key}
     strata: dict[str, list[str]] = {}
+    stratum = _strata(dataset.kind, by_key)
     for key in sorted(by_key, key=order.__getitem__):
-        strata.setdefault(_label(by_key[key]) if dataset.kind == "labelled" else "", []).append(key)
+        strata.setdefault(stratum.get(key, ""), []).append(key)
     chosen: dict[str, list[str]] = {name: [] for name in NAMES}
     for label in sorted(strata):
         sizes = {key: len(by_key[key]) for key in strata[label]}
@@ -126,6 +129,18 @@ def _pause(text: str, begin: int, wanted: int) -> int:
         if found >= 0:
             return found + len(sign)
     return wanted
+
+
+def _strata(kind: Kind, by_key: Mapping[str, Sequence[Example]]) -> dict[str, str]:
+    """What each group of copies is cut in proportion by; nothing for kinds that have nothing such."""
+    if kind == "labelled":
+        return {key: _label(examples) for key, examples in by_key.items()}
+    if kind == "number":
+        values = {key: sum(e.score or 0.0 for e in examples) / len(examples) for key, examples in by_key.items()}
+        parts = min(_NUMBER_STRATA, max(1, len(values) // _LEAST_IN_STRATUM))
+        ranked = sorted(values, key=lambda key: (values[key], key))
+        return {key: f"{rank * parts // len(ranked):02d}" for rank, key in enumerate(ranked)}
+    return {}
 
 
 def _label(examples: Sequence[Example]) -> str:

@@ -118,7 +118,7 @@ class DecoderEngine(TextEngine):
         yield from self._decode([answer], [self._key], sampling, shared, prefixes)
 
     def _means(self, loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Vectors:
-        return _mean_hidden(loaded, rows)
+        return mean_hidden(loaded, rows)
 
     def _prefixes(
         self, ids: Sequence[Sequence[int]], keys: Sequence[str | None]
@@ -186,7 +186,8 @@ class DecoderEngine(TextEngine):
 
 
 @torch.inference_mode()
-def _mean_hidden(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Vectors:
+def mean_hidden(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Vectors:
+    """Unit-length means of the last hidden states, (rows, width)."""
     batch = pad(rows, 0)
     hidden = hidden_states(
         loaded.module, batch.ids.to(loaded.device)

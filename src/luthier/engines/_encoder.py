@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -25,13 +26,18 @@ from luthier.core.message import Prompt, last_user_text
 from luthier.core.run import Progress, no_progress
 from luthier.data.batch import order_by_length, pad
 from luthier.engines._on_base import EngineOnBase
+from luthier.engines._text import before_stop
 from luthier.models.encoder import encode_texts
+from luthier.models.heads import NUMBER, number_text
 from luthier.models.load import LoadedModel
 from luthier.models.sample import Sampler
 
+Answers: TypeAlias = tuple[list[list[int]], list[str], list[float | None]]
+"""Of each prompt its token ids, the answer, and its log-probability where it has one."""
+
 
 class EncoderEngine(EngineOnBase):
-    """Embeds texts; with a head it also answers with one of its labels.
+    """Embeds texts; with a head it also answers: with one of its labels, or with a number.
 
     A prompt is read as its last user turn. Text over the context length is cut, as sentence-transformers does.
     """
@@ -39,15 +45,16 @@ class EncoderEngine(EngineOnBase):
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
     ) -> list[Generation]:
-        """The likeliest label of each prompt; with a temperature, a label drawn from their probabilities."""
+        """The likeliest label of each prompt; with a temperature, a label drawn from their probabilities. A head that says a number
+        says the same one at every temperature."""
         require(self, GENERATE)
         start = time.perf_counter()
-        ids, logits = self._logits(prompts, "generate", progress)
-        drawn, log_probs = Sampler(sampling, [[]] * len(prompts), logits.device).draw(logits)
+        answer = self._numbers if self._info.answers == NUMBER else self._labels
+        ids, texts, log_probs = answer(prompts, sampling, progress)
         took = time.perf_counter() - start
         return [
             Generation(
-                text=_before(self._info.labels[label], sampling.stop),
+                text=before_stop(text, sampling.stop),
                 token_ids=(),
                 prompt_token_ids=tuple(row),
                 finish_reason="stop",
@@ -56,7 +63,7 @@ class EncoderEngine(EngineOnBase):
                 latency_s=took,
                 prompt_tokens=len(row),
             )
-            for row, label, log_prob in zip(ids, drawn.tolist(), log_probs.tolist(), strict=True)
+            for row, text, log_prob in zip(ids, texts, log_probs, strict=True)
         ]
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:
@@ -92,6 +99,17 @@ class EncoderEngine(EngineOnBase):
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
+    def _labels(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress) -> Answers:
+        ids, logits = self._logits(prompts, "generate", progress)
+        drawn, log_probs = Sampler(sampling, [[]] * len(prompts), logits.device).draw(logits)
+        return ids, [self._info.labels[label] for label in drawn.tolist()], log_probs.tolist()
+
+    def _numbers(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress) -> Answers:
+        ids, outputs = self._logits(prompts, "generate", progress)
+        with self._base.using(self._key) as loaded, torch.inference_mode():
+            numbers = loaded.head.numbers(outputs)
+        return ids, [number_text(number) for number in numbers.tolist()], [None] * len(ids)
+
     def _logits(
         self, prompts: Sequence[Prompt], stage: str, progress: Progress
     ) -> tuple[list[list[int]], torch.Tensor]:
@@ -118,9 +136,3 @@ def _forward(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor
     batch = pad(rows, loaded.tokenizer.pad_token_id or 0)
     pooled: torch.Tensor = loaded.module.pooled(batch.ids.to(loaded.device), batch.attention_mask.to(loaded.device))
     return pooled
-
-
-def _before(text: str, stop: Sequence[str]) -> str:
-    """``text`` up to the first stop text."""
-    places = [place for place in (text.find(s) for s in stop if s) if place >= 0]
-    return text[: min(places)] if places else text

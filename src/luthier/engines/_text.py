@@ -81,3 +81,9 @@ class AnswerText:
             if any(stop.startswith(self._text[-size:]) for stop in self._stop):
                 return size
         return 0
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first stop text."""
+    places = [place for place in (text.find(s) for s in stop if s) if place >= 0]
+    return text[: min(places)] if places else text

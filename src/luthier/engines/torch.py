@@ -71,6 +71,10 @@ def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the nam
         from luthier.engines._seq2seq import EncoderDecoderEngine
 
         return EncoderDecoderEngine(base, key, info, most)
+    if info.answers:
+        from luthier.engines._number import NumberEngine
+
+        return NumberEngine(base, key, info, most)
     from luthier.engines._decoder import DecoderEngine
 
     return DecoderEngine(base, key, info, most)
@@ -105,8 +109,13 @@ def _share(model: EngineTarget, record: ModelRecord, config: Config) -> tuple[Sh
 
 
 def _info(name: str, record: ModelRecord, loaded: LoadedModel, key: str | None) -> EngineInfo:
+    from luthier.models.heads import answers_of
+
     labels = loaded.labels if record.architecture == "encoder" else ()
+    answers = answers_of(loaded.head)
     can = {GENERATE, STREAM, SCORE, EMBED} if record.architecture != "encoder" or labels else {EMBED}
+    if answers:
+        can = {GENERATE, STREAM, EMBED}
     others = [f".{a.peft_name}." for other, a in loaded.attached.items() if other != key and a.peft_name]
     held = sum(t.nbytes for n, t in loaded.module.named_parameters() if not any(other in f"{n}." for other in others))
     held += loaded.light.nbytes(key) if loaded.light is not None else 0
@@ -119,6 +128,7 @@ def _info(name: str, record: ModelRecord, loaded: LoadedModel, key: str | None) 
         template_digest=loaded.template_digest,
         context_length=loaded.context_length,
         labels=labels,
+        answers=answers,
         meta=(
             ("dtype", str(loaded.dtype).removeprefix("torch.")),
             ("device", str(loaded.device)),

@@ -85,13 +85,18 @@ def ask_with(engine: Engine, strategy: str | Mapping[str, Any] | None, task: Tas
     """
     info = engine.info
     if strategy is None:
-        if info.labels or info.prompt_digest or _to_the_letter(task):
+        if info.labels or info.answers or info.prompt_digest or _to_the_letter(task):
             return Asked(engine, OWN, {})
         strategy = "zero_shot"
     name, options = read_strategy(strategy, "strategy")
     if info.labels:
         raise UnsupportedError(
             f"{info.model} has a classification head: it reads the bare text, so strategy {name!r} cannot be put around it",
+            hint="leave the strategy out",
+        )
+    if info.answers and not info.template_digest:
+        raise UnsupportedError(
+            f"{info.model} has a head that reads the bare text, so strategy {name!r} cannot be put around it",
             hint="leave the strategy out",
         )
     config = prepare_strategy(name, options, task.prompt, task.splits.train.examples, store)

@@ -133,7 +133,9 @@ def robustness(
     opened = load(model, engine=engine, store=store, raw=strategy is not None) if isinstance(model, str) else model
     try:
         raw = any(example.raw for example in task.examples(split))
-        own_prompt = strategy is None and bool(opened.info.prompt_digest or opened.info.labels or raw)
+        own_prompt = strategy is None and bool(
+            opened.info.prompt_digest or opened.info.labels or opened.info.answers or raw
+        )
         chosen, notes = variants_of(
             task, variants, prompts, split=split, limit=limit, seed=seed, own_prompt=own_prompt, store=store
         )

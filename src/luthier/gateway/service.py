@@ -103,7 +103,9 @@ def serve_as(name: str, engine: Engine, store: Store, price: Price) -> Served:
     if record is not None and not labels:
         labels = labels_of(store, record)
         engine = answer_with_labels(engine, labels, prompt_counter(store, record, engine))
-    bound = bool(labels or engine.info.prompt_digest or (record is not None and record.kind == "endpoint"))
+    bound = bool(
+        labels or engine.info.answers or engine.info.prompt_digest or (record is not None and record.kind == "endpoint")
+    )
     most = record.meta.get("max_new_tokens") if record is not None else None
     return Served(
         name=name,

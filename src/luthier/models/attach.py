@@ -9,8 +9,8 @@ A trained folder holds ``luthier.json`` (the manifest) and, as ``saves`` in it s
 - ``weights``: a whole model in Hugging Face layout with its tokenizer (and ``head.safetensors``);
 - ``head``: ``head.safetensors`` alone.
 
-A head that has no labels (a reward model's, on a decoder as well) is in ``head.safetensors`` too; the manifest's ``head`` says how many
-outputs it has.
+A head that has no labels (a reward model's, on a decoder as well) is in ``head.safetensors`` too; the manifest's ``head`` says what its
+outputs mean (``models.heads``).
 
 An encoder that was tuned to predict words also has ``lm_head.safetensors`` (``models.masked_head``), which only that reads.
 
@@ -66,6 +66,8 @@ def save_trained(model: LoadedModel, folder: Path, manifest: Mapping[str, Any]) 
     saves = manifest.get("saves")
     if saves not in SAVES:
         raise InputError(f"saves must be one of {', '.join(SAVES)}; got {saves!r}")
+    from luthier.models.heads import describe
+
     head = model.head
     if saves == "head" and head is None:
         raise InputError(f"saves 'head' needs an encoder with labels, or a head; {model.record.name} has none")
@@ -82,7 +84,7 @@ def save_trained(model: LoadedModel, folder: Path, manifest: Mapping[str, Any]) 
         "run_id": None,
         **({"quantization": model.quantization.as_dict()} if model.quantization is not None else {}),
         **manifest,
-        **({"head": {"outputs": head.out_features}} if head is not None and not model.labels else {}),
+        **({"head": describe(head)} if head is not None and not model.labels else {}),
     }
     if head is not None and model.architecture != "encoder":
         model.put_head(None)  # the files of the language model hold nothing else
@@ -144,7 +146,7 @@ def load_trained(store: Store, record: ModelRecord, *, dtype: str = "auto", devi
         if loaded.architecture == "encoder" and labels:
             _read_head(folder, loaded.module.head)
         elif manifest.get("head"):
-            loaded.put_head(_further_head(folder, loaded))
+            loaded.put_head(_further_head(folder, loaded, manifest["head"]))
         loaded.labels = labels
         _check_template(record, manifest, loaded)
         return loaded
@@ -234,7 +236,7 @@ def attach(
 
         held.head = _read_head(folder, new_head(base.module.width, len(held.labels))).to(base.device).eval()
     elif manifest.get("head"):
-        held.head = _further_head(folder, base)
+        held.head = _further_head(folder, base, manifest["head"])
     if light and manifest["saves"] == "adapter" and take(base, folder, name):
         base.attached[name] = replace(held, light=True)
         return
@@ -324,9 +326,9 @@ def _save_weights(model: LoadedModel, folder: Path) -> None:
             shutil.copyfile(source, target)
 
 
-def _further_head(folder: Path, model: LoadedModel) -> Any:
-    """The head of a model without labels, as its file has it."""
-    import torch
+def _further_head(folder: Path, model: LoadedModel, described: Mapping[str, Any]) -> Any:
+    """The head of a model without labels, as its file and its manifest have it."""
+    from luthier.models.heads import build_head
 
     tensors = read_tensors(folder / HEAD)
     weight = tensors.get("weight")
@@ -336,8 +338,7 @@ def _further_head(folder: Path, model: LoadedModel) -> Any:
         raise MismatchError(
             f"{folder / HEAD}: a head of shape {shape} does not fit {model.base.name} of width {width}", hint=AGAIN
         )
-    head = torch.nn.Linear(width, weight.shape[0], bias="bias" in tensors)
-    head.load_state_dict(tensors)
+    head = build_head(described, width, tensors)
     return head.requires_grad_(False).to(model.device).eval()
 
 

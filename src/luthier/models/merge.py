@@ -218,6 +218,11 @@ def require_mergeable(record: ModelRecord) -> None:
     """Raise UnsupportedError, before any weight is read, for a tuned model whose method has no merged weights (as its SERVING says)."""
     from luthier.core import catalog
 
+    if record.meta.get("answers"):
+        raise UnsupportedError(
+            f"{record.name} answers with a head beside the language model; merged weights would lose it",
+            hint=f"serve it where it is: luthier serve {record.name} --engine torch",
+        )
     if record.meta.get("scores"):
         raise UnsupportedError(
             f"{record.name} scores texts with a head beside the language model; merged weights would lose it",

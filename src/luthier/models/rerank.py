@@ -16,6 +16,7 @@ from torch import Tensor
 from luthier.core.errors import InputError, UnsupportedError
 from luthier.core.run import Progress, no_progress
 from luthier.data.batch import order_by_length, pad
+from luthier.models.heads import answers_of
 from luthier.models.load import LoadedModel, load_model
 from luthier.store.database import Store
 
@@ -73,6 +74,7 @@ def is_reranker(model: LoadedModel) -> bool:
         and not model.labels
         and model.module.head is not None
         and model.module.head.out_features == 1
+        and not answers_of(model.module.head)
     )
 
 

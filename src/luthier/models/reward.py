@@ -16,6 +16,7 @@ from luthier.core.errors import InputError, UnsupportedError
 from luthier.core.message import Conversation
 from luthier.data.batch import order_by_length
 from luthier.data.render_source import SourceRenderer
+from luthier.models.heads import answers_of
 from luthier.models.load import LoadedModel
 from luthier.models.rerank import PairIds, pair_features, pair_ids
 from luthier.models.score import Row, packed_ends
@@ -23,7 +24,7 @@ from luthier.models.score import Row, packed_ends
 
 def is_reward_model(model: LoadedModel) -> bool:
     """Whether ``model`` has a head of one output that stands for no label."""
-    return not model.labels and model.head is not None and model.head.out_features == 1
+    return not model.labels and model.head is not None and model.head.out_features == 1 and not answers_of(model.head)
 
 
 def require_reward_model(model: LoadedModel) -> None:

@@ -1,4 +1,4 @@
-"""Classification with a head on an encoder: the cross-entropy of its logits."""
+"""A head on an encoder's pooled vector: its rows, its outputs, and for classification the cross-entropy of its logits."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _FEATURE_TOKENS = 8192
 
 @dataclass(slots=True)
 class HeadRow:
-    """Token ids and the label's index; ``features`` is the pooled vector when nothing before the head is trained."""
+    """Token ids and what is wanted: the label's index, or a number; ``features`` is the pooled vector when nothing before the head is
+    trained."""
 
     ids: list[int]
-    label: int
+    label: int | float
     source: str
     features: Tensor | None = None
 
@@ -52,11 +53,18 @@ class HeadBatch:
 def prepare(dataset: Dataset, model: LoadedModel, limits: Limits) -> list[HeadRow]:
     """Tokenise the texts; compute the features once when the body is frozen."""
     place = {label: index for index, label in enumerate(model.labels)}
+    return prepare_rows(dataset, model, [place[str(e.target)] for e in dataset.examples], limits)
+
+
+def prepare_rows(
+    dataset: Dataset, model: LoadedModel, wanted: Sequence[int] | Sequence[float], limits: Limits
+) -> list[HeadRow]:
+    """One row an example, with what is ``wanted`` of it; the features of a frozen body are computed once."""
     texts = [e.text for e in dataset.examples]
     encoded = model.tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
     rows = []
-    for example, ids in zip(dataset.examples, encoded, strict=True):
-        row = HeadRow(list(ids), place[str(example.target)], example.source or example.id)
+    for example, ids, label in zip(dataset.examples, encoded, wanted, strict=True):
+        row = HeadRow(list(ids), label, example.source or example.id)
         if limits.admit(example, row.length, partial(_shorten, row, limits.context_length)):
             rows.append(row)
     limits.check()
@@ -105,7 +113,7 @@ def loss(model: LoadedModel, batch: HeadBatch, label_smoothing: float) -> Loss:
 
 
 def label_logits(model: LoadedModel, batch: HeadBatch) -> Tensor:
-    """Logits (rows, labels)."""
+    """What the head says of each text, (rows, outputs)."""
     out: Tensor = (
         model.module(batch.ids, batch.mask) if batch.features is None else model.module.classify(batch.features)
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -75,15 +76,21 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, limits
     rows = []
     for example, ids in zip(dataset.examples, prompts, strict=True):
         row = TextRow(ids, answers, place[str(example.target)], example.source or example.id)
-        shorten = partial(_shorten, row, example.text, keep, model, prompt)
+        shorten = partial(shorten_prompt, row, example.text, keep, model, prompt)
         if limits.admit(example, len(ids) + longest, shorten):
             rows.append(row)
     limits.check()
     return rows
 
 
-def _shorten(row: TextRow, text: str, length: int, model: LoadedModel, prompt: PromptTemplate) -> bool:
-    """Cut the user's text, not the prompt around it, until the prompt fits."""
+class Prompted(Protocol):
+    """A row with a prompt that may be cut."""
+
+    prompt: list[int]
+
+
+def shorten_prompt(row: Prompted, text: str, length: int, model: LoadedModel, prompt: PromptTemplate) -> bool:
+    """Cut the user's text, not the prompt around it, until the prompt fits; False when nothing of the text would be left."""
     assert model.renderer is not None
     low, high = 0, len(text)
     while low < high:

@@ -12,11 +12,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Loss:
-    """``value``: a scalar with a gradient, the mean over ``count`` tokens or examples. ``metrics``: further means over the same."""
+    """``value``: a scalar with a gradient, the mean over ``count`` tokens or examples. ``metrics``: further means over the same.
+
+    ``outcomes``: what the objective's ``figures`` needs of each row for metrics that are no means (a correlation, an F1 over a set).
+    """
 
     value: Tensor
     count: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    outcomes: tuple[Any, ...] = ()
 
 
 class Totals:

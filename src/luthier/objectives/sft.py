@@ -29,7 +29,7 @@ from luthier.objectives._language import states_at, token_loss
 from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits, last_run, require_kind, require_labels
 
-KINDS = ("chat", "question", "labelled")
+KINDS = ("chat", "question", "labelled", "number")
 ARCHITECTURES = ("decoder", "encoder-decoder")
 DEFAULT_FOR = ("chat", "question")
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {}

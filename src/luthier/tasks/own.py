@@ -39,6 +39,9 @@ DEFAULT_SCORERS: Mapping[str, tuple[str, ...]] = {
     "generate": ("exact",),
     "likelihood": ("bits_per_byte", "perplexity"),
 }
+SCORERS_OF_DATA: Mapping[str, tuple[str, ...]] = {"number": ("mae", "rmse", "pearson", "spearman")}
+"""What is taken instead for data of a kind."""
+NUMBER_INSTRUCTION = "Answer with a number only."
 _PATHS = ("path", "data", "examples", "databases")  # keys of a benchmark that name files
 
 
@@ -89,7 +92,7 @@ class PromptSection(EntryConfig):
 
 class Config(EntryConfig):
     """A task file. ``kind`` follows from the data when it is not given: text with a label is ``classify``, a question with choices
-    ``choice``, another question ``generate``, plain text ``likelihood``. ``stop`` ends written answers, ``samples`` asks that often at
+    ``choice``, another question or a text with a number ``generate``, plain text ``likelihood``. ``stop`` ends written answers, ``samples`` asks that often at
     ``temperature``, ``slices`` are fields of the rows by whose values results are also shown.
     """
 
@@ -182,8 +185,8 @@ def build(config: Config) -> Task:
         name=config.name,
         kind=kind,
         splits=splits,
-        prompt=_prompt(config.prompt, kind, labels),
-        scorers=_scorers(config.scorers, kind),
+        prompt=_prompt(config.prompt, kind, splits.test.kind, labels),
+        scorers=_scorers(config.scorers, SCORERS_OF_DATA.get(splits.test.kind) or DEFAULT_SCORERS[kind]),
         max_new_tokens=config.max_new_tokens,
         stop=config.stop,
         samples=config.samples,
@@ -208,7 +211,7 @@ def _benchmark(config: Config, given: Mapping[str, Any]) -> Task:
     task: Task = entry(entry.configure(given))
     own = {key: getattr(config, key) for key in _ANSWERS if key in config.model_fields_set}
     if config.scorers:
-        own["scorers"] = _scorers(config.scorers, task.kind)
+        own["scorers"] = _scorers(config.scorers, ())
     if config.slices:
         _refuse_unknown_slices(task.splits.test, config.slices)
     return replace(task, name=config.name, **own)
@@ -217,7 +220,7 @@ def _benchmark(config: Config, given: Mapping[str, Any]) -> Task:
 _ANSWERS = ("max_new_tokens", "stop", "samples", "temperature", "slices")
 
 
-def _prompt(section: PromptSection, kind: TaskKind, labels: tuple[str, ...]) -> PromptTemplate:
+def _prompt(section: PromptSection, kind: TaskKind, data: str, labels: tuple[str, ...]) -> PromptTemplate:
     if section.template is not None:
         told: dict[str, Any] = {
             key: getattr(section, key) for key in ("instruction", "input") if key in section.model_fields_set
@@ -228,6 +231,8 @@ def _prompt(section: PromptSection, kind: TaskKind, labels: tuple[str, ...]) -> 
         instruction = CLASSIFY_INSTRUCTION if kind == "classify" else ""
         if kind == "choice" and section.choices == "letters":
             instruction = LETTER_INSTRUCTION
+        if data == "number":
+            instruction = NUMBER_INSTRUCTION
     return PromptTemplate(instruction, section.input, labels)
 
 
@@ -292,12 +297,14 @@ def _kind(splits: Splits) -> TaskKind:
     found = splits.test.kind
     if found == "labelled":
         return "classify"
+    if found == "number":
+        return "generate"
     if found == "question":
         return "choice" if all(example.choices for example in splits.test.examples) else "generate"
     if found == "text":
         return "likelihood"
     raise UnsupportedError(
-        f"a task needs rows of text and label, of question and answer, or of text; {splits.test.name} holds kind {found!r}",
+        f"a task needs rows of text and label, of text and number, of question and answer, or of text; {splits.test.name} holds kind {found!r}",
         hint="luthier data inspect FILE shows how its rows are read",
     )
 
@@ -350,9 +357,11 @@ def _refuse_unseen(part: Dataset, known: set[str], where: str) -> None:
         )
 
 
-def _scorers(given: tuple[str | dict[str, Any], ...], kind: TaskKind) -> tuple[tuple[str, dict[str, Any]], ...]:
+def _scorers(
+    given: tuple[str | dict[str, Any], ...], default: tuple[str, ...]
+) -> tuple[tuple[str, dict[str, Any]], ...]:
     out: list[tuple[str, dict[str, Any]]] = []
-    for item in given or DEFAULT_SCORERS[kind]:
+    for item in given or default:
         options = {"name": item} if isinstance(item, str) else dict(item)
         name, label = options.pop("name", None), options.pop("as", None)
         if not isinstance(name, str):

@@ -83,7 +83,8 @@ class Work:
 
     ``whole``: the loss of a row depends on the other rows of its step, so ``collate`` gets them all at once, not a micro-batch, and it is
     the loss that keeps its forwards within the token budget. ``rollout``: rows are prompts, and what is minimised is the loss of what the
-    rollout makes of a step's prompts. ``layout`` says where rows of several sources lie and how they are drawn.
+    rollout makes of a step's prompts. ``layout`` says where rows of several sources lie and how they are drawn. ``figures``:
+    metrics of a whole set from the outcomes of its losses.
     """
 
     rows: Sequence[Row]
@@ -92,6 +93,7 @@ class Work:
     whole: bool = False
     rollout: Rollout | None = None
     layout: Layout | None = None
+    figures: Callable[[Sequence[Any]], Mapping[str, float]] | None = None
 
     @property
     def joined(self) -> bool:
@@ -181,6 +183,7 @@ def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str,
     Of prompts the means over what a rollout makes of them, with the same random numbers at each call.
     """
     tally, played = Tally(), Means()
+    outcomes: list[Any] = []
     with torch.inference_mode():
         for name, part in [(None, work)] if work.layout is None else work.by_source():
             lengths = [row.length for row in part.rows]
@@ -195,8 +198,11 @@ def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str,
                         rows = experience.rows
                         batches = [list(range(len(rows)))] if work.whole else in_batches(rows, max_tokens)
                     for batch in batches:
-                        tally.add(work.loss(work.collate([rows[i] for i in batch])), name)
-    return tally.means() | played.means()
+                        loss = work.loss(work.collate([rows[i] for i in batch]))
+                        tally.add(loss, name)
+                        outcomes += loss.outcomes
+    over_all = dict(work.figures(outcomes)) if work.figures is not None and outcomes else {}
+    return tally.means() | played.means() | over_all
 
 
 def planned_steps(config: TrainConfig, lengths: Sequence[int], steps_per_epoch: int) -> tuple[int, str]:

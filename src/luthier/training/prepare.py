@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,17 +78,26 @@ def build(model: LoadedModel, job: Job) -> LoadedModel:
 
     Methods train an encoder's head with the body; of a decoder they change the language model alone, so that its head comes afterwards.
     """
-    heads, head = job.objective.entry.optional("heads"), model.head
+    heads, head = _heads(job), model.head
     if model.architecture != "encoder":
         model.put_head(None)
     elif heads is not None:
-        heads(model, job.objective.config)
+        heads(model)
     built: LoadedModel = job.method.entry(model, job.method.config)
     if heads is not None and model.architecture != "encoder":
         if head is not None:  # of the tuning that this one goes on from
             built.put_head(head)
-        heads(built, job.objective.config)
+        heads(built)
     return built
+
+
+def _heads(job: Job) -> Callable[[LoadedModel], None] | None:
+    """What puts the objective's head on a model: its ``heads``, or its ``heads_for`` when the head depends on the training data."""
+    objective, config = job.objective.entry, job.objective.config
+    if (of_data := objective.optional("heads_for")) is not None:
+        return lambda model: of_data(model, job.splits.train, config)
+    heads = objective.optional("heads")
+    return None if heads is None else lambda model: heads(model, config)
 
 
 def _rows(
@@ -137,6 +146,7 @@ def _work(model: LoadedModel, job: Job, found: Sequence[Rows], rollout: Rollout 
     objective, config = job.objective.entry, job.objective.config
     whole = bool(objective.optional("WHOLE_STEPS"))
     budget = (job.config.train.max_tokens_per_batch,) if whole else ()
+    figures = objective.optional("figures")
     return Work(
         found[0].rows if len(found) == 1 else [row for part in found for row in part.rows],
         lambda rows: objective.module.collate(rows, model, *budget),
@@ -144,4 +154,5 @@ def _work(model: LoadedModel, job: Job, found: Sequence[Rows], rollout: Rollout 
         whole,
         rollout,
         layout_of(job, found),
+        None if figures is None else lambda outcomes: figures(outcomes, config),
     )

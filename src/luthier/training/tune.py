@@ -330,7 +330,7 @@ def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, 
             "method": job.method.entry.name,
             "objective": job.objective.entry.name,
             "saves": saves,
-            **({"scores": True} if model.head is not None and not model.labels else {}),
+            **_of_head(model),
             "serving": dict(job.serving),
             "prompt": prompt,
             **({"parts": [dict(part) for part in job.parts]} if job.parts else {}),
@@ -343,6 +343,15 @@ def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, 
     register(store, record, replace=replace)
     record_edge(store, Node("run", run.id, job.name), "made", Node("model", record.name))
     return find(store, record.name)
+
+
+def _of_head(model: LoadedModel) -> dict[str, Any]:
+    """What a record says of a head without labels: that it scores texts, or what it answers with."""
+    from luthier.models.heads import answers_of
+
+    if model.head is None or model.labels:
+        return {}
+    return {"answers": answers_of(model.head)} if answers_of(model.head) else {"scores": True}
 
 
 def _summary(start: Start, outcome: Outcome, peak_mb: float) -> dict[str, Any]:
