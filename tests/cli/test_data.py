@@ -139,10 +139,40 @@ def test_render_shows_the_template_and_the_mask(
     assert "[[" not in out
 
 
-def test_render_of_an_encoder_is_refused(tickets: Path, tiny_encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = luthier(capsys, "render", str(tickets), *MAPPED, "--model", tiny_encoder)
-    assert code == 2
-    assert "has no chat template" in err
+def test_render_shows_what_an_objective_asks_of_each_token(
+    tickets: Path, tiny_decoder: str, tiny_encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "corpus.jsonl"
+    text.write_text(json.dumps({"text": "The parcel has not arrived yet."}) + "\n")
+    options = ("--option", "share=0.5", "--option", "mask=1", "--option", "random=0")
+    code, out, err = luthier(capsys, "render", str(text), "--model", tiny_encoder, "--mask", *options)
+    assert code == 0
+    assert out.count("[[ [MASK] -> ") == int(err.split(" trained on")[0].split()[-1]) > 2
+    assert "objective masked_lm" in err
+    code, out, _ = luthier(capsys, "render", str(text), "--model", tiny_decoder, "--mask")
+    assert code == 0
+    assert out.startswith("The[[ parcel has not arrived yet.<|endoftext|>]]")
+    asked = ("render", str(tickets), *MAPPED, "--model", tiny_decoder, "--rows", "1", "--mask")
+    code, out, err = luthier(capsys, *asked, "--objective", "classify")
+    assert code == 0
+    assert "[[pay<|im_end|>]]" in out
+    assert "[[ship<|im_end|>]]" in out  # every label is scored
+
+
+def test_render_refuses_what_it_cannot_show(
+    tickets: Path, tiny_decoder: str, tiny_encoder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, asked, said in (
+        (tiny_encoder, (), "has no chat template"),
+        (tiny_encoder, ("--mask",), "objective classify has no loss on single tokens"),
+        (tiny_decoder, ("--objective", "sft"), "add --mask"),
+        (tiny_decoder, ("--mask", "--objective", "sfd"), "Did you mean 'sft'"),
+        (tiny_decoder, ("--mask", "--objective", "sft", "--option", "turns"), "--option must be KEY=VALUE"),
+        (tiny_decoder, ("--mask", "--objective", "sft", "--option", "turn=last"), "turn"),
+    ):
+        code, _, err = luthier(capsys, "render", str(tickets), *MAPPED, "--model", model, *asked)
+        assert code == 2
+        assert said in err
 
 
 def test_from_feedback_writes_a_dataset(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,6 +124,12 @@ def render_command(
     *,
     model: Annotated[str, typer.Option("--model", metavar="NAME", help="A pulled model, for its tokens and template.")],
     mask: Annotated[bool, typer.Option("--mask", help="Show which tokens are trained on.")] = False,
+    objective: Annotated[
+        str | None, typer.Option("--objective", metavar="NAME", help="With --mask: as this objective trains it.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the objective, e.g. share=0.3.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
     instruction: Annotated[
         str, typer.Option(help="System turn of labelled and question rows ({labels} is replaced).")
@@ -133,16 +139,24 @@ def render_command(
 ) -> None:
     """Show rows exactly as the model is taught them: template, tokens and, with --mask, the trained part."""
     from luthier.cli import _print
-    from luthier.core.errors import UnsupportedError
+    from luthier.cli._masks import show_masks
+    from luthier.core.errors import InputError, UnsupportedError
     from luthier.core.task import PromptTemplate
     from luthier.data.read import read
 
+    if (objective or option) and not mask:
+        raise InputError("--objective and --option say what --mask shows", hint="add --mask")
     _, renderer, _ = _tokens(model)
-    if renderer is None:
-        raise UnsupportedError(f"{model} is an encoder: it reads bare text and has no chat template")
     dataset = read(file, skip_bad=skip_bad, columns=_columns(column))  # all of it: the prompt lists every label
     _say_skipped(dataset)
     prompt = PromptTemplate(instruction, labels=dataset.labels)
+    if mask and (objective or renderer is None or dataset.kind in ("text", "preference")):
+        show_masks(model, dataset, prompt, objective, option or (), rows)
+        return
+    if renderer is None:
+        raise UnsupportedError(
+            f"{model} is an encoder: it reads bare text and has no chat template", hint="--mask shows what it is taught"
+        )
     for number, example in enumerate(dataset.examples[:rows], 1):
         _print.say(f"[dim]row {number}, {_escape(example.source)}[/]")
         _show_row(renderer, example, dataset, prompt, mask)

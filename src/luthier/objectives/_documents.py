@@ -16,6 +16,7 @@ from luthier.models.load import LoadedModel
 from luthier.objectives._language import states_at, token_loss
 from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits, require_kind
+from luthier.objectives._shown import Line, next_tokens
 
 KINDS = ("text",)
 _SHOWN = 5
@@ -63,6 +64,10 @@ class Batch:
     mask: Tensor | None
     places: Tensor
     targets: Tensor
+
+    def lines(self) -> list[Line]:
+        """What is read and asked, token by token."""
+        return next_tokens(self.ids, self.places, self.targets)
 
 
 def encoded(

@@ -29,6 +29,7 @@ from luthier.models.score import packed_log_probs
 from luthier.models.seq2seq import pair_log_probs
 from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits
+from luthier.objectives._shown import Line, answer_lines
 
 
 @dataclass(slots=True)
@@ -57,6 +58,10 @@ class TextBatch:
 
     rows: list[ScoredRow]
     labels: Tensor
+
+    def lines(self) -> list[Line]:
+        """What is read and asked, token by token."""
+        return answer_lines(self.rows)
 
 
 def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, limits: Limits) -> list[TextRow]:

@@ -22,6 +22,7 @@ from luthier.models.score import Row as ScoredRow
 from luthier.models.soft_prompt import is_soft
 from luthier.objectives._log_probs import answer_log_probs
 from luthier.objectives._rows import Limits, last_run, require_kind
+from luthier.objectives._shown import Line, answer_lines
 
 KINDS = ("preference",)
 _SHOWN = 10
@@ -61,6 +62,10 @@ class PairBatch:
     rows: list[ScoredRow]
     sizes: Tensor
     reference: Tensor | None
+
+    def lines(self) -> list[Line]:
+        """What is read and asked, token by token."""
+        return answer_lines(self.rows)
 
 
 def pairs(

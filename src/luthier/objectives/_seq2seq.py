@@ -21,6 +21,7 @@ from luthier.models.load import LoadedModel
 from luthier.models.seq2seq import decode, encode, sources
 from luthier.objectives._language import states_at
 from luthier.objectives._rows import Limits
+from luthier.objectives._shown import Line, Shown
 
 
 @dataclass(slots=True)
@@ -52,6 +53,15 @@ class PairBatch:
     shown: Tensor
     places: Tensor
     targets: Tensor
+
+    def lines(self) -> list[Line]:
+        """What is read and asked, token by token: a row's source, then its target."""
+        counts = torch.bincount(self.places // self.shown.shape[1], minlength=len(self.ids)).tolist()
+        found: list[Line] = []
+        for ids, real, wanted in zip(self.ids, self.mask, self.targets.split(counts), strict=True):
+            found.append([Shown(token) for token in ids[real.bool()].tolist()])
+            found.append([Shown(token, token) for token in wanted.tolist()])
+        return found
 
 
 def prepare(

@@ -38,6 +38,7 @@ from luthier.objectives._log_probs import answer_log_probs
 from luthier.objectives._loss import Loss
 from luthier.objectives._pairs import KINDS
 from luthier.objectives._rows import Limits, require_kind
+from luthier.objectives._shown import Line, answer_lines
 
 __all__ = ["KINDS"]
 
@@ -86,8 +87,12 @@ class MarkedBatch:
 
     rows: list[ScoredRow]
     others: list[ScoredRow]
-    reference: Tensor
+    reference: Tensor | None
     good: Tensor
+
+    def lines(self) -> list[Line]:
+        """What is read and asked, token by token."""
+        return answer_lines(self.rows)
 
 
 def prepare(
@@ -165,12 +170,11 @@ def before(model: LoadedModel, rows: Sequence[MarkedRow], config: Config, progre
 
 def collate(rows: Sequence[MarkedRow], model: LoadedModel) -> MarkedBatch:
     """One batch of ``prepare``'s rows."""
-    reference = [row.reference for row in rows if row.reference is not None]
-    assert len(reference) == len(rows)  # before() was called
+    known = [row.reference for row in rows if row.reference is not None]
     return MarkedBatch(
         [ScoredRow(row.prompt, [row.answer]) for row in rows],
         [ScoredRow(row.prompt, [row.other]) for row in rows],
-        torch.tensor(reference, device=model.device),
+        torch.tensor(known, device=model.device) if len(known) == len(rows) else None,
         torch.tensor([row.good for row in rows], device=model.device),
     )
 
@@ -178,6 +182,7 @@ def collate(rows: Sequence[MarkedRow], model: LoadedModel) -> MarkedBatch:
 def loss(model: LoadedModel, batch: MarkedBatch, config: Config) -> Loss:
     """Mean over the rows. Metrics: ``kl`` (z0), ``margin`` (beta times how far an answer is on its right side of z0), ``accuracy`` (the share
     of rows that are; a tie counts half)."""
+    assert batch.reference is not None  # before() was called
     with torch.no_grad():
         others = answer_log_probs(model, batch.others) - batch.reference[:, 1]
         kl = others.mean().clamp(min=0)

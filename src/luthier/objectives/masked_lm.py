@@ -32,6 +32,7 @@ from luthier.objectives._draws import generators
 from luthier.objectives._language import states_at
 from luthier.objectives._loss import Loss, linear_cross_entropy
 from luthier.objectives._rows import Limits
+from luthier.objectives._shown import Line, same_places
 
 KINDS = _documents.KINDS
 ARCHITECTURES = ("encoder",)
@@ -100,6 +101,10 @@ class Batch:
     mask: Tensor
     places: Tensor
     targets: Tensor
+
+    def lines(self) -> list[Line]:
+        """What is read and asked, token by token."""
+        return same_places(self.ids, self.places, self.targets)
 
 
 def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Any]:

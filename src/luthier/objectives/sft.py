@@ -28,6 +28,7 @@ from luthier.objectives import _seq2seq
 from luthier.objectives._language import states_at, token_loss
 from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits, last_run, require_kind, require_labels
+from luthier.objectives._shown import Line, next_tokens
 
 KINDS = ("chat", "question", "labelled", "number")
 ARCHITECTURES = ("decoder", "encoder-decoder")
@@ -67,6 +68,10 @@ class Batch:
     ids: Tensor
     places: Tensor
     targets: Tensor
+
+    def lines(self) -> list[Line]:
+        """What is read and asked, token by token."""
+        return next_tokens(self.ids, self.places, self.targets)
 
 
 def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Any]:

@@ -128,7 +128,8 @@ def resolve(
     sources = _sources(run.data, document, given=splits)
     splits = joined(sources) if sources else _splits(run.data, document, given=splits)
     _check_splits(splits)
-    objective = _objective(run, base, splits.train)
+    given = run.objective
+    objective = objective_for(base, splits.train, given.name if given else None, given.options if given else {})
     if objective.entry.module.KINDS == ("labelled",):
         check_labels(splits)
     prompt = _prompt(run, base, splits, given=prompt)
@@ -182,14 +183,18 @@ def _method(run: RunConfig, base: ModelRecord) -> Part:
     return Part(entry, entry.configure(run.method.options))
 
 
-def _objective(run: RunConfig, base: ModelRecord, train: Dataset) -> Part:
-    if run.objective is not None:
-        entry = catalog.load("objectives", run.objective.name)
-        return Part(entry, entry.configure(run.objective.options))
+def objective_for(base: ModelRecord, train: Dataset, name: str | None, options: Mapping[str, Any]) -> Part:
+    """The objective ``name`` with its ``options``; without a name the one that fits the kind of data and the model.
+
+    Raises NotFoundError, InputError for options that it does not have, UnsupportedError when none fits.
+    """
+    if name is not None:
+        entry = catalog.load("objectives", name)
+        return Part(entry, entry.configure(options))
     entries = [catalog.load("objectives", name) for name in catalog.names("objectives")]
     for entry in entries:
         if train.kind in entry.module.DEFAULT_FOR and base.architecture in entry.module.ARCHITECTURES:
-            return Part(entry, entry.configure())
+            return Part(entry, entry.configure(options))
     can = "; ".join(
         f"{e.name}: {', '.join(e.module.KINDS)} with {' or '.join(e.module.ARCHITECTURES)}" for e in entries
     )
