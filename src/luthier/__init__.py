@@ -26,6 +26,7 @@ _VERBS = {
     "evaluate": "luthier.evaluation.evaluate",
     "compare": "luthier.evaluation.compare",
     "tournament": "luthier.tournament.tournament",
+    "continual": "luthier.tournament.continual",
     "promote": "luthier.tournament.promote",
     "serve": "luthier.gateway.serve",
     "running": "luthier.gateway.serve",

@@ -18,6 +18,7 @@ from luthier.core.catalog import load
 from luthier.core.config import validate
 from luthier.tasks.own import Config as TaskConfig
 from luthier.tournament.entrant import read_entrants
+from luthier.tournament.stream import Config as StreamConfig
 from luthier.training.config import RunConfig
 
 REPOSITORY = Path(__file__).parents[2]
@@ -140,7 +141,10 @@ def yaml_blocks() -> list[Any]:
 @pytest.mark.parametrize("text", yaml_blocks())
 def test_yaml_is_a_run_or_a_task(text: str) -> None:
     values = yaml.safe_load(text)
-    if "method" in values:
+    if "stream" in values:
+        stream = validate(StreamConfig, values)
+        load("methods", stream.method["name"] if isinstance(stream.method, dict) else stream.method)
+    elif "method" in values:
         run = validate(RunConfig, values)
         load("methods", run.method.name).configure(run.method.options)
         if run.objective is not None:

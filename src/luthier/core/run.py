@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-RunKind = Literal["tune", "eval", "tournament"]
+RunKind = Literal["tune", "eval", "tournament", "continual"]
 RunStatus = Literal["running", "done", "failed", "interrupted"]
 
 Progress: TypeAlias = Callable[[str, int, int], None]

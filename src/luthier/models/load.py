@@ -117,8 +117,8 @@ def load_model(
     """Load a stored base model, or a base with what tuning made of it.
 
     ``dtype`` is auto, bf16, fp16 or fp32 (see ``choose_dtype``); ``device`` auto, cpu, cuda, cuda:N or mps. ``labels`` gives an
-    encoder without a head a new one. ``quantization`` holds a base's linear layers in 4 bits (what tuning made knows its own). The
-    module is in eval mode.
+    encoder without a head a new one; of labels that its head has already, the rows stay. ``quantization`` holds a base's linear layers
+    in 4 bits (what tuning made knows its own). The module is in eval mode.
 
     Raises NotFoundError for an unknown name, DataError for damaged files, MismatchError when base or template are not the ones an
     adapter was trained with, UnsupportedError for records that hold no torch weights.
@@ -256,9 +256,16 @@ def text_pair_length(config: Any, tokenizer: Any) -> int:
 
 
 def _new_labels(loaded: LoadedModel, labels: tuple[str, ...]) -> None:
+    """Give an encoder a head for ``labels``; what it knew of those it had goes on, whatever their order, and the others begin near zero."""
     from luthier.models.encoder import new_head
 
-    loaded.module.head = new_head(loaded.module.width, len(labels)).to(loaded.device)
+    old, known = loaded.module.head, loaded.labels
+    head = new_head(loaded.module.width, len(labels))
+    for place, label in enumerate(labels):
+        if old is not None and label in known:
+            head.weight.data[place].copy_(old.weight.data[known.index(label)])
+            head.bias.data[place].copy_(old.bias.data[known.index(label)])
+    loaded.module.head = head.to(loaded.device)
     loaded.labels = labels
 
 
