@@ -61,6 +61,17 @@ def test_defaults_come_from_method_and_architecture(tiny_decoder: str, tiny_enco
     assert given.origins["train.learning_rate"] == "command line"
 
 
+def test_an_objective_takes_a_part_of_the_methods_learning_rate(tiny_decoder: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"p{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(9)))
+    found = job(tiny_decoder, path, objective="dpo")
+    usual = job(tiny_decoder, path, objective="reward").config.train.learning_rate
+    assert found.config.train.learning_rate == pytest.approx(0.05 * usual)
+    assert found.origins["train.learning_rate"] == "default of method lora, times 0.05 for objective dpo"
+    given = job(tiny_decoder, path, "train.learning_rate=0.3", objective="dpo")
+    assert given.config.train.learning_rate == 0.3
+
+
 def test_what_it_can_be_served_with_is_known_before(tiny_decoder: str, tiny_encoder: str, tickets: Path) -> None:
     assert job(tiny_decoder, tickets).serving == {"torch": "swap", "llamacpp": "swap"}
     assert job(tiny_encoder, tickets).serving["llamacpp"] == "no"

@@ -136,11 +136,7 @@ def resolve(
     reads = objective.entry.optional("reads")
     read = dict(reads(store, base, splits.train, prompt, objective.config)) if reads else {}
     origins = {"train." + key: "default" for key in type(run.train).model_fields} | dict(document.origins)
-    layers = {
-        f"default of objective {objective.entry.name}": objective.entry.module.DEFAULTS.get(base.architecture, {}),
-        f"default of method {method.entry.name}": method.entry.module.DEFAULTS[base.architecture],
-    }
-    run = with_defaults(run, origins, layers)
+    run = with_defaults(run, origins, _defaults(base, method, objective))
     work = [
         _told(run.train.model_dump()),
         run.data.overlong,
@@ -157,6 +153,21 @@ def resolve(
     name = check_name(run.name or _derived_name(base, method, splits.train, digest_json(work)))
     key = digest_json([name, *work])
     return Job(name, run, origins, base, splits, prompt, method, objective, key, parts, read, sources)
+
+
+def _defaults(base: ModelRecord, method: Part, objective: Part) -> dict[str, Mapping[str, Any]]:
+    """Settings that nobody gave, by their origin; later ones win. An objective may ask for a part of the method's learning rate."""
+    names = objective.entry.name, method.entry.name
+    own: Mapping[str, Any] = method.entry.module.DEFAULTS[base.architecture]
+    layers = {
+        f"default of objective {names[0]}": objective.entry.module.DEFAULTS.get(base.architecture, {}),
+        f"default of method {names[1]}": own,
+    }
+    factor = objective.entry.optional("RATE_FACTOR")
+    if factor is not None and "learning_rate" in own:
+        origin = f"default of method {names[1]}, times {factor:g} for objective {names[0]}"
+        layers[origin] = {"learning_rate": own["learning_rate"] * factor}
+    return layers
 
 
 def _told(train: dict[str, Any]) -> dict[str, Any]:
