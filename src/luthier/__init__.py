@@ -22,6 +22,7 @@ _VERBS = {
     "rewards": "luthier.objectives._rewards",
     "tune": "luthier.training.tune",
     "export": "luthier.models.export",
+    "new": "luthier.models.new",
     "shrink": "luthier.models.shrink",
     "evaluate": "luthier.evaluation.evaluate",
     "compare": "luthier.evaluation.compare",

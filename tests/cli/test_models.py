@@ -77,3 +77,19 @@ def test_a_student_of_some_layers(tiny_decoder, capsys):
     assert "whole numbers with commas" in capsys.readouterr().err
     assert run("models", "shrink", tiny_decoder, "--as", "third", "--json") == 0
     assert json.loads(capsys.readouterr().out)["meta"]["layers"] == [0]
+
+
+def test_a_new_model(home, tmp_path, capsys):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("The parcel has not arrived. Who is the teacher now?\n")
+    shape = ["--layers", "2", "--width", "32", "--heads", "4", "--kv-heads", "2", "--context-length", "64"]
+    assert not run("models", "new", "mine", *shape, "--data", str(corpus), "--vocabulary", "300", "--json")
+    made = json.loads(capsys.readouterr().out)
+    assert (made["name"], made["kind"], made["meta"]["new"]["kv_heads"]) == ("mine", "base", 2)
+    assert not run("models", "new", "other", "--architecture", "gpt2", *shape[:6], "--tokenizer", "mine")
+    said = capsys.readouterr()
+    assert "other = a new gpt2 of" in said.out + said.err
+    assert run("models", "new", "third", *shape) == 2
+    assert "give one of --tokenizer MODEL" in capsys.readouterr().err
+    assert run("models", "new", "third", "--tokenizer", "mine") == 2
+    assert "or layers, width and heads" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_yaml_with_shorthand_and_overrides(tmp_path: Path) -> None:
         ({"data": {"path": "a", "overlong": "cut"}}, r"data\.overlong.*'truncate'"),
         ({"prompt": {"input": "no place"}}, r"prompt\.input: must hold \{input\}"),
         ({"method": {}}, r"method\.name is required"),
-        ({"model": {}}, r"model\.base is required"),
+        ({"model": {}}, "model: give either base"),
     ],
 )
 def test_refused(values: dict[str, Any], message: str) -> None:

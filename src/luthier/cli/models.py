@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +11,7 @@ _LAYERS = "--layers must be whole numbers with commas between them, such as 0,2,
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the command and those under it."""
 
     models = typer.Typer(
         help="What the store holds: base models, adapters, exports and endpoints. Without a further word, list them.",
@@ -59,6 +60,67 @@ def register(app: typer.Typer) -> None:
         _print.say(
             f"next: luthier tune RUN.yaml model.base={made.name} objective.name=distill objective.teacher=TEACHER"
         )
+
+    models.command("new")(new_model)
+
+
+def new_model(
+    name: Annotated[str, typer.Argument(help="The new model's name.")],
+    architecture: Annotated[str, typer.Option(help="llama, gpt2 or bert.")] = "llama",
+    size: Annotated[
+        str | None,
+        typer.Option(help="About so many parameters without embeddings: 1m, 2m, 5m, 10m, 25m, 50m, 85m, 300m."),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers; with --width and --heads instead of --size.")] = None,
+    width: Annotated[int | None, typer.Option(help="Hidden size.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="Heads of keys and values (llama); default: as many as heads.")
+    ] = None,
+    inner: Annotated[int | None, typer.Option(help="Size of the feed-forward layers.")] = None,
+    context_length: Annotated[int, typer.Option(help="Tokens that it reads at once.")] = 512,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Take the tokenizer of this stored model.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Train a tokenizer on these texts.")] = None,
+    vocabulary: Annotated[int, typer.Option(help="The most tokens of a trained tokenizer.")] = 8192,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a model with random weights, to be trained from nothing: luthier tune RUN.yaml model.base=NAME method=full."""
+    from dataclasses import asdict
+
+    from luthier.cli import _print
+    from luthier.core.errors import InputError
+    from luthier.models.new import new
+
+    if (tokenizer is None) == (data is None):
+        raise InputError("give one of --tokenizer MODEL (of a stored model) and --data FILE (to train one on)")
+    given: dict[str, Any] = {
+        "size": size,
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "inner": inner,
+    }
+    with _print.progress() as progress:
+        made = new(
+            name,
+            data=data,
+            progress=progress,
+            architecture=architecture,
+            context_length=context_length,
+            seed=seed,
+            tokenizer=tokenizer or {"train": {"vocabulary": vocabulary}},
+            **{key: value for key, value in given.items() if value is not None},
+        )
+    if as_json:
+        _print.show_json(asdict(made))
+        return
+    counts = f"{made.meta['parameters']:,} parameters, {made.meta['without_embeddings']:,} without embeddings"
+    _print.say(f"{made.name} = a new {architecture} of {counts}   ({_print.size(made.size_bytes)})")
+    _print.say(f"next: luthier tune RUN.yaml model.base={made.name} method=full")
 
 
 def _list(kind: str | None, as_json: bool, remove: str | None) -> None:

@@ -69,19 +69,28 @@ def _plan(run: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     """Say what training would take, and do nothing of it."""
     from luthier.cli import _print
     from luthier.store.database import open_store
+    from luthier.store.models import remove
     from luthier.tournament import figures
-    from luthier.training.preflight import look_ahead
+    from luthier.training.from_scratch import advice, is_new
+    from luthier.training.preflight import look_ahead, sketch
     from luthier.training.resolve import resolve
+    from luthier.training.shared import Shared
 
     store = open_store()
     job = resolve(run, overrides, store)
-    found = look_ahead(store, job)
+    shared = Shared()
+    found = look_ahead(store, job, shared)
+    said = advice(job.base, found.tokens, sum(sketch(store, job, shared)[1])) if is_new(job.base) else None
+    if job.made:
+        remove(store, job.base.name)  # a plan leaves nothing behind; the run makes the same model again
     if as_json:
-        _print.show_json({"name": job.name, "serving": dict(job.serving), "predicted": found.as_dict()})
+        told = {"advice": said.as_dict()} if said is not None else {}
+        _print.show_json({"name": job.name, "serving": dict(job.serving), "predicted": found.as_dict(), **told})
         return
     rows = {
         "model": f"{job.name} = {job.method.entry.name}({job.base.name}), objective {job.objective.entry.name}",
         "trains": f"{found.trainable:,} parameters in {found.steps:,} steps, {found.tokens:,} tokens",
+        **({"tokens": said.text()} if said is not None else {}),
         "time": f"about {figures.duration(found.seconds)} (speed from {found.based_on})",
         "memory": f"peak about {figures.megabytes(found.peak_mb)}, {figures.megabytes(found.free_mb)} free: "
         + ", ".join(f"{what} {figures.megabytes(mb)}" for what, mb in found.parts.items() if mb),
@@ -126,6 +135,7 @@ class _Display:
             **_told(start.sources),
             "trains": f"{start.trainable_parameters:,} of {start.total_parameters:,} parameters ({share:.2%})",
             **({"memory": _again(job)} if start.predicted is not None and start.predicted.checkpointing else {}),
+            **({"tokens": escape(start.advice.text())} if start.advice is not None else {}),
             "serving": served,
             "run": start.run.id + (f", goes on at step {start.resumed_at}" if start.resumed_at else ""),
         }

@@ -136,7 +136,8 @@ def _explain(model: type[BaseModel], problem: Any, where: str, origins: Mapping[
     if problem["type"] == "missing":
         return f"{prefix}{key} is required{origin}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{prefix}{key}: {message[:1].lower() + message[1:]}; got {problem['input']!r}{origin}"
+    named = f"{prefix}{key}: " if key else prefix
+    return f"{named}{message[:1].lower() + message[1:]}; got {problem['input']!r}{origin}"
 
 
 def _fields_at(model: type[BaseModel], path: Iterable[Any]) -> list[str]:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from luthier.core.config import Document, validate
 from luthier.data.shares import Sampling
+from luthier.models.new import NewModel
 from luthier.training.schedule import Schedule
 
 Overlong = Literal["error", "truncate", "drop"]
@@ -33,9 +34,18 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """``base``: name of a stored base model."""
+    """``base``: name of a stored model; or ``new``: the shape of one that is made now, with random weights."""
 
-    base: str = Field(min_length=1)
+    base: str | None = Field(None, min_length=1)
+    new: NewModel | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ModelConfig:
+        if (self.base is None) == (self.new is None):
+            raise ValueError(
+                "give either base (the name of a stored model) or new (the shape of one that is made), one of the two"
+            )
+        return self
 
 
 class SplitConfig(_Section):
@@ -212,6 +222,8 @@ class RunConfig(_Section):
         keys = {"method": "name", "objective": "name", "model": "base"}
         values = {k: {keys[k]: v} if k in keys and isinstance(v, str) else v for k, v in values.items()}
         model = values.get("model")
+        if "method" not in values and isinstance(model, Mapping) and model.get("new") is not None:
+            values["method"] = {"name": "full"}
         if isinstance(model, Mapping) and "name" in model:  # an override of one key after the short form
             values["model"] = {"base": model["name"], **{k: v for k, v in model.items() if k != "name"}}
         return values

@@ -19,7 +19,9 @@ from luthier.core.task import PromptTemplate
 from luthier.data.read import read
 from luthier.data.shares import Mixture
 from luthier.data.split import check_labels, split
+from luthier.models.new import make
 from luthier.store.models import check_name, find
+from luthier.training import from_scratch
 from luthier.training.config import DataConfig, PromptConfig, RunConfig, read_run, with_defaults
 from luthier.training.sources import Source, joined
 
@@ -58,6 +60,8 @@ class Job:
     """Stored models that the objective reads, by their part in it (``teacher``)."""
     sources: tuple[Source, ...] = ()
     """Where the rows of ``splits`` come from, when ``data.sources`` has them; one after another in ``splits``."""
+    made: bool = False
+    """Whether ``base`` is a new model that was made for this job just now."""
 
     @property
     def kind(self) -> str:
@@ -115,7 +119,8 @@ def resolve(
     """
     document = from_mapping(config, overrides) if isinstance(config, Mapping) else read_yaml(config, overrides)
     run = read_run(document)
-    base = find(store, run.model.base)
+    data = _data(run.data, document, splits) if run.model.new is not None else None
+    base, made = _base(store, run, data[1].train if data is not None else None)
     if base.kind not in ("base", "adapter"):
         raise UnsupportedError(f"model.base must be a base model or an adapter; {base.name} is an {base.kind}")
     method = _method(run, base)
@@ -125,9 +130,7 @@ def resolve(
         if needs
         else ()
     )
-    sources = _sources(run.data, document, given=splits)
-    splits = joined(sources) if sources else _splits(run.data, document, given=splits)
-    _check_splits(splits)
+    sources, splits = data or _data(run.data, document, splits)
     given = run.objective
     objective = objective_for(base, splits.train, given.name if given else None, given.options if given else {})
     if objective.entry.module.KINDS == ("labelled",):
@@ -152,7 +155,27 @@ def resolve(
     ]
     name = check_name(run.name or _derived_name(base, method, splits.train, digest_json(work)))
     key = digest_json([name, *work])
-    return Job(name, run, origins, base, splits, prompt, method, objective, key, parts, read, sources)
+    return Job(name, run, origins, base, splits, prompt, method, objective, key, parts, read, sources, made)
+
+
+def _base(store: Store, run: RunConfig, texts: Dataset | None) -> tuple[ModelRecord, bool]:
+    """The model that is trained, and whether it was made just now; the tokenizer of a new one may be made of ``texts``."""
+    method = catalog.load("methods", run.method.name)
+    if run.model.new is not None:
+        from_scratch.require_whole(method, "a new model")
+        return make(store, run.model.new, texts)
+    base = find(store, str(run.model.base))
+    if from_scratch.is_new(base):
+        from_scratch.require_whole(method, base.name)
+    return base, False
+
+
+def _data(data: DataConfig, document: Document, given: Splits | None) -> tuple[tuple[Source, ...], Splits]:
+    """The sources, if there are several, and the rows of all."""
+    sources = _sources(data, document, given=given)
+    splits = joined(sources) if sources else _splits(data, document, given=given)
+    _check_splits(splits)
+    return sources, splits
 
 
 def _defaults(base: ModelRecord, method: Part, objective: Part) -> dict[str, Mapping[str, Any]]:
@@ -167,7 +190,7 @@ def _defaults(base: ModelRecord, method: Part, objective: Part) -> dict[str, Map
     if factor is not None and "learning_rate" in own:
         origin = f"default of method {names[1]}, times {factor:g} for objective {names[0]}"
         layers[origin] = {"learning_rate": own["learning_rate"] * factor}
-    return layers
+    return layers | {"default of a new model": from_scratch.defaults(base)}
 
 
 def _told(train: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from luthier.store.database import Store, open_store
 from luthier.store.lineage import Node, record_edge
 from luthier.store.models import find, register
 from luthier.training.claim import claim
+from luthier.training.from_scratch import Advice, advice
 from luthier.training.interrupt import Halt
 from luthier.training.prepare import prepare
 from luthier.training.resolve import Job, resolve
@@ -45,7 +46,7 @@ class TuneResult:
 
 @dataclass(frozen=True)
 class Start:
-    """What is about to be trained, told before the first step. ``serving``: engine -> swap, merge or no."""
+    """What is about to be trained, told before the first step. ``serving``: engine -> swap, merge or no. ``advice`` is on new models."""
 
     job: Job
     run: Run
@@ -60,6 +61,7 @@ class Start:
     predicted: Prediction | None = None
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of each data source its rows, validation rows and share of the first epoch."""
+    advice: Advice | None = None
 
 
 def tune(
@@ -201,6 +203,7 @@ def _execute(
         prepared.truncated,
         predicted,
         _told_sources(work, validation),
+        advice(job.base, predicted.tokens, sum(lengths[0])) if predicted is not None else None,
     )
     if started is not None:
         started(start)
