@@ -296,7 +296,7 @@ def test_bad_input(tiny_decoder: str, tiny_encoder: str, tickets: Path, tmp_path
         f"data.path={write_chats(tmp_path / 'c.jsonl')}",
     )
     refused(encoder, UnsupportedError, "sft needs a decoder", "objective=sft")
-    refused({**good, "data": {}}, InputError, r"data\.path or data\.train is required")
+    refused({**good, "data": {}}, InputError, r"data.path, data.train or data.sources is required")
     refused(
         good,
         DataError,
