@@ -19,6 +19,7 @@ _VERBS = {
     "inspect": "luthier.data.inspect",
     "split": "luthier.data.split",
     "answers": "luthier.data.answers",
+    "mixture": "luthier.data.mixture",
     "rewards": "luthier.objectives._rewards",
     "tune": "luthier.training.tune",
     "export": "luthier.models.export",

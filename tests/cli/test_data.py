@@ -191,3 +191,27 @@ def test_from_feedback_writes_a_dataset(home: Path, tmp_path: Path, capsys: pyte
     assert "1 labelled examples from feedback, 1 statements not used" in err
     assert "ship" in out
     assert json.loads(path.read_text())["label"] == "ship"
+
+
+def test_mixture_writes_conversations_and_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"text": f"{word} {n}", "label": label}
+        for n in range(9)
+        for word, label in (("goal", "sport"), ("vote", "world"))
+    ]
+    (tmp_path / "news.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mix, out = tmp_path / "mix.yaml", tmp_path / "rows.jsonl"
+    mix.write_text("sources:\n  - {path: news.jsonl, asks: topic}\n")
+    code, printed, _ = luthier(capsys, "mixture", str(mix), "cap=10", "--out", str(out), "--json")
+    assert code == 0
+    assert json.loads(printed)["rows"] == 10
+    code, printed, _ = luthier(capsys, "mixture", str(mix), "sources.0.cap=7", "--out", str(out))
+    assert code == 0
+    assert "few shot" in printed
+    before = out.read_bytes()
+    assert before.count(b"\n") == 7
+    mix.write_text("sources:\n  - {path: missing.jsonl}\n")
+    code, _, said = luthier(capsys, "mixture", str(mix), "--out", str(out))
+    assert code != 0
+    assert "missing.jsonl" in said
+    assert out.read_bytes() == before

@@ -16,6 +16,7 @@ import yaml
 from luthier.cli import build_app
 from luthier.core.catalog import load
 from luthier.core.config import validate
+from luthier.data.mixture import MixtureConfig
 from luthier.tasks.own import Config as TaskConfig
 from luthier.tournament.entrant import read_entrants
 from luthier.tournament.stream import Config as StreamConfig
@@ -149,6 +150,8 @@ def test_yaml_is_a_run_or_a_task(text: str) -> None:
         load("methods", run.method.name).configure(run.method.options)
         if run.objective is not None:
             load("objectives", run.objective.name).configure(run.objective.options)
+    elif "sources" in values:
+        validate(MixtureConfig, values)
     else:
         task = validate(TaskConfig, values)
         read_entrants(task, task.kind or "classify")

@@ -33,10 +33,11 @@ LISTED = 20
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     from luthier.cli._answers import answers_command
+    from luthier.cli._mixture import mixture_command
 
     data = typer.Typer(
         name="data",
-        help="Inspect, split and render datasets; make one of feedback, or of a model's answers.",
+        help="Inspect, split and render datasets; make one of feedback, of a model's answers, or of others as instructions.",
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -45,6 +46,7 @@ def register(app: typer.Typer) -> None:
     data.command("render")(render_command)
     data.command("from-feedback")(from_feedback_command)
     data.command("answers")(answers_command)
+    data.command("mixture")(mixture_command)
     app.add_typer(data)
 
 

@@ -106,12 +106,12 @@ class Mixture:
         out: list[int] = []
         first = 0
         for at, count in enumerate(self.counts(sizes, epoch, losses)):
-            out += [first + row for row in _stream(sizes[at], done[at], count, f"{seed}/{self.names[at]}")]
+            out += [first + row for row in stream(sizes[at], done[at], count, f"{seed}/{self.names[at]}")]
             first += sizes[at]
         return out
 
 
-def _stream(size: int, start: int, count: int, seed: str) -> list[int]:
+def stream(size: int, start: int, count: int, seed: str) -> list[int]:
     """``count`` rows of an endless sequence of shuffled passes over ``size`` rows, from place ``start`` on."""
     out: list[int] = []
     while count > 0:
