@@ -173,13 +173,16 @@ def _told(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def _fields(record: Mapping[str, Any]) -> dict[str, str]:
     """The texts beside the bar."""
-    said = {"loss": "", "validation": "", "rate": "", "memory": ""}
+    said = {"reward": "", "loss": "", "validation": "", "rate": "", "memory": ""}
     if "loss" in record:
         said["loss"] = f"loss {record['loss']:.4f}"
         said["rate"] = f"{record['tokens_per_s']:,.0f} tokens/s"
         said["memory"] = f"peak {record['peak_mb']:,.0f} MB"
-    if "validation_loss" in record:
-        said["validation"] = f"validation {record['validation_loss']:.4f}"
+    if "reward" in record:
+        said["reward"] = f"reward {record['reward']:.4f}"
+    judged = "reward" if "validation_reward" in record else "loss"
+    if f"validation_{judged}" in record:
+        said["validation"] = f"validation {record[f'validation_{judged}']:.4f}"
     return said
 
 

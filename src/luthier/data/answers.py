@@ -2,7 +2,7 @@
 
 Of several answers to each prompt the one with the highest reward is kept: rejection sampling (Touvron et al. 2023, Llama 2, section 3.2.3),
 RAFT (Dong et al. 2023). Best and worst as a pair are data for dpo (Yuan et al.
-2024, Self-rewarding language models, section 2.3).
+2024, Self-rewarding language models).
 
 It asks any engine, so that teacher and student need not have a tokenizer in common. The file is the state: rows are added as they come,
 and a call that is made again goes on after the last whole one.

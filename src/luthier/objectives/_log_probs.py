@@ -101,6 +101,23 @@ def token_log_probs(model: LoadedModel, hidden: Tensor, tokens: Tensor) -> Tenso
     return every.gather(1, tokens[:, None]).squeeze(1) - every.logsumexp(-1)
 
 
+def answer_token_log_probs(model: LoadedModel, rows: Sequence[Row], temperature: float = 1.0) -> Tensor:
+    """log p of every token of every answer of every row of a decoder, in turn (tokens,): fp32, differentiable, of the distribution at ``temperature``.
+
+    A prompt goes through the model once, its answers as branches after it.
+    """
+    hidden, where, tokens, owners = packed_hidden(model.module, rows, model.device)
+    order = owners.argsort(stable=True)  # read along the branches; an answer's own tokens are in order
+    where, tokens = where[order], tokens[order]
+    head = plain_head(model.module)
+    if head is not None:
+        bias = None if head.bias is None else head.bias / temperature
+        states = hidden if temperature == 1.0 else hidden / temperature
+        return linear_log_probs(states.index_select(0, where), head.weight, bias, tokens)
+    every = logits(model.module, hidden.index_select(0, where)).float() / temperature
+    return every.gather(1, tokens[:, None]).squeeze(1) - every.logsumexp(-1)
+
+
 def answer_log_probs(model: LoadedModel, rows: Sequence[Row]) -> Tensor:
     """log p(answer | prompt), a sum over the answer's tokens, fp32 and differentiable: one for every answer of every row, in turn.
 
