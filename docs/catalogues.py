@@ -34,6 +34,8 @@ INTRODUCTIONS = {
     "strategies": "How a question is put to an engine. A strategy wraps an engine and is an engine. Choose one with `--strategy`, "
     "or with `strategy:` in an entrant.",
     "scorers": "An answer and a target give a score, for every example. Choose them with `scorers:` in a task file; the first one ranks.",
+    "optimizers": "How a step follows from the gradient. Choose one with `train.optimizer` in a run file: a name, or `{name: ..., options}`; "
+    "[tune](../tune.md#optimizers-schedules-averages) says when which.",
     "tasks": "Where examples, prompt and scorers come from.",
 }
 HOW = {"swap": "hot-swapped on its base", "merge": "as weights of its own", "no": "not possible"}

@@ -14,6 +14,8 @@ LAYERS = (
     "evaluation", "knowledge", "apps", "tournament", "gateway", "console", "scale", "cli",
 )  # fmt: skip
 CATALOGUES = {"methods", "objectives", "engines", "strategies", "scorers", "tasks"}
+WITHIN = {"training": "optimizers"}
+"""A catalogue inside of another folder."""
 FILES = sorted(SOURCE.rglob("*.py"))
 WITHOUT_TORCH = {"core", "store", "scorers", "tasks", "cli"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "sklearn", "matplotlib", "pyarrow"}
@@ -46,8 +48,11 @@ def violations(path: Path, tree: ast.AST) -> list[str]:
             continue
         if LAYERS.index(names[1]) > LAYERS.index(own):
             out.append(f"{own} imports {names[1]} (line {line}: {module})")
-        entry = names[2] if len(names) > 2 else ""
-        if own in CATALOGUES and names[1] == own and entry and not entry.startswith("_") and entry != path.stem:
+        folder = (
+            (own,) if own in CATALOGUES else (own, WITHIN[own]) if own in WITHIN and parts[1] == WITHIN[own] else ()
+        )
+        entry = names[len(folder) + 1] if folder and len(names) > len(folder) + 1 else ""
+        if tuple(names[1 : len(folder) + 1]) == folder and entry and not entry.startswith("_") and entry != path.stem:
             out.append(f"catalogue entry imports another entry (line {line}: {module})")
     return out
 
@@ -63,6 +68,10 @@ def test_the_check_itself_finds_violations() -> None:
     assert violations(low, ast.parse("def f():\n    import luthier.cli"))
     assert violations(SOURCE / "methods" / "x.py", ast.parse("from luthier.methods.lora import build"))
     assert not violations(SOURCE / "methods" / "x.py", ast.parse("from luthier.methods._peft import build"))
+    rule = SOURCE / "training" / "optimizers" / "x.py"
+    assert violations(rule, ast.parse("from luthier.training.optimizers.adamw import build"))
+    assert not violations(rule, ast.parse("from luthier.training.optimizers._torch import adamw"))
+    assert not violations(SOURCE / "training" / "x.py", ast.parse("from luthier.training.loop import train"))
 
 
 def test_every_folder_is_in_the_order() -> None:

@@ -23,7 +23,7 @@ from luthier.training import checkpoint
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Halt
 from luthier.training.loop import Work, train
-from luthier.training.optimizer import MasterAdamW
+from luthier.training.optimizer import Optimizer
 
 COUNTS = each_linear(lambda i, o: 12 * (i + o + 1))
 
@@ -58,7 +58,7 @@ def test_ranks_go_as_pefts_do(model: LoadedModel, interval: int) -> None:
     told = theirs.peft_config["default"]
     told.total_step, told.tinit, told.tfinal, told.deltaT = total, 2, 5, interval
     adam = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
-    optimizer, around = MasterAdamW(ours), steps(model, config)
+    optimizer, around = Optimizer(ours), steps(model, config)
     draw = torch.Generator().manual_seed(1)
     for step in range(1, total + 1):
         ids = torch.randint(0, 300, (4, 12), generator=draw)

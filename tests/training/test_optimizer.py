@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.training.optimizer import MasterAdamW
+from luthier.training.optimizer import Optimizer
 
 
 def small_model() -> nn.Module:
@@ -26,7 +26,7 @@ def torch_adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 def test_equals_torch_adamw_with_decay_on_matrices_only_and_clipping() -> None:
     model = small_model()
     reference = copy.deepcopy(model)
-    ours, theirs = MasterAdamW(model, weight_decay=0.1), torch_adamw(reference, 0.1)
+    ours, theirs = Optimizer(model, weight_decay=0.1), torch_adamw(reference, 0.1)
     for step in range(20):
         batch = torch.randn(5, 7, generator=torch.Generator().manual_seed(step))
         model(batch).square().mean().backward()
@@ -45,7 +45,7 @@ def test_micro_batches_add_up() -> None:
     model = small_model()
     whole = copy.deepcopy(model)
     batch = torch.randn(6, 7)
-    one, other = MasterAdamW(model), MasterAdamW(whole)
+    one, other = Optimizer(model), Optimizer(whole)
     for part in batch.split(2):
         (model(part).square().sum() / 6).backward()
         one.accumulate()
@@ -58,7 +58,7 @@ def test_micro_batches_add_up() -> None:
 
 def test_bf16_gradients_are_summed_in_fp32_and_each_step_begins_anew() -> None:
     model = small_model().to(torch.bfloat16)
-    optimizer = MasterAdamW(model)
+    optimizer = Optimizer(model)
     for step in range(2):
         expected = {name: torch.zeros(p.shape) for name, p in model.named_parameters()}
         for part in range(3):
@@ -81,7 +81,7 @@ def test_bf16_model_learns_from_steps_smaller_than_bf16_can_add() -> None:
     model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     with torch.no_grad():
         model.weight.fill_(1.0)
-    optimizer = MasterAdamW(model)
+    optimizer = Optimizer(model)
     for _ in range(64):  # each step is 1e-4; bf16 around 1 moves in steps of 2^-8 = 4e-3
         model.weight.sum().backward()
         optimizer.accumulate()
@@ -95,7 +95,7 @@ def test_mixed_dtypes_and_frozen_parameters() -> None:
     model = nn.ModuleDict({"body": nn.Linear(4, 4).to(torch.bfloat16), "head": nn.Linear(4, 2)})
     model["body"].bias.requires_grad_(False)
     before = model["body"].bias.clone()
-    optimizer = MasterAdamW(model)
+    optimizer = Optimizer(model)
     assert set(optimizer.masters()) == {"body.weight", "head.weight", "head.bias"}
     assert all(t.dtype == torch.float32 for t in optimizer.masters().values())
     model["head"](model["body"](torch.ones(1, 4, dtype=torch.bfloat16)).float()).sum().backward()
@@ -108,7 +108,7 @@ def test_mixed_dtypes_and_frozen_parameters() -> None:
 def test_a_gradient_that_is_no_number_changes_nothing() -> None:
     model = small_model()
     before = copy.deepcopy(model.state_dict())
-    optimizer = MasterAdamW(model)
+    optimizer = Optimizer(model)
     (model(torch.ones(1, 7)).sum() * float("nan")).backward()
     optimizer.accumulate()
     norm = optimizer.step(1e-2, 1.0)
@@ -118,7 +118,7 @@ def test_a_gradient_that_is_no_number_changes_nothing() -> None:
 
 
 def test_state_goes_on_exactly_and_release_frees_the_parameters() -> None:
-    def steps(model: nn.Module, optimizer: MasterAdamW, seeds: range) -> None:
+    def steps(model: nn.Module, optimizer: Optimizer, seeds: range) -> None:
         for seed in seeds:
             batch = torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
             model(batch).square().mean().backward()
@@ -127,12 +127,12 @@ def test_state_goes_on_exactly_and_release_frees_the_parameters() -> None:
 
     straight = small_model().to(torch.bfloat16)
     broken = copy.deepcopy(straight)
-    steps(straight, MasterAdamW(straight), range(8))
-    first = MasterAdamW(broken)
+    steps(straight, Optimizer(straight), range(8))
+    first = Optimizer(broken)
     steps(broken, first, range(5))
     state = {name: tensor.clone() for name, tensor in first.state().items()}
     other = small_model().to(torch.bfloat16)
-    second = MasterAdamW(other)
+    second = Optimizer(other)
     second.load_state(state)
     steps(other, second, range(5, 8))
     second.release()
@@ -145,7 +145,7 @@ def test_state_goes_on_exactly_and_release_frees_the_parameters() -> None:
 def test_tied_weights_stay_tied() -> None:
     model = nn.ModuleDict({"in": nn.Embedding(5, 3), "out": nn.Linear(3, 5, bias=False)})
     model["out"].weight = model["in"].weight
-    optimizer = MasterAdamW(model)
+    optimizer = Optimizer(model)
     model["out"](model["in"](torch.tensor([1]))).square().sum().backward()
     optimizer.accumulate()
     optimizer.step(1e-1, 0)

@@ -99,16 +99,16 @@ def test_one_rollout_is_one_step(tmp_path: Path) -> None:
 
 
 def test_as_many_optimizer_updates_as_the_experience_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from luthier.training.optimizer import MasterAdamW
+    from luthier.training.optimizer import Optimizer
 
     counted = []
-    original = MasterAdamW.step
+    original = Optimizer.step
 
     def step(self: Any, *args: Any) -> float:
         counted.append(args[0])
         return original(self, *args)
 
-    monkeypatch.setattr(MasterAdamW, "step", step)
+    monkeypatch.setattr(Optimizer, "step", step)
     run(tmp_path, {"epochs": 2, "minibatches": 3}, epochs=1)
     assert len(counted) == 3 * 2 * 3
     assert [len(set(counted[i : i + 6])) for i in (0, 6, 12)] == [1, 1, 1]  # one learning rate a step

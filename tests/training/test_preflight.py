@@ -9,11 +9,12 @@ import pytest
 import torch
 from tests.training.test_tune import settings, write_tickets
 
+from luthier.core.errors import InputError
 from luthier.models.adapters import ADAPTER
 from luthier.models.weights import read_tensors
 from luthier.store.artifacts import path_of
 from luthier.store.database import open_store
-from luthier.store.runs import finish, start
+from luthier.store.runs import finish, list_runs, start
 from luthier.training import preflight
 from luthier.training.config import TrainConfig
 from luthier.training.preflight import Shape, amount_of, look_ahead, outcome, predict, sketch
@@ -47,6 +48,36 @@ def test_memory_is_the_arithmetic_of_the_optimizer() -> None:
     assert preflight._memory(exact, amount)["optimizer"] == pytest.approx(4 + 8 + 4)
     frozen = Shape(1_000_000, 10, False, 0, 8, 16, 2, 0, 4)
     assert preflight._memory(frozen, amount)["activations"] == 0
+
+
+def test_memory_and_operations_are_those_of_the_chosen_optimizer(tiny_decoder: str) -> None:
+    from luthier.models.load import load_model
+    from luthier.training.optimizer import cost, trained
+
+    model = load_model(open_store(), tiny_decoder, dtype="fp32", device="cpu")
+    model.module.requires_grad_(True)
+    amount, found = preflight.Amount(1, 1, 0, 1), {}
+    for name in ("adamw", "sgd", "adafactor", "muon"):
+        config = TrainConfig(optimizer=name)
+        shape = preflight.shape_of(model, config)
+        told = cost(config.optimizer, list(trained(model.module).values()))
+        assert shape.update == told
+        memory = preflight._memory(shape, amount)
+        hidden = memory["activations"] + memory["logits"]
+        expected = 8 * shape.trainable + told.state_bytes + max(told.working_bytes - 1e6 * hidden, 0)
+        assert memory["optimizer"] == pytest.approx(expected / 1e6)
+        found[name] = (told.state_bytes, preflight._flops(shape, amount))
+    assert found["adamw"][0] == 8 * shape.trainable == 2 * found["sgd"][0]
+    assert found["adafactor"][0] < 0.2 * found["adamw"][0]
+    assert found["muon"][1] > found["adamw"][1]
+    without = preflight._flops(preflight.shape_of(model), amount)
+    assert found["adamw"][1] == pytest.approx(without), "the default"
+
+
+def test_an_optimizer_for_other_parameters_is_refused_before_training(tiny_encoder: str, tickets: Path) -> None:
+    with pytest.raises(InputError, match="optimizer muon is for the matrices of hidden layers"):
+        tune(settings(tiny_encoder, tickets, "linear_probe", optimizer="muon"))
+    assert not list_runs(open_store())
 
 
 def test_flops_follow_what_is_trained() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from luthier.core.errors import InputError
+from luthier.core.errors import InputError, NotFoundError
 from luthier.store.database import open_store
 from luthier.training.resolve import Job, resolve
 
@@ -85,3 +85,33 @@ def test_prompt_on_chats_is_refused(tiny_decoder: str, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match="prompt is for labelled and question data"):
         job(tiny_decoder, path, "prompt.instruction=x")
+
+
+def test_settings_that_came_later_count_only_when_they_are_not_the_default(tiny_decoder: str, tickets: Path) -> None:
+    from luthier.training.config import TrainConfig
+    from luthier.training.resolve import _FIRST, _told
+
+    assert set(_told(TrainConfig())) == _FIRST
+    assert {"epochs", "warmup", "device"} < _FIRST < set(TrainConfig.model_fields)
+    first = job(tiny_decoder, tickets)
+    assert job(tiny_decoder, tickets, "train.optimizer={name: adamw, beta1: 0.9}").key == first.key
+    keys = [
+        job(tiny_decoder, tickets, override).key
+        for override in ("train.optimizer=lion", "train.optimizer.beta2=0.99", "train.max_tokens=999")
+    ]
+    assert len({first.key, *keys}) == 4
+
+
+def test_the_optimizer_is_filled_in_and_checked(tiny_decoder: str, tickets: Path) -> None:
+    plain = job(tiny_decoder, tickets)
+    assert plain.values()["train"]["optimizer"] == {"name": "adamw", "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+    chosen = job(tiny_decoder, tickets, "train.optimizer=galore", "train.optimizer.rank=4")
+    assert chosen.config.train.optimizer.options["rank"] == 4
+    assert chosen.origins["train.optimizer.rank"] == "command line"
+    assert chosen.origins["train.optimizer.scale"] == "default"
+    with pytest.raises(NotFoundError, match=r"optimizer 'adamv' is not known\. Did you mean 'adamw'"):
+        job(tiny_decoder, tickets, "train.optimizer=adamv")
+    with pytest.raises(InputError, match=r"optimizer galore: unknown key 'rnak'\. Did you mean 'rank'"):
+        job(tiny_decoder, tickets, "train.optimizer={name: galore, rnak: 4}")
+    with pytest.raises(InputError, match=r"optimizer adamw: beta1: .*less than 1; got 2"):
+        job(tiny_decoder, tickets, "train.optimizer.beta1=2")

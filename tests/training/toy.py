@@ -42,6 +42,30 @@ def toy_module(dropout: float = 0.2, dtype: torch.dtype = torch.float32) -> nn.M
     return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 1)).to(dtype)
 
 
+class Stack(nn.Module):
+    """An embedding-like first layer, two repeated layers with wide and tall matrices, and a head: what optimizers tell apart."""
+
+    def __init__(self, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 16)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 24), nn.Tanh(), nn.Dropout(dropout), nn.Linear(24, 16)) for _ in range(2)
+        )
+        self.head = nn.Linear(16, 8)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(inputs)
+        for layer in self.layers:
+            hidden = hidden + layer(hidden)
+        scores: torch.Tensor = self.head(hidden)
+        return scores.tanh().sum(-1, keepdim=True)
+
+
+def toy_stack(dropout: float = 0.2, dtype: torch.dtype = torch.float32) -> Stack:
+    torch.manual_seed(0)
+    return Stack(dropout).to(dtype)
+
+
 def toy_work(module: nn.Module, rows: Sequence[ToyRow]) -> Work:
     """The loss of a row is (prediction - sum of its values)^2, counted ``weight`` times."""
     dtype = next(module.parameters()).dtype

@@ -29,7 +29,16 @@ FUNCTIONS: Mapping[str, str] = {
     "strategies": "wrap",
     "scorers": "score",
     "tasks": "build",
+    "optimizers": "build",
 }
+
+_FOLDERS: Mapping[str, str] = {"optimizers": "training/optimizers"}
+"""Where a catalogue lies that is a part of another folder."""
+
+
+def folder(catalogue: str) -> Path:
+    """The folder whose files are the entries."""
+    return Path(__file__).parent.parent / _FOLDERS.get(catalogue, catalogue)
 
 
 class EntryConfig(BaseModel):
@@ -68,8 +77,9 @@ class Entry:
 @cache
 def _locations(catalogue: str) -> dict[str, str]:
     """Entry name -> module path, without importing any entry."""
-    folder = Path(__file__).parent.parent / catalogue
-    found = {p.stem: f"luthier.{catalogue}.{p.stem}" for p in folder.glob("*.py") if not p.stem.startswith("_")}
+    place = folder(catalogue)
+    package = _FOLDERS.get(catalogue, catalogue).replace("/", ".")
+    found = {p.stem: f"luthier.{package}.{p.stem}" for p in place.glob("*.py") if not p.stem.startswith("_")}
     for point in entry_points(group=f"luthier.{catalogue}"):
         found.setdefault(point.name, point.value)
     return dict(sorted(found.items()))

@@ -63,8 +63,8 @@ class Quantization:
         return Quantization(**data)
 
 
-def library() -> Any:
-    """``bitsandbytes.functional``. Raises MissingExtraError when it is not installed."""
+def library(purpose: str = "4-bit base weights") -> Any:
+    """``bitsandbytes.functional``. Raises MissingExtraError, which says what it is for, when it is not installed."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
         logging.ERROR
     )  # it misses a kernel that is not used here
@@ -72,7 +72,7 @@ def library() -> Any:
         from bitsandbytes import functional
     except ImportError as error:
         raise MissingExtraError(
-            "4-bit base weights need bitsandbytes, which is not installed", hint="pip install 'luthier[qlora]'"
+            f"{purpose} need bitsandbytes, which is not installed", hint="pip install 'luthier[qlora]'"
         ) from error
     return functional
 

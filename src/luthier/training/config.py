@@ -179,6 +179,7 @@ class TrainConfig(_Section):
     ``metric`` is the name of a validation metric; it decides which weights are kept (for losses the lowest, else the highest).
     ``checkpointing`` computes the activations of each block again in the backward pass instead of keeping them: the same result for a third
     more time. ``auto`` does so only where the preflight says that the memory would not reach otherwise.
+    ``optimizer`` is a name of the catalogue, or a name with its options.
     """
 
     epochs: float = Field(3, gt=0)
@@ -200,6 +201,15 @@ class TrainConfig(_Section):
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
     checkpointing: Literal["auto", "on", "off"] = "auto"
+    optimizer: Chosen = Chosen(name="adamw")
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """``optimizer: lion`` means ``optimizer: {name: lion}``; options alone are of the default."""
+        if isinstance(value, str):
+            return {"name": value}
+        return {"name": "adamw", **value} if isinstance(value, Mapping) else value
 
 
 class RunConfig(_Section):

@@ -31,7 +31,7 @@ from luthier.training.checkpoint import Checkpoint, Position
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Interruption
 from luthier.training.memory import kept_heap, peak_mb
-from luthier.training.optimizer import MasterAdamW
+from luthier.training.optimizer import Optimizer, builder
 from luthier.training.play import Means, Update, in_batches, play, updates
 from luthier.training.schedule import rate
 from luthier.training.sources import Layout
@@ -244,7 +244,7 @@ class _Loop:
         self.steps_per_epoch = len(self.steps)
         drawn = [self.lengths[i] for step in self.steps for indices in step for i in indices]
         self.total, self.ends = planned_steps(config, drawn, self.steps_per_epoch)
-        self.optimizer = MasterAdamW(module, weight_decay=config.weight_decay)
+        self.optimizer = Optimizer(module, builder(config.optimizer), weight_decay=config.weight_decay)
 
     def run(self, resume: Checkpoint | None) -> Outcome:
         torch.manual_seed(self.config.seed)

@@ -1,7 +1,7 @@
 """Before training: how much memory and time it will take, by arithmetic on shapes, corrected by what earlier runs really took.
 
-Memory is what the process holds already, plus the weights, the optimizer (fp32 masters, sums of gradients and two moments of each trained
-parameter; Micikevicius et al. 2018), plus the activations that the backward pass needs for the largest micro-batch. Time is the
+Memory is what the process holds already, plus the weights, the optimizer (fp32 masters and sums of gradients of each trained parameter,
+Micikevicius et al. 2018, and what the chosen rule keeps), plus the activations that the backward pass needs for the largest micro-batch. Time is the
 floating-point operations of all steps (two a parameter and token forward, two more for the gradient that flows through, two more for
 each trained weight; Kaplan et al. 2020, section 2.1) over the speed that this machine reached before with the same base and method, else
 with anything, else in a multiplication that takes a tenth of a second. Every run keeps prediction and outcome, so the next
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
     from luthier.store.database import Store
     from luthier.training.config import TrainConfig
+    from luthier.training.optimizers._update import Cost
     from luthier.training.resolve import Job
     from luthier.training.shared import Shared
     from luthier.training.sources import Layout
@@ -58,6 +59,7 @@ class Shape:
     bytes_each: int
     weight_bytes: float = 0.0  # what the weights take when some are in 4 bits; 0: parameters times bytes_each
     stacks: int = 1
+    update: Cost | None = None  # of the optimizer's rule; None: of AdamW
 
     @property
     def weights_mb(self) -> float:
@@ -123,10 +125,12 @@ class Prediction:
         return Prediction(**{**data, "errors": Errors(**errors) if errors else None})
 
 
-def shape_of(model: LoadedModel) -> Shape:
-    """Count a model's parameters, whether its weights are there or only sketched (torch's ``meta`` device)."""
+def shape_of(model: LoadedModel, train: TrainConfig | None = None) -> Shape:
+    """Count a model's parameters, whether its weights are there or only sketched (torch's ``meta`` device), and what the optimizer of
+    ``train`` costs on them. Raises InputError where that is for other parameters."""
     from luthier.models.adapters import inner_of
     from luthier.models.quantize import held_bytes, unseen
+    from luthier.training.optimizer import cost, trained
 
     body = inner_of(model)
     config = body.config.get_text_config()
@@ -144,6 +148,7 @@ def shape_of(model: LoadedModel) -> Shape:
         stacks=2 if model.architecture == "encoder-decoder" else 1,
         bytes_each=model.dtype.itemsize,
         weight_bytes=held_bytes(model.module, model.dtype.itemsize) if model.quantization is not None else 0.0,
+        update=cost(train.optimizer, list(trained(model.module).values())) if train is not None else None,
     )
 
 
@@ -205,7 +210,7 @@ def _predict(store: Store, job: Job, model: LoadedModel, amount: Amount, *, load
     from luthier.training.memory import free_mb, resident_mb
 
     device = model.device if loaded else choose_device(job.config.train.device)
-    shape = shape_of(model)
+    shape = shape_of(model, job.config.train)
     earlier = _earlier(store)
     flops = _flops(shape, amount, again)
     speed, based_on = _speed(earlier, job, model.dtype, device)
@@ -280,7 +285,7 @@ def training_mb(model: LoadedModel, config: TrainConfig | None = None) -> float:
     activations and logits of one micro-batch of ``max_tokens_per_batch`` tokens."""
     from luthier.training.config import TrainConfig
 
-    shape = shape_of(model)
+    shape = shape_of(model, config)
     amount = Amount(1, 0, 0, (config or TrainConfig()).max_tokens_per_batch)
     return shape.weights_mb + sum(_memory(shape, amount).values())
 
@@ -337,7 +342,8 @@ def _body(shape: Shape) -> int:
 
 
 def _flops(shape: Shape, amount: Amount, again: bool = False) -> float:
-    steps = amount.steps * (_STEP_FLOPS + _UPDATE_FLOPS * shape.trainable)
+    update = shape.update.flops if shape.update is not None else _UPDATE_FLOPS * shape.trainable
+    steps = amount.steps * (_STEP_FLOPS + update)
     if not shape.flows:  # features were computed once; what is left is the head
         return steps + 6.0 * shape.trainable * amount.tokens
     trained = min(shape.trainable, _body(shape))
@@ -347,8 +353,9 @@ def _flops(shape: Shape, amount: Amount, again: bool = False) -> float:
 def _memory(shape: Shape, amount: Amount, again: bool = False) -> dict[str, float]:
     """MB by what needs them."""
     exact = shape.bytes_each == 4
-    # a step: raw gradient, fp32 sum and master where the model is not in fp32, two moments; keeping the best: a copy of the masters
-    optimizer = shape.trainable * ((4 if exact else 2 + 4 + 4) + 8 + 4) / 1e6
+    kept, working = (shape.update.state_bytes, shape.update.working_bytes) if shape.update else (8 * shape.trainable, 0)
+    # a step: raw gradient, fp32 sum and master where the model is not in fp32; keeping the best: a copy of the masters
+    optimizer = (shape.trainable * ((4 if exact else 2 + 4 + 4) + 4) + kept) / 1e6
     layer: float = shape.bytes_each * (6 * shape.width + 4 * shape.inner) + 12 * shape.width
     if not shape.vocabulary or shape.stacks > 1:
         layer *= _ENCODER
@@ -356,6 +363,7 @@ def _memory(shape: Shape, amount: Amount, again: bool = False) -> dict[str, floa
         layer = layer / shape.layers + shape.bytes_each * shape.width
     activations = amount.largest * layer * shape.layers / 1e6 if shape.flows else 0.0
     logits = _LOGIT_ROWS * shape.vocabulary * 10 / 1e6
+    optimizer += max(working / 1e6 - activations - logits, 0.0)  # an update takes place when these are free again
     return {"optimizer": optimizer, "activations": activations, "logits": logits}
 
 

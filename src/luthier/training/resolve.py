@@ -22,7 +22,15 @@ from luthier.data.split import check_labels, split
 from luthier.models.new import make
 from luthier.store.models import check_name, find
 from luthier.training import from_scratch
-from luthier.training.config import DataConfig, PromptConfig, RunConfig, read_run, with_defaults
+from luthier.training.config import (
+    Chosen,
+    DataConfig,
+    PromptConfig,
+    RunConfig,
+    TrainConfig,
+    read_run,
+    with_defaults,
+)
 from luthier.training.sources import Source, joined
 
 if TYPE_CHECKING:
@@ -139,9 +147,9 @@ def resolve(
     reads = objective.entry.optional("reads")
     read = dict(reads(store, base, splits.train, prompt, objective.config)) if reads else {}
     origins = {"train." + key: "default" for key in type(run.train).model_fields} | dict(document.origins)
-    run = with_defaults(run, origins, _defaults(base, method, objective))
+    run = _with_optimizer(with_defaults(run, origins, _defaults(base, method, objective)), origins)
     work = [
-        _told(run.train.model_dump()),
+        _told(run.train),
         run.data.overlong,
         method.as_dict(),
         objective.as_dict(),
@@ -193,11 +201,50 @@ def _defaults(base: ModelRecord, method: Part, objective: Part) -> dict[str, Map
     return layers | {"default of a new model": from_scratch.defaults(base)}
 
 
-def _told(train: dict[str, Any]) -> dict[str, Any]:
-    """Settings that decide the work. One that came later than the first release counts only when it is given, so that what was
-    trained before is found again; ``checkpointing`` never does: the result is the same."""
-    told = {key: value for key, value in train.items() if key != "checkpointing"}
-    return {key: value for key, value in told.items() if key != "max_tokens" or value is not None}
+_FIRST = frozenset(
+    [
+        "epochs",
+        "max_steps",
+        "max_seconds",
+        "learning_rate",
+        "schedule",
+        "warmup",
+        "batch_size",
+        "max_tokens_per_batch",
+        "weight_decay",
+        "clip",
+        "seed",
+        "validate_every",
+        "metric",
+        "patience",
+        "checkpoint_every",
+        "dtype",
+        "device",
+    ]
+)
+"""Settings of ``train`` in the first release."""
+
+
+def _told(train: TrainConfig) -> dict[str, Any]:
+    """Settings that decide the work. One that came later than the first release counts only when it is not the default, so that what
+    was trained before is found again; ``checkpointing`` never does: the result is the same."""
+    default = _filled(TrainConfig()).model_dump()
+    told = _filled(train).model_dump(exclude={"checkpointing"})
+    return {key: value for key, value in told.items() if key in _FIRST or value != default[key]}
+
+
+def _filled(train: TrainConfig) -> TrainConfig:
+    """``train`` with all options of its optimizer, checked."""
+    entry = catalog.load("optimizers", train.optimizer.name)
+    options = entry.configure(train.optimizer.options).model_dump()
+    return train.model_copy(update={"optimizer": Chosen(name=entry.name, **options)})
+
+
+def _with_optimizer(run: RunConfig, origins: dict[str, str]) -> RunConfig:
+    filled = _filled(run.train)
+    for option in filled.optimizer.options:
+        origins.setdefault(f"train.optimizer.{option}", "default")
+    return run.model_copy(update={"train": filled})
 
 
 def _method(run: RunConfig, base: ModelRecord) -> Part:

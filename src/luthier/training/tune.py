@@ -105,9 +105,10 @@ def tune(
         if earlier is not None:
             run = runs.resume(store, earlier.id)
         else:
-            from luthier.training.preflight import outline
+            from luthier.training.preflight import outline, shape_of
 
-            outline(store, job, shared)  # a method that cannot go in says so before a weight is read
+            # a method that cannot go in, or an optimizer that is for other parameters, says so before a weight is read
+            shape_of(outline(store, job, shared), job.config.train)
             run = runs.start(store, "tune", job.name, job.values(), job.origins, job.key)
         try:
             record, summary = _execute(
