@@ -10,6 +10,9 @@ them on a CPU, so they stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from types import MethodType
 from typing import Any, cast
@@ -20,6 +23,8 @@ from torch.autograd.function import once_differentiable
 
 from luthier.models import fast_tuners, rows
 from luthier.models.fast_tuners import Forward
+
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -129,9 +134,19 @@ def _forward(held: str, forward: Forward, layer: Any, x: Tensor, *args: Any, **k
     return out
 
 
+@contextmanager
+def plain_forwards() -> Iterator[None]:
+    """While the block runs every layer goes PEFT's own way, whose gradients have gradients."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 def _only_adapter(layer: Any, args: Any, kwargs: Any) -> str | None:
     """The one adapter that answers this call, or None where there is more to it."""
-    if args or kwargs or layer.merged or layer.disable_adapters or rows.current() is not None:
+    if _plain.get() or args or kwargs or layer.merged or layer.disable_adapters or rows.current() is not None:
         return None
     active = layer.active_adapters
     return active[0] if len(active) == 1 else None

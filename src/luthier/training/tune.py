@@ -188,9 +188,11 @@ def _execute(
     prepared = prepare(store, job, progress, shared)
     model, work, validation = prepared.model, prepared.training, prepared.validation
     lengths = [[row.length for row in each.rows] if each else [] for each in (work, validation)]
-    predicted = preflight.predict(store, job, model, *lengths, layout=work.layout) if lengths[0] else None
-    reset_peak(model.device)
     trainable, total = _parameter_counts(model)
+    after = job.objective.entry.optional("after")
+    trains = bool(trainable) or after is None  # else the objective makes its result of the rows alone
+    predicted = preflight.predict(store, job, model, *lengths, layout=work.layout) if lengths[0] and trains else None
+    reset_peak(model.device)
     start = Start(
         job,
         run,
@@ -222,22 +224,36 @@ def _execute(
         if predicted is not None and predicted.checkpointing:
             stack.enter_context(checkpointed(model.module))
         around = job.method.entry.optional("steps")
-        outcome = train(
-            model.module,
-            work,
-            job.config.train,
-            folder=folder,
-            metrics=sink,
-            validate=_validator(model, job, validation, scorer),
-            resume=point,
-            progress=progress,
-            steps=around(model, job.method.config) if around is not None else None,
-        )
+        validate = _validator(model, job, validation, scorer)
+        if trains:
+            outcome = train(
+                model.module,
+                work,
+                job.config.train,
+                folder=folder,
+                metrics=sink,
+                validate=validate,
+                resume=point,
+                progress=progress,
+                steps=around(model, job.method.config) if around is not None else None,
+            )
+        if after is not None:
+            after(model, work.rows, job.objective.config, progress)
+        if not trains:
+            outcome = _untrained(validate)
     record = _save(store, job, run, model, trainable, replace=replace)
     summary = _summary(start, outcome, peak_mb(model.device))
     _draw(folder, job)
     checkpoint.clear(folder)
     return record, summary
+
+
+def _untrained(validate: Callable[[], Mapping[str, float]] | None) -> Outcome:
+    """Of a result that was made without a step."""
+    from luthier.training.loop import Outcome
+
+    found = validate() if validate is not None else {}
+    return Outcome(0, 0, 0.0, "nothing to train", 0, {f"validation_{name}": value for name, value in found.items()})
 
 
 def _validator(
