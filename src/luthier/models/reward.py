@@ -49,9 +49,12 @@ def rewards_of_pairs(model: LoadedModel, pairs: Sequence[PairIds], max_batch_tok
     return scores.squeeze(-1)
 
 
-def rewards(model: LoadedModel, conversations: Sequence[Conversation], *, max_batch_tokens: int = 2048) -> list[float]:
+def rewards(
+    model: LoadedModel, conversations: Sequence[Conversation], *, max_batch_tokens: int = 2048, cut: bool = False
+) -> list[float]:
     """The reward of the last turn, an assistant's, of each conversation.
 
+    ``cut`` reads of an answer that is too long for the model's context only what fits (and its end of turn), where it would be refused.
     Raises UnsupportedError for a model without such a head, InputError for a conversation without a prompt and an answer at its end, or one
     that is longer than the model's context.
     """
@@ -59,7 +62,8 @@ def rewards(model: LoadedModel, conversations: Sequence[Conversation], *, max_ba
     for number, turns in enumerate(conversations, 1):
         if len(turns) < 2 or turns[-1].role != "assistant":
             raise InputError(f"conversation {number} must be a prompt and an assistant turn at its end")
-    parts = _pairs(model, conversations) if model.architecture == "encoder" else _rows(model, conversations)
+    most = model.context_length if cut else None
+    parts = _pairs(model, conversations, most) if model.architecture == "encoder" else _rows(model, conversations, most)
     lengths = [len(p.ids) if isinstance(p, PairIds) else len(p.prompt) + len(p.continuations[0]) for p in parts]
     for number, length in enumerate(lengths, 1):
         if length > model.context_length:
@@ -78,11 +82,11 @@ def rewards(model: LoadedModel, conversations: Sequence[Conversation], *, max_ba
     return out
 
 
-def _pairs(model: LoadedModel, conversations: Sequence[Conversation]) -> list[PairIds | Row]:
-    return [*pair_ids(model, [(prompt_text(turns[:-1]), turns[-1].content) for turns in conversations])]
+def _pairs(model: LoadedModel, conversations: Sequence[Conversation], most: int | None) -> list[PairIds | Row]:
+    return [*pair_ids(model, [(prompt_text(turns[:-1]), turns[-1].content) for turns in conversations], most)]
 
 
-def _rows(model: LoadedModel, conversations: Sequence[Conversation]) -> list[PairIds | Row]:
+def _rows(model: LoadedModel, conversations: Sequence[Conversation], most: int | None) -> list[PairIds | Row]:
     renderer = model.renderer
     assert renderer is not None and not isinstance(renderer, SourceRenderer)  # no other architecture has such a head
     out: list[PairIds | Row] = []
@@ -91,8 +95,19 @@ def _rows(model: LoadedModel, conversations: Sequence[Conversation]) -> list[Pai
         start = end
         while start and rendered.mask[start - 1]:
             start -= 1
-        out.append(Row(rendered.ids[:start], [rendered.ids[start:end]]))
+        answer = rendered.ids[start:end]
+        if most is not None and start < most < end:
+            answer = [*answer[: most - start - 1], answer[-1]]
+        out.append(Row(rendered.ids[:start], [answer]))
     return out
+
+
+def prompt_lengths(model: LoadedModel, prompts: Sequence[Conversation]) -> list[int]:
+    """Tokens that ``model`` reads of each prompt before an answer, special tokens included."""
+    if model.architecture == "encoder":
+        return [len(pair.ids) for pair in pair_ids(model, [(prompt_text(turns), "") for turns in prompts])]
+    assert model.renderer is not None
+    return [len(ids) for ids in model.renderer.prompt_ids_batch(prompts)]
 
 
 def prompt_text(turns: Conversation) -> str:

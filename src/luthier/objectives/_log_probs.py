@@ -92,30 +92,29 @@ def linear_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, target
     return result
 
 
-def token_log_probs(model: LoadedModel, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """log-probability of ``tokens[i]`` at ``hidden[i]`` by the model's language-model head, fp32, differentiable."""
+def token_log_probs(model: LoadedModel, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """log-probability of ``tokens[i]`` at ``hidden[i]`` by the model's language-model head, its logits divided by ``temperature``; fp32,
+    differentiable."""
     head = plain_head(model.module)
     if head is not None:
-        return linear_log_probs(hidden, head.weight, head.bias, tokens)
-    every = logits(model.module, hidden).float()
+        states = hidden if temperature == 1.0 else hidden / temperature
+        bias = head.bias if head.bias is None or temperature == 1.0 else head.bias / temperature
+        return linear_log_probs(states, head.weight, bias, tokens)
+    every = logits(model.module, hidden).float() / temperature
     return every.gather(1, tokens[:, None]).squeeze(1) - every.logsumexp(-1)
+
+
+def answer_states(model: LoadedModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Of a decoder the hidden state (tokens, width) that predicts each token of each answer of every row in turn, differentiable, and
+    those tokens. A prompt goes through the model once, its answers as branches after it."""
+    hidden, where, tokens, owners = packed_hidden(model.module, rows, model.device)
+    order = owners.argsort(stable=True)  # read along the branches; an answer's own tokens are in order
+    return hidden.index_select(0, where[order]), tokens[order]
 
 
 def answer_token_log_probs(model: LoadedModel, rows: Sequence[Row], temperature: float = 1.0) -> Tensor:
-    """log p of every token of every answer of every row of a decoder, in turn (tokens,): fp32, differentiable, of the distribution at ``temperature``.
-
-    A prompt goes through the model once, its answers as branches after it.
-    """
-    hidden, where, tokens, owners = packed_hidden(model.module, rows, model.device)
-    order = owners.argsort(stable=True)  # read along the branches; an answer's own tokens are in order
-    where, tokens = where[order], tokens[order]
-    head = plain_head(model.module)
-    if head is not None:
-        bias = None if head.bias is None else head.bias / temperature
-        states = hidden if temperature == 1.0 else hidden / temperature
-        return linear_log_probs(states.index_select(0, where), head.weight, bias, tokens)
-    every = logits(model.module, hidden.index_select(0, where)).float() / temperature
-    return every.gather(1, tokens[:, None]).squeeze(1) - every.logsumexp(-1)
+    """log p of every token of every answer of every row of a decoder, in turn (tokens,): fp32, differentiable, of the distribution at ``temperature``."""
+    return token_log_probs(model, *answer_states(model, rows), temperature)
 
 
 def answer_log_probs(model: LoadedModel, rows: Sequence[Row]) -> Tensor:

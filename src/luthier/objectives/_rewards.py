@@ -214,7 +214,7 @@ class Rewards:
             from luthier.models.reward import rewards as rewards_of
 
             talks = [(*prompt, Message("assistant", answer)) for prompt, answer in zip(prompts, answers, strict=True)]
-            return list(rewards_of(self.model(part.model), talks))
+            return list(rewards_of(self.model(part.model), talks, cut=True))  # an answer that went on too long
         given = [Answer(text) for text in answers]
         many = part.entry.optional("score_many")
         if many is not None:

@@ -18,9 +18,12 @@ from luthier.core.dataset import Dataset, Example
 from luthier.core.errors import DataError
 from luthier.core.message import Conversation
 from luthier.core.task import PromptTemplate
+from luthier.data.batch import order_by_length
 from luthier.models.load import LoadedModel
 from luthier.models.rollout import require_decoder
+from luthier.models.score import Row as ScoredRow
 from luthier.models.soft_prompt import is_soft
+from luthier.objectives._log_probs import answer_states, token_log_probs
 from luthier.objectives._rows import Limits, require_kind
 
 KINDS = ("chat", "question", "labelled", "preference")
@@ -146,6 +149,30 @@ def _asked(example: Example, kind: str, prompt: PromptTemplate) -> tuple[Convers
             f"{example.source or example.id}: there is no prompt to answer", hint="each row needs a user's turn"
         )
     return messages, target
+
+
+def read_answers(
+    model: LoadedModel,
+    asked: Sequence[tuple[Sequence[int], Sequence[int]]],
+    max_tokens: int,
+    temperature: float,
+    head: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """log p of each token of each answer to its prompt, (tokens) an answer, fp32, on the CPU; and what ``head`` says of the hidden state
+    that predicts it (fp32, (states, width) -> (states, 1)), [] without one. In batches of like lengths."""
+    log_probs: list[Tensor] = [torch.empty(0)] * len(asked)
+    values: list[Tensor] = [torch.empty(0)] * len(asked) if head is not None else []
+    for batch in order_by_length([len(prompt) + len(answer) for prompt, answer in asked], max_tokens):
+        rows = [ScoredRow(asked[i][0], [asked[i][1]]) for i in batch]
+        sizes = [len(asked[i][1]) for i in batch]
+        hidden, tokens = answer_states(model, rows)
+        found = torch.split(token_log_probs(model, hidden, tokens, temperature).cpu(), sizes)
+        for i, each in zip(batch, found, strict=True):
+            log_probs[i] = each
+        if head is not None:
+            for i, each in zip(batch, torch.split(head(hidden.float())[:, 0].cpu(), sizes), strict=True):
+                values[i] = each
+    return log_probs, values
 
 
 class Reference:

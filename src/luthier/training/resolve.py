@@ -64,8 +64,8 @@ class Job:
     key: str
     parts: tuple[Mapping[str, Any], ...] = ()
     """Adapters that the method builds on: name and digest of each."""
-    reads: Mapping[str, ModelRecord] = field(default_factory=dict)
-    """Stored models that the objective reads, by their part in it (``teacher``)."""
+    reads: Mapping[str, ModelRecord | Dataset] = field(default_factory=dict)
+    """Stored models and further data that the objective reads, by their part in it (``teacher``)."""
     sources: tuple[Source, ...] = ()
     """Where the rows of ``splits`` come from, when ``data.sources`` has them; one after another in ``splits``."""
     made: bool = False

@@ -308,7 +308,8 @@ def _record_inputs(store: Store, job: Job, run: Run) -> None:
     for part in job.parts:
         record_edge(store, Node("model", part["name"]), "built on", made_by)
     for what, record in job.reads.items():
-        record_edge(store, Node("model", record.name), what, made_by)
+        node = _dataset(record) if isinstance(record, Dataset) else Node("model", record.name)
+        record_edge(store, node, what, made_by)
     relations: tuple[Literal["train", "validation"], ...] = ("train", "validation")
     for relation in relations:
         for dataset in job.datasets(relation):
