@@ -22,6 +22,7 @@ _VERBS = {
     "mixture": "luthier.data.mixture",
     "rewards": "luthier.objectives._rewards",
     "tune": "luthier.training.tune",
+    "pipeline": "luthier.training.pipeline",
     "export": "luthier.models.export",
     "new": "luthier.models.new",
     "shrink": "luthier.models.shrink",

@@ -26,7 +26,11 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def tune(
         run: Annotated[
-            Path, typer.Argument(metavar="RUN.yaml", help="Sections: model data prompt method objective train.")
+            Path,
+            typer.Argument(
+                metavar="RUN.yaml",
+                help="Sections: model data prompt method objective train; or several of them under steps.",
+            ),
         ],
         overrides: Annotated[
             list[str] | None,
@@ -41,9 +45,18 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="Print the result (or the plan) as JSON.")] = False,
     ) -> None:
         """Adapt a model to your data. Interrupted, the same command goes on at its last checkpoint."""
-        from luthier.cli import _print
+        from luthier.cli import _pipeline, _print
+        from luthier.training.pipeline import is_pipeline
         from luthier.training.tune import tune as train
 
+        if is_pipeline(run):
+            if plan:
+                _pipeline.show_plan(run, overrides or (), as_json=as_json)
+            else:
+                with _display() as display:
+                    done = _pipeline.run(run, overrides or (), display, force=force)
+                _pipeline.report(done, as_json=as_json)
+            return
         if plan:
             _plan(run, overrides or (), as_json=as_json)
             return
@@ -141,6 +154,15 @@ class _Display:
         }
         for name, value in lines.items():
             _print.say(f"[bold]{name:8}[/] {value}")
+
+    def stepping(self, name: str, number: int, of: int) -> None:
+        """A step of a pipeline begins: a line, and a bar of its own."""
+        from rich.markup import escape
+
+        from luthier.cli import _print
+
+        self.task, self.record = None, {}
+        _print.say(f"\n[bold]step {number} of {of}: {escape(name)}[/]")
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Move the bar of ``train``; loading is quick and says nothing."""

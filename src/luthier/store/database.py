@@ -12,7 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc, text
 from sqlalchemy.engine import make_url
 
 from luthier.core.errors import MissingExtraError, StoreError
+from luthier.core.model import ModelRecord
 from luthier.store.home import Home, home
 from luthier.store.tables import battles, edges, feedback, metadata, models, runs, traces
 
@@ -51,6 +52,12 @@ class Store:
 
     home: Home
     engine: Engine
+    promised: Mapping[str, ModelRecord] = field(default_factory=dict, compare=False)
+    """Models that are not made yet but will be, by name: found like others, so that what follows them can be checked before."""
+
+    def with_promised(self, records: Mapping[str, ModelRecord]) -> Store:
+        """The same store, in which ``records`` are found too. Nothing is written."""
+        return replace(self, promised=dict(records))
 
     @staticmethod
     def open(root: Path | str | None = None) -> Store:

@@ -69,6 +69,8 @@ def _set_aside(connection: Connection, name: str, digest: str) -> None:
 
 def find(store: Store, name: str) -> ModelRecord:
     """The model called ``name``. Raises NotFoundError with near names, or with the pull command when it is a known one."""
+    if name in store.promised:
+        return store.promised[name]
     with store.read() as connection:
         row = connection.execute(select(models).where(models.c.name == name)).mappings().first()
         if row is not None:

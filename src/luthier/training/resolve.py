@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core import catalog
 from luthier.core.catalog import Entry
-from luthier.core.config import Document, from_mapping, read_yaml
+from luthier.core.config import Document, apply_overrides, from_mapping, read_yaml
 from luthier.core.dataset import Dataset, Splits
 from luthier.core.digest import digest_json
 from luthier.core.errors import DataError, InputError, UnsupportedError
@@ -113,7 +113,7 @@ class Job:
 
 
 def resolve(
-    config: str | Path | Mapping[str, Any],
+    config: str | Path | Mapping[str, Any] | Document,
     overrides: Iterable[str],
     store: Store,
     *,
@@ -125,7 +125,7 @@ def resolve(
     ``splits`` and ``prompt`` stand in for the sections ``data`` and ``prompt``. Raises InputError, NotFoundError, DataError or
     UnsupportedError, whose messages say what to change.
     """
-    document = from_mapping(config, overrides) if isinstance(config, Mapping) else read_yaml(config, overrides)
+    document = _read_document(config, overrides)
     run = read_run(document)
     data = _data(run.data, document, splits) if run.model.new is not None else None
     base, made = _base(store, run, data[1].train if data is not None else None)
@@ -164,6 +164,16 @@ def resolve(
     name = check_name(run.name or _derived_name(base, method, splits.train, digest_json(work)))
     key = digest_json([name, *work])
     return Job(name, run, origins, base, splits, prompt, method, objective, key, parts, read, sources, made)
+
+
+def _read_document(config: str | Path | Mapping[str, Any] | Document, overrides: Iterable[str]) -> Document:
+    if isinstance(config, Document):
+        apply_overrides(config, overrides)
+        return config
+    document = from_mapping(config, overrides) if isinstance(config, Mapping) else read_yaml(config, overrides)
+    if "steps" in document.values:
+        raise InputError("this is a pipeline of several steps", hint="luthier tune FILE, or luthier.pipeline(...)")
+    return document
 
 
 def _base(store: Store, run: RunConfig, texts: Dataset | None) -> tuple[ModelRecord, bool]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from luthier.core.config import Document
 from luthier.core.dataset import Dataset, Splits
 from luthier.core.errors import ConflictError, LuthierError, NotFoundError, UnsupportedError
 from luthier.core.model import ModelRecord
@@ -65,7 +66,7 @@ class Start:
 
 
 def tune(
-    config: str | Path | Mapping[str, Any],
+    config: str | Path | Mapping[str, Any] | Document,
     overrides: Iterable[str] = (),
     *,
     splits: Splits | None = None,
@@ -97,13 +98,13 @@ def tune(
     store = store or open_store()
     job = resolve(config, overrides, store, splits=splits, prompt=prompt)
     with claim(store, job.name):
-        earlier = _earlier(store, job) if resume else None
-        if isinstance(earlier, TuneResult):
-            return earlier
+        before = earlier(store, job) if resume else None
+        if isinstance(before, TuneResult):
+            return before
         if not replace:
-            _require_free_name(store, job)
-        if earlier is not None:
-            run = runs.resume(store, earlier.id)
+            require_free_name(store, job)
+        if before is not None:
+            run = runs.resume(store, before.id)
         else:
             from luthier.training.preflight import outline, shape_of
 
@@ -136,7 +137,7 @@ def tune(
         return TuneResult(runs.finish(store, run.id, "done", summary), record, summary)
 
 
-def _earlier(store: Store, job: Job) -> TuneResult | Run | None:
+def earlier(store: Store, job: Job) -> TuneResult | Run | None:
     """The finished result of the same work, else a run of it that can go on."""
     runs.recover(store)
     unfinished = None
@@ -153,7 +154,8 @@ def _earlier(store: Store, job: Job) -> TuneResult | Run | None:
     return unfinished
 
 
-def _require_free_name(store: Store, job: Job) -> None:
+def require_free_name(store: Store, job: Job) -> None:
+    """Raise ConflictError when another model has the name of the result."""
     try:
         taken = find(store, job.name)
     except NotFoundError:
@@ -322,15 +324,10 @@ def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, 
     """Write the weights into the store, register the name, record where it came from."""
     from luthier.models.attach import save_trained
 
-    prompt = (
-        job.prompt.as_dict()
-        if model.architecture != "encoder" and job.kind not in ("chat", "preference", "text")
-        else None
-    )
     saves = job.method.entry.module.SAVES
     manifest = {
         "saves": saves,
-        "prompt": prompt,
+        "prompt": _prompt(job),
         "method": job.method.as_dict(),
         "objective": job.objective.as_dict(),
         "run_id": run.id,
@@ -347,23 +344,34 @@ def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, 
         licence=job.base.licence,
         base=job.base.name,
         run_id=run.id,
-        meta={
-            "method": job.method.entry.name,
-            "objective": job.objective.entry.name,
-            "saves": saves,
-            **_of_head(model),
-            "serving": dict(job.serving),
-            "prompt": prompt,
-            **({"parts": [dict(part) for part in job.parts]} if job.parts else {}),
-            "labels": list(model.labels),
-            "template_digest": model.template_digest,
-            "context_length": model.context_length,
-            "trainable_parameters": trainable,
-        },
+        meta=meta_of(job, model, trainable),
     )
     register(store, record, replace=replace)
     record_edge(store, Node("run", run.id, job.name), "made", Node("model", record.name))
     return find(store, record.name)
+
+
+def _prompt(job: Job) -> dict[str, Any] | None:
+    """The prompt that the result must be asked with."""
+    plain = job.base.architecture == "encoder" or job.kind in ("chat", "preference", "text")
+    return None if plain else job.prompt.as_dict()
+
+
+def meta_of(job: Job, model: LoadedModel, trainable: int) -> dict[str, Any]:
+    """What the store says of the result of ``job``; ``model`` may be a sketch of it."""
+    return {
+        "method": job.method.entry.name,
+        "objective": job.objective.entry.name,
+        "saves": job.method.entry.module.SAVES,
+        **_of_head(model),
+        "serving": dict(job.serving),
+        "prompt": _prompt(job),
+        **({"parts": [dict(part) for part in job.parts]} if job.parts else {}),
+        "labels": list(model.labels),
+        "template_digest": model.template_digest,
+        "context_length": model.context_length,
+        "trainable_parameters": trainable,
+    }
 
 
 def _of_head(model: LoadedModel) -> dict[str, Any]:
