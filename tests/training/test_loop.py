@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from tests.training.toy import run_toy, toy_module, toy_rows, toy_work
 from torch import nn
 
-from luthier.core.errors import InputError, StoreError, TrainingError
+from luthier.core.errors import DataError, InputError, StoreError, TrainingError
 from luthier.data.batch import plan
 from luthier.objectives._loss import Loss
 from luthier.store.runs import read_metrics
@@ -354,3 +355,20 @@ def test_mean_loss_is_the_mean_over_all_that_is_counted() -> None:
     rows = toy_rows()
     work = toy_work(module, rows)
     assert mean_loss(work, max_tokens=7)["loss"] == pytest.approx(float(work.loss(rows).value.detach()), rel=1e-5)
+
+
+def test_rows_whose_labels_are_all_masked_are_refused_and_single_ones_left_out(tmp_path: Path) -> None:
+    module, rows = toy_module(dropout=0.0), toy_rows()
+    masked = [replace(row, weight=0) for row in rows]
+    with pytest.raises(DataError, match=r"all labels of the 24 training rows are masked.*toy\.jsonl:1, ") as raised:
+        train(module, toy_work(module, masked), TrainConfig(), folder=tmp_path, metrics=ignore)
+    assert raised.value.hint is not None and "--mask" in raised.value.hint
+    some = [replace(row, weight=0) if i % 2 else row for i, row in enumerate(rows)]
+    config = TrainConfig(epochs=1, batch_size=1, learning_rate=1e-2)
+    records: list[Mapping[str, Any]] = []
+    train(module, toy_work(module, some), config, folder=tmp_path, metrics=records.append)
+    assert len(records) == 24
+    assert sum("loss" in record for record in records) == 12
+    assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
+    whole = mean_loss(toy_work(module, some), max_tokens=7)["loss"]
+    assert whole == pytest.approx(mean_loss(toy_work(module, some[::2]), max_tokens=7)["loss"], rel=1e-5)

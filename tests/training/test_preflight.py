@@ -70,6 +70,9 @@ def test_memory_and_operations_are_those_of_the_chosen_optimizer(tiny_decoder: s
     assert found["adamw"][0] == 8 * shape.trainable == 2 * found["sgd"][0]
     assert found["adafactor"][0] < 0.2 * found["adamw"][0]
     assert found["muon"][1] > found["adamw"][1]
+    averaged = preflight._memory(preflight.shape_of(model, TrainConfig(ema=0.9)), amount)["optimizer"]
+    plain = preflight._memory(preflight.shape_of(model, TrainConfig()), amount)["optimizer"]
+    assert averaged - plain == pytest.approx(4e-6 * shape.trainable)
     without = preflight._flops(preflight.shape_of(model), amount)
     assert found["adamw"][1] == pytest.approx(without), "the default"
 

@@ -39,6 +39,10 @@ class Position:
     best_value: float | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
     without_gain: int = 0
+    first_losses: list[float] = field(default_factory=list)
+    last_losses: list[float] = field(default_factory=list)
+    suspect_step: int = 0
+    suspect_rows: list[str] = field(default_factory=list)
     source_losses: list[dict[str, float]] = field(default_factory=list)
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from luthier.core.config import Document, validate
 from luthier.data.shares import Sampling
 from luthier.models.new import NewModel
-from luthier.training.schedule import Schedule
+from luthier.training.schedule import Curve, Schedule
 
 Overlong = Literal["error", "truncate", "drop"]
 
@@ -179,7 +179,11 @@ class TrainConfig(_Section):
     ``metric`` is the name of a validation metric; it decides which weights are kept (for losses the lowest, else the highest).
     ``checkpointing`` computes the activations of each block again in the backward pass instead of keeping them: the same result for a third
     more time. ``auto`` does so only where the preflight says that the memory would not reach otherwise.
-    ``optimizer`` is a name of the catalogue, or a name with its options.
+    ``optimizer`` is a name of the catalogue, or a name with its options. ``ema`` is the decay of an average of the weights, which is
+    validated and kept instead of them. ``max_rise`` stops training when the median loss of ten steps is above that many times
+    one more than that of the first ten (0 is off; see ``training.explosion``).
+    ``min_rate`` is the share of the peak at which a schedule that falls ends; ``power`` is the exponent of polynomial, and ``cooldown`` the
+    steps in which wsd falls, a share of all below 1. What the chosen schedule does not have is refused.
     """
 
     epochs: float = Field(3, gt=0)
@@ -202,6 +206,26 @@ class TrainConfig(_Section):
     device: str = "auto"
     checkpointing: Literal["auto", "on", "off"] = "auto"
     optimizer: Chosen = Chosen(name="adamw")
+    min_rate: float = Field(0.0, ge=0, lt=1)
+    power: float | None = Field(None, gt=0)
+    cooldown: float | None = Field(None, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)
+    max_rise: float = Field(3.0, ge=0)
+
+    @property
+    def curve(self) -> Curve:
+        """What the schedule takes besides its name."""
+        given = {"power": self.power, "decay": self.cooldown}
+        return Curve(floor=self.min_rate, **{key: value for key, value in given.items() if value is not None})
+
+    @model_validator(mode="after")
+    def _of_the_schedule(self) -> TrainConfig:
+        for key, value, owner in (("power", self.power, "polynomial"), ("cooldown", self.cooldown, "wsd")):
+            if value is not None and self.schedule != owner:
+                raise ValueError(f"{key} is for schedule {owner}; the schedule is {self.schedule}")
+        if self.min_rate and self.schedule == "constant":
+            raise ValueError("min_rate is for schedules that fall; the schedule is constant")
+        return self
 
     @field_validator("optimizer", mode="before")
     @classmethod

@@ -11,22 +11,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce as sum_over_processes
 from torch import Tensor, nn
 
-from luthier.core.errors import InputError, TrainingError
+from luthier.core.errors import DataError, InputError, TrainingError
 from luthier.core.run import MetricSink, Progress, no_progress
 from luthier.data.batch import Step, plan
 from luthier.objectives._loss import Loss
 from luthier.objectives._rollout import Moment, Rollout
-from luthier.training import checkpoint
+from luthier.training import checkpoint, explosion
+from luthier.training.average import Average
 from luthier.training.checkpoint import Checkpoint, Position
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Interruption
@@ -38,7 +40,7 @@ from luthier.training.sources import Layout
 from luthier.training.tally import Tally
 
 _CHECKPOINT_S = 60.0
-_METHOD, _ROLLOUT = "method.", "rollout."
+_METHOD, _ROLLOUT, _AVERAGE = "method.", "rollout.", "average."
 
 
 class Row(Protocol):
@@ -164,17 +166,29 @@ def train(
     ``steps`` is what the method does around each step. With ``validate`` (called with the module in eval mode; returns flat metrics), the weights of the best validation are the
     result, otherwise the last ones. With ``resume`` it goes on exactly where that checkpoint was taken.
 
-    Raises TrainingError when there is nothing to train or the loss is not a number (the last checkpoint stays), StoreError when
+    Raises DataError when all labels are masked, TrainingError when there is nothing to train, or the loss is not a number or explodes (the
+    last checkpoint before stays), StoreError when
     the disk refuses, KeyboardInterrupt after Ctrl-C or SIGTERM, with a checkpoint of the last step.
     """
     if not work.rows:
         raise TrainingError("nothing to train on: there are no rows")
+    require_weight(work.rows, "training")
     if not any(p.requires_grad for p in module.parameters()):
         raise TrainingError("nothing to train: the method leaves no parameter that requires a gradient")
     loop = _Loop(
         module, work, config, folder=folder, metrics=metrics, validate=validate, progress=progress, around=steps
     )
     return loop.run(resume)
+
+
+def require_weight(rows: Sequence[Row], purpose: str) -> None:
+    """Raise DataError when the loss counts nothing in any of the rows."""
+    if rows and not any(row.weight for row in rows):
+        shown = ", ".join(sources_of(rows[:5])) + (" …" if len(rows) > 5 else "")
+        raise DataError(
+            f"nothing to learn from: all labels of the {len(rows)} {purpose} rows are masked, so that no token bears loss ({shown})",
+            hint="luthier data render FILE --model MODEL --mask shows what bears loss: in chats what the assistant says, otherwise the answer",
+        )
 
 
 def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str, float]:
@@ -198,6 +212,8 @@ def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str,
                         rows = experience.rows
                         batches = [list(range(len(rows)))] if work.whole else in_batches(rows, max_tokens)
                     for batch in batches:
+                        if not any(rows[i].weight for i in batch):
+                            continue
                         loss = work.loss(work.collate([rows[i] for i in batch]))
                         tally.add(loss, name)
                         outcomes += loss.outcomes
@@ -215,6 +231,11 @@ def planned_steps(config: TrainConfig, lengths: Sequence[int], steps_per_epoch: 
         limits["max_tokens"] = max(1, math.ceil(config.max_tokens * steps_per_epoch / max(1, sum(lengths))))
     name = min(limits, key=lambda key: (limits[key], key == "epochs"))
     return limits[name], name
+
+
+def sources_of(rows: Sequence[Row]) -> list[str]:
+    """Where rows come from, for errors."""
+    return [row.source or "without a source" for row in rows]
 
 
 class _Loop:
@@ -245,6 +266,7 @@ class _Loop:
         drawn = [self.lengths[i] for step in self.steps for indices in step for i in indices]
         self.total, self.ends = planned_steps(config, drawn, self.steps_per_epoch)
         self.optimizer = Optimizer(module, builder(config.optimizer), weight_decay=config.weight_decay)
+        self.average = Average(self.optimizer, config.ema) if config.ema is not None else None
 
     def run(self, resume: Checkpoint | None) -> Outcome:
         torch.manual_seed(self.config.seed)
@@ -257,6 +279,10 @@ class _Loop:
             if self.work.rollout is not None:
                 own = {k.removeprefix(_ROLLOUT): v for k, v in tensors.items() if k.startswith(_ROLLOUT)}
                 self.work.rollout.load_state(own)
+            if self.average is not None:
+                self.average.load_state(
+                    {k.removeprefix(_AVERAGE): v for k, v in tensors.items() if k.startswith(_AVERAGE)}
+                )
             checkpoint.restore_generators(tensors)
             self.position = resume.position
         self.module.train()
@@ -279,7 +305,7 @@ class _Loop:
         self.progress("train", at.step, self.total)
         ended = self._ended()
         while not ended:
-            record = self._step()
+            record, suspect = self._step()
             at.elapsed_s = self.elapsed_before + time.perf_counter() - self.started
             ended = self._ended()
             if self._validation_is_due(bool(ended)):
@@ -291,7 +317,8 @@ class _Loop:
             if interruption.asked:
                 self._checkpoint()
                 raise KeyboardInterrupt
-            if not ended and self._checkpoint_is_due():
+            self._require_no_explosion()
+            if not ended and not suspect and self._checkpoint_is_due():
                 self._checkpoint()
         return ended
 
@@ -332,8 +359,9 @@ class _Loop:
             self.epoch = epoch
         return self.steps
 
-    def _step(self) -> dict[str, Any]:
-        """One step: an optimizer update over its micro-batches, or several where it begins with a rollout; returns its record."""
+    def _step(self) -> tuple[dict[str, Any], bool]:
+        """One step: an optimizer update over its micro-batches, or several where it begins with a rollout; returns its record, and whether
+        its loss is suspect."""
         began, at, config = time.perf_counter(), self.position, self.config
         epoch, index = divmod(at.step, self.steps_per_epoch)
         learning_rate = rate(
@@ -342,6 +370,7 @@ class _Loop:
             peak=config.learning_rate,
             schedule=config.schedule,
             warmup=config.warmup,
+            curve=config.curve,
         )
         planned = self._plan(epoch)[index]
         sources = [] if self.work.joined else [self.work.source_of(indices) for indices in planned]
@@ -352,10 +381,15 @@ class _Loop:
             tokens += sum(row.length for rows in update for row in rows)
         seconds = time.perf_counter() - began
         at.step, at.tokens, at.train_s = at.step + 1, at.tokens + tokens, at.train_s + seconds
-        return {
+        rows = [self.work.rows[i] for indices in planned for i in indices]
+        means = tally.means()
+        # what a rollout's objective minimises is a surrogate, whose size says nothing
+        watched = "loss" in means and self.work.rollout is None
+        suspect = watched and explosion.note(at, means["loss"], sources_of(rows), config.max_rise)
+        record = {
             "step": at.step,
             "epoch": round(at.step / self.steps_per_epoch, 4),
-            **tally.means(),
+            **means,
             **found,
             **self._shares(epoch),
             "learning_rate": learning_rate,
@@ -363,6 +397,7 @@ class _Loop:
             "tokens": at.tokens,
             "tokens_per_s": round(tokens / seconds, 1),
         }
+        return record, suspect
 
     def _updates(self, step: Update) -> tuple[Mapping[str, float], Iterable[Update]]:
         """What the step's rollout says of itself, and the optimizer updates that its rows are for."""
@@ -379,6 +414,8 @@ class _Loop:
         weight = sum(row.weight for rows in batches for row in rows)
         first, each = self.processes.process_index, self.processes.num_processes
         for rows, source in list(zip_longest(batches, sources))[first::each]:
+            if not any(row.weight for row in rows):  # all that the loss would count is masked
+                continue
             loss = self.work.loss(self.work.collate(rows))
             self._require_number(float(loss.value.detach()), "loss", rows)
             torch.autograd.backward(loss.value * (loss.count / weight))
@@ -393,6 +430,8 @@ class _Loop:
         if self.around is not None:
             self.around.after(step, self.total, self.optimizer.masters())
             self.optimizer.publish()
+        if self.average is not None:
+            self.average.update()
         return norm
 
     def _shares(self, epoch: int) -> dict[str, float]:
@@ -408,13 +447,19 @@ class _Loop:
         return summed
 
     def _require_number(self, value: float, what: str, rows: Sequence[Row]) -> None:
-        if math.isfinite(value):
-            return
-        sources = [row.source or "without a source" for row in rows]
+        if not math.isfinite(value):
+            self._fail(f"the {what} is {value} at step {self.position.step + 1}", sources_of(rows))
+
+    def _require_no_explosion(self) -> None:
+        said = explosion.explosion(self.position, self.config.max_rise)
+        if said:
+            self._fail(said, self.position.suspect_rows)
+
+    def _fail(self, what: str, sources: Sequence[str]) -> NoReturn:
         shown = ", ".join(sources[:8]) + (f" and {len(sources) - 8} more" if len(sources) > 8 else "")
         kept = checkpoint.latest(self.folder)
         raise TrainingError(
-            f"the {what} is {value} at step {self.position.step + 1} (rows {shown})",
+            f"{what} (rows {shown})",
             hint=f"try a smaller train.learning_rate (now {self.config.learning_rate:g}) or a longer train.warmup; "
             + (f"the checkpoint of step {kept.position.step} is kept" if kept else "no checkpoint was taken yet"),
         )
@@ -439,7 +484,7 @@ class _Loop:
         assert self.validate is not None
         at = self.position
         self.module.eval()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with self._averaged(), torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             found = {f"validation_{k.removeprefix('validation_')}": float(v) for k, v in self.validate().items()}
         self.module.train()
         if self._epoch_is_heard() and self.work.layout is not None:
@@ -452,14 +497,21 @@ class _Loop:
         if at.best_value is None or value > at.best_value:
             at.best_value, at.best_step, at.without_gain, at.best_metrics = value, at.step, 0, found
             if at.step < self.total:  # at the end the weights are there already
-                checkpoint.save_best(self.folder, at.step, self.optimizer.masters())
+                with self._averaged():
+                    checkpoint.save_best(self.folder, at.step, self.optimizer.masters())
         else:
             at.without_gain += 1
         return found
 
+    def _averaged(self) -> AbstractContextManager[None]:
+        """While entered, the weights are those that are validated and kept."""
+        return self.average.shown() if self.average is not None else nullcontext()
+
     def _keep_best(self) -> None:
-        """Put the best validation's weights back unless they are the current ones."""
+        """Leave the weights to keep in the model: the average, where there is one, and those of the best validation."""
         at = self.position
+        if self.average is not None:
+            self.average.swap()
         if at.best_step is not None and at.best_step != at.step:
             self.optimizer.load_masters(checkpoint.load_best(self.folder, at.best_step))
 
@@ -473,6 +525,8 @@ class _Loop:
         if self.processes.is_main_process:
             own = self.around.state() if self.around is not None else {}
             state = self.optimizer.state() | {_METHOD + key: tensor for key, tensor in own.items()}
+            if self.average is not None:
+                state |= {_AVERAGE + key: tensor for key, tensor in self.average.state().items()}
             if self.work.rollout is not None:
                 state |= {_ROLLOUT + key: tensor for key, tensor in self.work.rollout.state().items()}
             checkpoint.save(self.folder, self.position, state)

@@ -60,6 +60,7 @@ class Shape:
     weight_bytes: float = 0.0  # what the weights take when some are in 4 bits; 0: parameters times bytes_each
     stacks: int = 1
     update: Cost | None = None  # of the optimizer's rule; None: of AdamW
+    averaged: bool = False  # an average of the weights is kept
 
     @property
     def weights_mb(self) -> float:
@@ -149,6 +150,7 @@ def shape_of(model: LoadedModel, train: TrainConfig | None = None) -> Shape:
         bytes_each=model.dtype.itemsize,
         weight_bytes=held_bytes(model.module, model.dtype.itemsize) if model.quantization is not None else 0.0,
         update=cost(train.optimizer, list(trained(model.module).values())) if train is not None else None,
+        averaged=train is not None and train.ema is not None,
     )
 
 
@@ -355,7 +357,8 @@ def _memory(shape: Shape, amount: Amount, again: bool = False) -> dict[str, floa
     exact = shape.bytes_each == 4
     kept, working = (shape.update.state_bytes, shape.update.working_bytes) if shape.update else (8 * shape.trainable, 0)
     # a step: raw gradient, fp32 sum and master where the model is not in fp32; keeping the best: a copy of the masters
-    optimizer = (shape.trainable * ((4 if exact else 2 + 4 + 4) + 4) + kept) / 1e6
+    each = (4 if exact else 2 + 4 + 4) + 4 + (4 if shape.averaged else 0)
+    optimizer = (shape.trainable * each + kept) / 1e6
     layer: float = shape.bytes_each * (6 * shape.width + 4 * shape.inner) + 12 * shape.width
     if not shape.vocabulary or shape.stacks > 1:
         layer *= _ENCODER

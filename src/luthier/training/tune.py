@@ -262,10 +262,12 @@ def _validator(
     model: LoadedModel, job: Job, validation: Work | None, scorer: Scorer | None
 ) -> Callable[[], Mapping[str, float]] | None:
     """Loss over the validation rows, and what the scorer says."""
-    from luthier.training.loop import mean_loss
+    from luthier.training.loop import mean_loss, require_weight
 
     if validation is None and scorer is None:
         return None
+    if validation is not None:
+        require_weight(validation.rows, "validation")
 
     def validate() -> dict[str, float]:
         found: dict[str, float] = {}
