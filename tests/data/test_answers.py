@@ -17,6 +17,7 @@ from luthier.core.message import Conversation, Message, user
 from luthier.core.score import Reward
 from luthier.data.answers import BLOCK, answers
 from luthier.data.read import read
+from luthier.data.reasons import rationale_of
 from luthier.store.lineage import lineage
 
 
@@ -259,3 +260,46 @@ def test_the_command_keeps_the_best(home: Path, tmp_path: Path, capsys: pytest.C
         with pytest.raises(SystemExit) as done:
             main([*command, "--samples", "2", "--reward", bad])
         assert done.value.code == 2 and wanted in " ".join(capsys.readouterr().err.split())
+
+
+class Thinker(Parrot):
+    """Thinks, then answers; of silent prompts it only answers."""
+
+    def _say(self, text: str) -> Generation:
+        return Generation("5", (), (), "stop", reasoning="" if "quick" in text else f"{text} makes five")
+
+
+def test_what_a_teacher_thought_is_a_rationale(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    made = answers(dataset(["2 and 3", "quick 5"]), Thinker(), out, rationale=True)  # type: ignore[arg-type]
+    assert made.rows == 2
+    first, second = lines(out)
+    assert (first["question"], first["answer"], first["rationale"]) == ("2 and 3", "5", "2 and 3 makes five")
+    assert "rationale" not in second and second["answered_by"] == "parrot"
+    again = read(out)
+    assert again.kind == "question" and rationale_of(again.examples[0]) == "2 and 3 makes five"
+    assert not rationale_of(again.examples[1])
+    assert answers(dataset(["2 and 3", "quick 5"]), Thinker(), out, rationale=True).earlier == 2  # type: ignore[arg-type]
+
+
+def test_rationales_that_cannot_be_had(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(InputError, match="parrot answers at once"):
+        answers(dataset(["2 and 3"]), Parrot(), out, rationale=True)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a system turn or several turns"):
+        answers(dataset(["2 and 3"]), Thinker(), out, system="Be brief.", rationale=True)  # type: ignore[arg-type]
+    assert not lines(out)
+
+
+def test_the_command_asks_with_a_strategy(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"question": f"{i} and {i}?", "answer": f"{2 * i}"}) + "\n" for i in range(3)))
+    command = ["data", "answers", str(source), "--model", "fake", "--out", str(out), "--rationale"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--strategy", "zero_shot_cot"])
+    assert not ended.value.code
+    rows = lines(out)
+    assert len(rows) == 3 and all(row["rationale"] and row["answer"] and row["question"] for row in rows)
+    with pytest.raises(SystemExit) as ended:
+        main([*command[:-2], str(tmp_path / "other.jsonl"), "--rationale"])
+    assert ended.value.code == 2 and "--strategy zero_shot_cot" in capsys.readouterr().err

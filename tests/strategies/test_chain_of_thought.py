@@ -9,7 +9,7 @@ from luthier.core.dataset import Example
 from luthier.core.engine import Sampling
 from luthier.core.errors import InputError
 from luthier.core.message import Message, user
-from luthier.strategies._reasons import answer_of, rationale_of
+from luthier.data.reasons import answer_of, rationale_of
 from luthier.strategies.chain_of_thought import Config, prepare, wrap
 
 WORKED = "Janet sells 16 - 3 = <<16-3=13>>13 eggs.\nShe makes 13 * 2 = $<<13*2=26>>26.\n#### 26"

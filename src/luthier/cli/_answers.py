@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from luthier.core.dataset import Dataset
+    from luthier.core.engine import Engine
     from luthier.objectives._rewards import Rewards
     from luthier.store.database import Store
 
@@ -42,6 +43,16 @@ def answers_command(
     max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer; longer ones are left out.")] = 512,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same answers.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="How to ask, for example zero_shot_cot, or '{name: chain_of_thought, shots: 0}'."
+        ),
+    ] = None,
+    rationale: Annotated[
+        bool,
+        typer.Option("--rationale", help="Rows of question, answer and rationale, of a strategy that thinks first."),
+    ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Without the prompt that the model was tuned with.")] = False,
 ) -> None:
     """Ask a model for an answer to every prompt and write them as conversations to train another on. Interrupted, it goes on where it was."""
@@ -57,8 +68,10 @@ def answers_command(
     sampling = Sampling(max_new_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     prompts, store = read(file, limit=limit), open_store()
     rewards = _rewards(reward, prompts, store) if reward else None
-    opened = load(model, engine=engine, raw=raw, store=store)
+    opened = load(model, engine=engine, raw=raw or strategy is not None, store=store)
     try:
+        if strategy is not None:
+            opened = _thinking(opened, strategy, prompts, store)
         with _print.progress() as progress:
             made = answers(
                 prompts,
@@ -70,6 +83,7 @@ def answers_command(
                 rewards=rewards,
                 keep=keep,  # type: ignore[arg-type]  # checked there
                 least=least,
+                rationale=rationale,
                 store=store,
                 progress=progress,
             )
@@ -89,6 +103,19 @@ def answers_command(
         _print.warn(f"{made.cut:,} answers were longer than {max_tokens} tokens and are left out: raise --max-tokens")
     if made.empty:
         _print.warn(f"{made.empty:,} answers were empty and are left out")
+
+
+def _thinking(engine: Engine, text: str, prompts: Dataset, store: Store) -> Engine:
+    """``engine`` with the strategy of the option, read as YAML; examples that it shows are rows of the file."""
+    from luthier.core.config import Document, apply_overrides
+    from luthier.core.task import PromptTemplate
+    from luthier.strategies._build import prepare_strategy, read_strategy, wrap_strategy
+
+    document = Document()
+    apply_overrides(document, [f"strategy={text}"])
+    name, options = read_strategy(document.values["strategy"], "--strategy")
+    template = PromptTemplate(labels=prompts.labels)
+    return wrap_strategy(engine, name, prepare_strategy(name, options, template, prompts.examples, store), store)
 
 
 def _rewards(texts: list[str], prompts: Dataset, store: Store) -> Rewards:

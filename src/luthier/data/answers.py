@@ -22,7 +22,7 @@ from luthier.core.dataset import Dataset
 from luthier.core.digest import digest_json
 from luthier.core.engine import GENERATE, Engine, Generation, Sampling, require
 from luthier.core.errors import ConflictError, InputError
-from luthier.core.message import Conversation, Message
+from luthier.core.message import Conversation, Message, last_user_text
 from luthier.core.run import Progress, no_progress
 from luthier.core.score import Reward, Rewarding, Target, asked_of
 from luthier.store.home import disk_errors
@@ -72,6 +72,7 @@ def answers(
     rewards: Rewarding | None = None,
     keep: Keep = "best",
     least: float | None = None,
+    rationale: bool = False,
     store: Store | None = None,
     progress: Progress = no_progress,
 ) -> Answered:
@@ -84,6 +85,9 @@ def answers(
     is written: ``best``, the one with the highest reward (of equals the first), or ``pair``, preference rows of best and worst where their rewards differ. Rows
     carry their rewards. Prompts whose best reward is below ``least`` are left out. ``store`` records in the lineage what the file came from.
 
+    ``rationale``: rows of question, answer and rationale, which is what an engine that thinks first (a strategy such as chain_of_thought) wrote on the
+    way; for objective step_by_step.
+
     Raises UnsupportedError for an engine that cannot write, InputError for settings that do not fit together, DataError for rows without a user
     turn, ConflictError where ``path`` holds other rows, StoreError when the disk refuses.
     """
@@ -92,6 +96,8 @@ def answers(
     _check(sampling, samples, rewards, keep, least)
     asked = _prompts(prompts, system)
     made_by = _provenance(engine, sampling)
+    if rationale:
+        _check_rationales(rewards, asked)
     if rewards is not None:
         made_by["best_of"] = {"samples": samples, "rewards": list(rewards.spec), "keep": keep, "least": least}
     done = _there(path, made_by)
@@ -102,7 +108,13 @@ def answers(
         for start in range(0, len(left), BLOCK):
             block = left[start : start + BLOCK]
             drawn = _drawn(engine, block, sampling, samples)
-            chosen = _first(block, drawn) if rewards is None else _rewarded(block, drawn, rewards, keep, least, tally)
+            if rationale:
+                _require_thought(engine, drawn)
+            chosen = (
+                _first(block, drawn, rationale)
+                if rewards is None
+                else _rewarded(block, drawn, rewards, keep, least, tally)
+            )
             tally.count(drawn)
             for one, row in zip(block, chosen, strict=True):
                 if row is not None:
@@ -165,11 +177,34 @@ def _usable(one: Generation) -> bool:
     return one.finish_reason != "length" and bool(one.text.strip())
 
 
-def _first(block: Sequence[_Asked], drawn: Sequence[Sequence[Generation]]) -> list[dict[str, Any] | None]:
-    return [
-        {"messages": _rows((*one.prompt, Message("assistant", group[0].text)))} if _usable(group[0]) else None
-        for one, group in zip(block, drawn, strict=True)
-    ]
+def _first(
+    block: Sequence[_Asked], drawn: Sequence[Sequence[Generation]], rationale: bool
+) -> list[dict[str, Any] | None]:
+    def row(one: _Asked, said: Generation) -> dict[str, Any]:
+        if not rationale:
+            return {"messages": _rows((*one.prompt, Message("assistant", said.text)))}
+        thought = {"rationale": said.reasoning} if said.reasoning.strip() else {}
+        return {"question": last_user_text(one.prompt), "answer": said.text, **thought}
+
+    return [row(one, group[0]) if _usable(group[0]) else None for one, group in zip(block, drawn, strict=True)]
+
+
+def _check_rationales(rewards: Rewarding | None, asked: Sequence[_Asked]) -> None:
+    if rewards is not None:
+        raise InputError("rationale and rewards exclude each other: a rewarded row is a conversation")
+    if any([message.role for message in one.prompt] != ["user"] for one in asked):
+        raise InputError(
+            "rationale makes rows of one question each; these prompts have a system turn or several turns",
+            hint="a strategy brings its own instruction: --strategy '{name: zero_shot_cot, prompt: {instruction: ...}}'",
+        )
+
+
+def _require_thought(engine: Engine, drawn: Sequence[Sequence[Generation]]) -> None:
+    if not any(one.reasoning.strip() for group in drawn for one in group):
+        raise InputError(
+            f"{engine.info.model} answers at once, and leaves no reasoning to write down",
+            hint="ask it with a strategy that thinks first: --strategy zero_shot_cot",
+        )
 
 
 def _rewarded(

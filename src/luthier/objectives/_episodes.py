@@ -36,7 +36,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids, and the place of the label among the model's."""
+    """Token ids, and the place of the label among the model's, or the dataset's where the model keeps none."""
 
     ids: list[int]
     label: int
@@ -116,8 +116,9 @@ def pooled(dataset: Dataset, model: LoadedModel, shape: Shape, limits: Limits, o
     """The texts of a dataset, tokenised."""
     require_kind(dataset, KINDS, objective)
     require_encoder(model, objective)
-    require_labels(dataset, model.labels)
-    place = {label: index for index, label in enumerate(model.labels)}
+    if model.labels:
+        require_labels(dataset, model.labels)
+    place = {label: index for index, label in enumerate(model.labels or dataset.labels)}
     encoded = model.tokenizer([e.text for e in dataset.examples], truncation=False, verbose=False)["input_ids"]
     texts = []
     for example, ids in zip(dataset.examples, encoded, strict=True):

@@ -82,13 +82,14 @@ def prepare(
         for pair in pairs[-1:] if last_only else pairs:
             row = PairRow(pair.source, pair.target, example.source or example.id)
             most = limits.context_length
-            if limits.admit(example, max(len(pair.source), len(pair.target)), partial(_shorten, row, renderer, most)):
+            if limits.admit(example, max(len(pair.source), len(pair.target)), partial(shorten, row, renderer, most)):
                 rows.append(row)
     limits.check()
     return rows
 
 
-def _shorten(row: PairRow, renderer: SourceRenderer, length: int) -> bool:
+def shorten(row: PairRow, renderer: SourceRenderer, length: int) -> bool:
+    """Cut source and target; always leaves something."""
     row.source_ids = renderer.cut(row.source_ids, length)
     row.target_ids = row.target_ids[:length]
     return True

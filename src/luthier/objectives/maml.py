@@ -17,7 +17,6 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.dataset import Dataset
-from luthier.core.run import Progress
 from luthier.core.task import PromptTemplate
 from luthier.models.load import LoadedModel
 from luthier.objectives import _episodes
@@ -47,8 +46,9 @@ class Config(EntryConfig):
 
 
 def heads(model: LoadedModel, config: Config) -> None:
-    """Every episode has a head of its own."""
+    """Every episode has a head of its own, and its labels are only for practice: the result knows none."""
     model.put_head(None)
+    model.labels = ()
 
 
 def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Any]:
@@ -81,8 +81,3 @@ def loss(model: LoadedModel, batch: Sequence[_episodes.Episode], config: Config)
         hits += int((scores.detach().argmax(-1) == query.labels).sum())
         count += len(query.labels)
     return Loss(total / count, count, {"accuracy": hits / count})
-
-
-def after(model: LoadedModel, rows: Sequence[Any], config: Config, progress: Progress) -> None:
-    """The result knows no labels: those of the episodes were only for practice."""
-    model.labels = ()

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.dataset import Dataset
-from luthier.core.run import Progress
 from luthier.core.task import PromptTemplate
 from luthier.models.load import LoadedModel
 from luthier.objectives import _episodes
@@ -48,8 +47,9 @@ class Config(EntryConfig):
 
 
 def heads(model: LoadedModel, config: Config) -> None:
-    """Every episode has a head of its own."""
+    """Every episode has a head of its own, and its labels are only for practice: the result knows none."""
     model.put_head(None)
+    model.labels = ()
 
 
 def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Any]:
@@ -102,8 +102,3 @@ def _adapted(learner: Learner, state: Mapping[str, Tensor], support: _episodes.P
 
 def _away(own: Tensor, adapted: Tensor, rate: float) -> Tensor:
     return (own.detach().float() - adapted) / rate
-
-
-def after(model: LoadedModel, rows: Sequence[Any], config: Config, progress: Progress) -> None:
-    """The result knows no labels: those of the episodes were only for practice."""
-    model.labels = ()

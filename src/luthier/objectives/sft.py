@@ -98,7 +98,7 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
         first, end = last_run(whole.mask) if config.turns == "last" else (0, len(whole.mask))
         places = [i - 1 for i in range(max(first, 1), end) if whole.mask[i]]
         row = Row(whole.ids, places, example.source or example.id)
-        if limits.admit(example, row.length, partial(_shorten, row, limits.context_length)):
+        if limits.admit(example, row.length, partial(shorten, row, limits.context_length)):
             rows.append(row)
     limits.check()
     return rows
@@ -112,7 +112,8 @@ def _conversation(example: Example, kind: str, prompt: PromptTemplate) -> Conver
     return (*prompt.messages(example.text), Message("assistant", example.target))
 
 
-def _shorten(row: Row, length: int) -> bool:
+def shorten(row: Row, length: int) -> bool:
+    """Cut a row at its end; whether any of its labelled tokens are left."""
     row.ids = row.ids[:length]
     row.places = [place for place in row.places if place < length - 1]
     return bool(row.places)

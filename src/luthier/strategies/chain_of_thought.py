@@ -13,9 +13,9 @@ from luthier.core.digest import digest_json
 from luthier.core.engine import Engine, Sampling
 from luthier.core.errors import InputError
 from luthier.core.message import Prompt, last_user_text
+from luthier.data.reasons import RATIONALES, answer_of, answers_of, rationale_of
 from luthier.strategies._answers import AnswerForm, cut_at, final_answer, form_of
 from luthier.strategies._prompted import read_prompt, settled
-from luthier.strategies._reasons import RATIONALES, answer_of, answers_of, rationale_of
 from luthier.strategies._shots import draw_examples
 from luthier.strategies._texts import say, settle_texts
 from luthier.strategies._thinking import Ask, Talk, Thinking, close_with, only, thoughts, together

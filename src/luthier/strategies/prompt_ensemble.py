@@ -18,9 +18,9 @@ from luthier.core.message import Prompt, last_user_text
 from luthier.core.run import Progress, no_progress
 from luthier.core.task import PromptTemplate
 from luthier.data.prompts import in_language
+from luthier.data.reasons import answers_of
 from luthier.strategies._answers import AnswerForm, final_answer, form_of
 from luthier.strategies._prompted import is_question, plain, read_prompt
-from luthier.strategies._reasons import answers_of
 from luthier.strategies._thinking import Ask, Talk, Thinking, cost_of, good
 from luthier.strategies._vote import elect, likelihoods, probabilities
 

@@ -13,10 +13,10 @@ from luthier.core.dataset import Example
 from luthier.core.digest import digest_json
 from luthier.core.engine import Engine, Generation, Sampling
 from luthier.core.message import Prompt
+from luthier.data.reasons import answers_of, rationale_of
 from luthier.strategies._answers import AnswerForm, final_answer, form_of
 from luthier.strategies._build import prepare_inner, wrap_inner
 from luthier.strategies._prompted import plain, read_prompt
-from luthier.strategies._reasons import answers_of, rationale_of
 from luthier.strategies._thinking import Ask, Talk, Thinking, cost_of, good, seeded
 from luthier.strategies._vote import elect, probabilities
 

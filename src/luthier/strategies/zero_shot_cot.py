@@ -12,9 +12,9 @@ from luthier.core.dataset import Example
 from luthier.core.digest import digest_json
 from luthier.core.engine import Engine, Sampling
 from luthier.core.message import Prompt, last_user_text
+from luthier.data.reasons import answers_of
 from luthier.strategies._answers import AnswerForm, cut_at, final_answer, form_in_words, form_of
 from luthier.strategies._prompted import read_prompt, settled
-from luthier.strategies._reasons import answers_of
 from luthier.strategies._texts import say, settle_texts
 from luthier.strategies._thinking import Ask, Talk, Thinking, close_with, follow, only, read_off, thoughts, together
 

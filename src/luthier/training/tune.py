@@ -356,7 +356,10 @@ def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, 
 def _prompt(job: Job) -> dict[str, Any] | None:
     """The prompt that the result must be asked with."""
     plain = job.base.architecture == "encoder" or job.kind in ("chat", "preference", "text")
-    return None if plain else job.prompt.as_dict()
+    if plain:
+        return None
+    asked = job.objective.entry.optional("asked")
+    return (asked(job.prompt, job.objective.config) if asked is not None else job.prompt).as_dict()
 
 
 def meta_of(job: Job, model: LoadedModel, trainable: int) -> dict[str, Any]:
