@@ -49,3 +49,17 @@ def test_characters_stay_in_their_frame_and_fall_with_the_loss() -> None:
 def test_smoothing_is_unbiased_at_the_start() -> None:
     assert smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
     assert smooth([1.0, 0.0], 0.5) == pytest.approx([1.0, 0.25 / 0.75])
+
+
+def test_rewards_of_sampled_answers_have_a_picture_of_their_own(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    judged = [r | {"reward": r["step"] / 40, "validation_reward": 0.5, "answer_tokens": 9.0} for r in RECORDS]
+    draw(RECORDS, tmp_path / "plain.png")
+    draw(judged, tmp_path / "judged.png", title="a run")
+    assert imread(tmp_path / "judged.png").shape[0] > 1.5 * imread(tmp_path / "plain.png").shape[0]
+    assert "training reward (line), validation reward (dots)" in text(judged, colour=False)
+    of_a_reward_model = [r | {"reward": 0.1} for r in RECORDS]
+    assert "training loss (line)" in text(of_a_reward_model, colour=False)
+    draw(of_a_reward_model, tmp_path / "model.png")
+    assert imread(tmp_path / "model.png").shape == imread(tmp_path / "plain.png").shape
