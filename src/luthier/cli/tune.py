@@ -124,6 +124,9 @@ def _again(job: Job) -> str:
     return f"activations are computed again in the backward pass: {why}"
 
 
+_SAY_EVERY_S = 10.0
+
+
 class _Display:
     """What is on the screen while it trains: the plan once, then a bar (or a line every ten seconds, into a pipe)."""
 
@@ -165,18 +168,21 @@ class _Display:
         _print.say(f"\n[bold]step {number} of {of}: {escape(name)}[/]")
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Move the bar of ``train``; loading is quick and says nothing."""
+        """Move the bar of ``train``; tokenising rows on disk says how far it is, loading is quick and says nothing."""
         import time
 
         from luthier.cli import _print
 
+        if stage == "tokenise" and (done == total or time.monotonic() - self.said > _SAY_EVERY_S):
+            self.said = time.monotonic()
+            _print.say(f"tokenised {done:,} of {total:,} rows")
         if stage != "train":
             return
         if self.bars is not None:
             if self.task is None:
                 self.task = self.bars.add_task("train", total=total, completed=done, **_fields({}))
             self.bars.update(self.task, completed=done, total=total, **_fields(self.record))
-        elif self.record and (done == total or time.monotonic() - self.said > 10):
+        elif self.record and (done == total or time.monotonic() - self.said > _SAY_EVERY_S):
             self.said = time.monotonic()
             _print.say(f"step {done}/{total}  " + "  ".join(v for v in _fields(self.record).values() if v))
 

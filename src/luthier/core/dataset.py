@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -77,6 +77,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def ids(self) -> Iterator[str]:
+        """Ids of the examples, in order."""
+        return (example.id for example in self.examples)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

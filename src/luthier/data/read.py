@@ -95,7 +95,7 @@ def convert_rows(
     if not seen:
         raise DataError(f"{where}: no rows")
     if problems and (not skip_bad or not good):
-        raise _rows_error(problems[0].file, seen, problems, skip_bad=skip_bad)
+        raise rows_error(problems[0].file, seen, problems, skip_bad=skip_bad)
     return good, problems
 
 
@@ -145,7 +145,7 @@ class _Gathered:
         if isinstance(row, Broken):
             self.problems.append(RowProblem(file, line, row.reason))
             return
-        row = self._renamed(row)
+        row = renamed(row, self.columns)
         self.fields.update(row.keys())
         form = recognise(row)
         if form is None:
@@ -159,13 +159,6 @@ class _Gathered:
             self.rows.append((form, replace(made, source=f"{file}:{line}")))
             self.good += 1
         self.by_format[form.name] += 1
-
-    def _renamed(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        found = {field: own for field, own in self.columns.items() if own in row}
-        if not found:
-            return row
-        rest = {key: value for key, value in row.items() if key not in found.values()}
-        return rest | {field: row[own] for field, own in found.items()}
 
     def dataset(self, name: str, *, skip_bad: bool) -> Dataset:
         if not self.seen:
@@ -182,7 +175,7 @@ class _Gathered:
                 problems.append(made)
             elif form.name != most:
                 file, _, line = made.source.rpartition(":")
-                problems.append(RowProblem(file, int(line), _difference(form, forms[0], first)))
+                problems.append(RowProblem(file, int(line), difference(form, forms[0], first)))
             else:
                 examples.append(made)
         for row in self.strangers:
@@ -192,7 +185,7 @@ class _Gathered:
             )
         problems.sort(key=lambda p: p.line)
         if problems and (not skip_bad or not examples):
-            raise _rows_error(self.file, self.seen, problems, skip_bad=skip_bad)
+            raise rows_error(self.file, self.seen, problems, skip_bad=skip_bad)
         return Dataset(name, forms[0].kind, _with_ids(examples), most, tuple(problems))
 
     def _unknown(self) -> DataError:
@@ -209,11 +202,20 @@ class _Gathered:
         )
 
 
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
+    """The row with its own fields under the known names that stand for them (``columns``: known -> own)."""
+    found = {field: own for field, own in columns.items() if own in row}
+    if not found:
+        return row
+    rest = {key: value for key, value in row.items() if key not in found.values()}
+    return rest | {field: row[own] for field, own in found.items()}
+
+
 def _source_line(made: Example | RowProblem) -> int:
     return made.line if isinstance(made, RowProblem) else int(made.source.rpartition(":")[2])
 
 
-def _difference(form: Format, most: Format, first: int) -> str:
+def difference(form: Format, most: Format, first: int) -> str:
     """Why a good row of another format does not belong here."""
     missing = [field for field in most.needs if field not in form.needs]
     if set(form.needs) < set(most.needs):
@@ -232,10 +234,14 @@ def _with_ids(examples: Iterable[Example]) -> tuple[Example, ...]:
     return tuple(out)
 
 
-def _rows_error(file: str, seen: int, problems: list[RowProblem], *, skip_bad: bool) -> DataError:
+def rows_error(
+    file: str, seen: int, problems: list[RowProblem], *, skip_bad: bool, count: int | None = None
+) -> DataError:
+    """What to raise for ``problems`` among ``seen`` rows; ``count``: how many there are, when these are only the first."""
+    count = len(problems) if count is None else count
     lines = [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
-    if len(problems) > SHOWN_PROBLEMS:
-        lines.append(f"  ... and {len(problems) - SHOWN_PROBLEMS:,} more")
-    said = "no row can be used" if len(problems) == seen else f"{len(problems):,} of {seen:,} rows cannot be used"
+    if count > SHOWN_PROBLEMS:
+        lines.append(f"  ... and {count - SHOWN_PROBLEMS:,} more")
+    said = "no row can be used" if count == seen else f"{count:,} of {seen:,} rows cannot be used"
     hint = None if skip_bad else "correct them, or go on without them: --skip-bad (skip_bad=True)"
     return DataError("\n".join([f"{file}: {said}", *lines]), hint=hint)

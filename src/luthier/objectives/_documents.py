@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -29,6 +31,16 @@ class Document:
     ids: list[int]
     start: int
     source: str
+
+    @property
+    def length(self) -> int:
+        """Tokens that it costs."""
+        return len(self.ids)
+
+    @property
+    def weight(self) -> int:
+        """Tokens that bear loss."""
+        return len(self.ids) - self.start
 
 
 @dataclass(slots=True)
@@ -141,12 +153,34 @@ def cut(
             yield number, start, end
 
 
-def packed(documents: Sequence[Document], length: int, model: LoadedModel, *, together: bool) -> list[Row]:
-    """Rows of at most ``length`` tokens, each as full as it gets; a document a row when not ``together``, or where one mask does not serve
-    all layers of the model (sliding windows)."""
+class PackedRows(Sequence[Row]):
+    """Rows of several documents each, put together when they are asked for: the documents may lie on disk. ``bins``: which documents a row has."""
+
+    def __init__(self, documents: Sequence[Document], lengths: Sequence[int], bins: Sequence[Sequence[int]]) -> None:
+        self._documents, self._bins = documents, bins
+        self.lengths = array("i", (sum(lengths[i] for i in each) for each in bins))
+
+    def __len__(self) -> int:
+        return len(self._bins)
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        if isinstance(at, slice):
+            return [Row([self._documents[i] for i in each]) for each in self._bins[at]]
+        return Row([self._documents[i] for i in self._bins[at]])
+
+
+def packed(
+    documents: Sequence[Document], lengths: Sequence[int], length: int, model: LoadedModel, *, together: bool
+) -> PackedRows:
+    """Rows of at most ``length`` tokens, each as full as it gets; a document (they have ``lengths`` tokens) a row when not ``together``, or
+    where one mask does not serve all layers of the model (sliding windows)."""
     if not together or not attends_fully(model.module):
-        return [Row([document]) for document in documents]
-    return [Row([documents[i] for i in bin_]) for bin_ in pack([len(d.ids) for d in documents], length)]
+        return PackedRows(documents, lengths, [[number] for number in range(len(documents))])
+    return PackedRows(documents, lengths, pack(lengths, length))
 
 
 def collate(rows: Sequence[Row], model: LoadedModel) -> Batch:

@@ -42,8 +42,27 @@ class Config(EntryConfig):
     end: str | None = None
 
 
+STREAMED = (Document,)
+
+
 def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Any]:
-    """Tokenise, cut and pack. Raises UnsupportedError for other kinds of data or of models, InputError for a length over the context, a
+    """Tokenise, cut and pack. Raises what ``pieces`` raises."""
+    documents = pieces(dataset, model, prompt, config, limits)
+    return list(assemble(documents, [each.length for each in documents], model, config, limits))
+
+
+def assemble(
+    documents: Sequence[Document], lengths: Sequence[int], model: LoadedModel, config: Config, limits: Limits
+) -> Sequence[Any]:
+    """Rows of the documents, which have these lengths."""
+    length = _documents.row_length(config.length, limits, default=1024, least=2)
+    return _documents.packed(documents, lengths, length, model, together=config.pack)
+
+
+def pieces(
+    dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits
+) -> list[Document]:
+    """Tokenise and cut. Raises UnsupportedError for other kinds of data or of models, InputError for a length over the context, a
     stride that leaves tokens out or an unknown end token, DataError for documents without text."""
     encoder, tokens = _documents.encoded(dataset, model, "causal_lm", "decoder")
     length = _documents.row_length(config.length, limits, default=1024, least=2)
@@ -59,7 +78,7 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
         done = max(1, ends[number] - start)  # nothing comes before the first token of all
         documents.append(Document(whole[number][start:end], done, _documents.place(dataset.examples[number])))
         ends[number] = end
-    return list(_documents.packed(documents, length, model, together=config.pack))
+    return documents
 
 
 def collate(rows: Sequence[Any], model: LoadedModel) -> _documents.Batch:

@@ -25,6 +25,9 @@ LOSS_ONLY = (
 )  # settings that rows do not depend on, so that trainings which differ in them share rows
 
 
+STREAMED = (_head.HeadRow, _label_texts.TextRow)
+
+
 class Config(EntryConfig):
     """``label_smoothing``: share of the target that is spread over all labels (Szegedy et al. 2016, section 7).
 

@@ -89,7 +89,8 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
     assert model.renderer is not None  # decoders have one
     told = _told(pieces, encoder, model.renderer, marks, size)
     documents = [Document([*encoder.before, *ids, close], 1, p.source) for p, ids in zip(pieces, told, strict=True)]
-    return list(_documents.packed(documents, length, model, together=config.pack))
+    lengths = [each.length for each in documents]
+    return list(_documents.packed(documents, lengths, length, model, together=config.pack))
 
 
 def _marks(encoder: DocumentEncoder, model: LoadedModel, config: Config) -> tuple[int, int, int]:

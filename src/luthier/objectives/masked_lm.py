@@ -93,6 +93,9 @@ class Row:
         return self.chosen
 
 
+STREAMED = (Row, Recipe)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """ids and mask (rows, length), padded on the right; ``places`` index the flattened positions asked, ``targets`` the ids wanted."""

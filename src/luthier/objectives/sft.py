@@ -61,6 +61,9 @@ class Row:
         return len(self.places)
 
 
+STREAMED = (Row, _seq2seq.PairRow)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """ids (rows, length), padded on the right; ``places`` index the flattened positions, ``targets`` the ids wanted there."""

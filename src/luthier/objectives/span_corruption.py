@@ -78,6 +78,9 @@ class Row:
         return self.noise + self.spans + len(self.frame.close)
 
 
+STREAMED = (Row, Frame)
+
+
 def amounts(count: int, share: float, mean_span: float) -> tuple[int, int]:
     """(noise tokens, spans) of a window of ``count`` tokens, at least 2."""
     noise = min(max(round(count * share), 1), count - 1)

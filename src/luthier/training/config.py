@@ -90,6 +90,8 @@ class DataConfig(_Section):
     ``overlong`` says what happens to a row over the context length: error (names the row), truncate (the middle of its text is
     not touched, its end is cut), or drop (counted).
 
+    ``streaming`` keeps the rows on disk instead of in memory; the result is the same, except that ``split`` cuts by the digest of each row.
+
     ``sampling``, ``temperature``, ``cap`` and ``epoch_rows`` say how rows of sources are drawn; see ``data.shares``. ``sampling`` left out is
     weights where a source has a weight, else proportional.
     """
@@ -103,6 +105,7 @@ class DataConfig(_Section):
     limit: int | None = Field(None, ge=1)
     columns: dict[str, str] | None = None
     overlong: Overlong = "error"
+    streaming: bool = False
     sources: tuple[SourceConfig, ...] = ()
     sampling: Sampling | None = None
     temperature: float = Field(2.0, gt=0, allow_inf_nan=False)
@@ -113,6 +116,8 @@ class DataConfig(_Section):
     def _one_way(self) -> DataConfig:
         if self.path and (self.train or self.validation or self.test):
             raise ValueError("give either data.path or data.train (with data.validation, data.test), not both")
+        if self.streaming and self.sources:
+            raise ValueError("streaming reads one file, or a file a split; leave it out for several sources")
         return self
 
     @model_validator(mode="after")

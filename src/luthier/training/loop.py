@@ -200,7 +200,7 @@ def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str,
     outcomes: list[Any] = []
     with torch.inference_mode():
         for name, part in [(None, work)] if work.layout is None else work.by_source():
-            lengths = [row.length for row in part.rows]
+            lengths = lengths_of(part.rows)
             plan = part.plan(lengths, batch_size=batch_size, max_tokens=max_tokens, seed=0, epoch=0)
             for number, step in enumerate(plan):
                 for indices in step:
@@ -219,6 +219,12 @@ def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str,
                         outcomes += loss.outcomes
     over_all = dict(work.figures(outcomes)) if work.figures is not None and outcomes else {}
     return tally.means() | played.means() | over_all
+
+
+def lengths_of(rows: Sequence[Row]) -> Sequence[int]:
+    """Length of each row; rows that lie on disk know them all."""
+    known: Sequence[int] | None = getattr(rows, "lengths", None)
+    return [row.length for row in rows] if known is None else known
 
 
 def planned_steps(config: TrainConfig, lengths: Sequence[int], steps_per_epoch: int) -> tuple[int, str]:
@@ -258,7 +264,7 @@ class _Loop:
         self.metrics, self.validate, self.progress = metrics, validate, progress
         self.device = next(p for p in module.parameters() if p.requires_grad).device
         self.processes = PartialState(cpu=self.device.type == "cpu")
-        self.lengths = [row.length for row in work.rows]
+        self.lengths = lengths_of(work.rows)
         self.epoch = -1
         self.position = Position()
         self.steps = self._plan(0)

@@ -266,9 +266,10 @@ def outline(store: Store, job: Job, shared: Shared | None = None) -> LoadedModel
 
 def sketch(
     store: Store, job: Job, shared: Shared | None = None
-) -> tuple[LoadedModel, list[int], list[int], Layout | None]:
+) -> tuple[LoadedModel, Sequence[int], Sequence[int], Layout | None]:
     """The model of ``job`` without its weights (shapes only), the lengths of its training and validation rows, and where the former lie
     when they are of several sources."""
+    from luthier.training.loop import lengths_of
     from luthier.training.prepare import layout_of, rows_of
 
     model = outline(store, job, shared)
@@ -278,7 +279,10 @@ def sketch(
     layout = layout_of(job, training)
     if layout is not None:
         layout.check([len(part.rows) for part in validation])
-    lengths, held = ([row.length for part in parts for row in part.rows] for parts in (training, validation))
+    lengths, held = (
+        lengths_of(parts[0].rows) if len(parts) == 1 else [row.length for part in parts for row in part.rows]
+        for parts in (training, validation)
+    )
     return model, lengths, held, layout
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.core.dataset import Dataset
-from luthier.core.run import Progress
+from luthier.core.run import Progress, no_progress
+from luthier.data.stream import StreamedDataset
 from luthier.store.database import Store
 from luthier.training.resolve import Job
 from luthier.training.sources import Layout
@@ -107,7 +108,7 @@ def _rows(
     import torch
 
     before = job.objective.entry.optional("before")
-    found = rows_of(model, job, datasets, shared if before is None else None)
+    found = rows_of(model, job, datasets, shared if before is None else None, progress)
     if before is not None:
         model.module.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -115,17 +116,28 @@ def _rows(
     return found
 
 
-def rows_of(model: LoadedModel, job: Job, datasets: Sequence[Dataset], shared: Shared | None) -> list[Rows]:
+def rows_of(
+    model: LoadedModel,
+    job: Job,
+    datasets: Sequence[Dataset],
+    shared: Shared | None,
+    progress: Progress = no_progress,
+) -> list[Rows]:
     """The objective's rows of each dataset, without what ``before`` adds to them."""
+    from luthier.models.load import store_of
     from luthier.training.shared import Rows, prepare_rows
+    from luthier.training.streamed import streamed_rows
 
-    objective, config = job.objective.entry, job.objective.config
-    return [
-        prepare_rows(dataset, model, objective, job.prompt, config, job.config.data.overlong, shared)
-        if len(dataset)
-        else Rows(())
-        for dataset in datasets
-    ]
+    how = (model, job.objective.entry, job.prompt, job.objective.config, job.config.data.overlong)
+    found = []
+    for dataset in datasets:
+        if not len(dataset):
+            found.append(Rows(()))
+        elif isinstance(dataset, StreamedDataset):
+            found.append(streamed_rows(store_of(model), dataset, *how, progress))
+        else:
+            found.append(prepare_rows(dataset, *how, shared))
+    return found
 
 
 def layout_of(job: Job, found: Sequence[Rows]) -> Layout | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from luthier.core.task import PromptTemplate
 from luthier.data.read import read
 from luthier.data.shares import Mixture
 from luthier.data.split import check_labels, split
+from luthier.data.stream import StreamedDataset, split_streamed, stream
 from luthier.models.new import make
 from luthier.store.models import check_name, find
 from luthier.training import from_scratch
@@ -32,6 +34,7 @@ from luthier.training.config import (
     with_defaults,
 )
 from luthier.training.sources import Source, joined
+from luthier.training.streamed import streams
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
@@ -127,7 +130,7 @@ def resolve(
     """
     document = _read_document(config, overrides)
     run = read_run(document)
-    data = _data(run.data, document, splits) if run.model.new is not None else None
+    data = _data(run.data, document, splits, store) if run.model.new is not None else None
     base, made = _base(store, run, data[1].train if data is not None else None)
     if base.kind not in ("base", "adapter"):
         raise UnsupportedError(f"model.base must be a base model or an adapter; {base.name} is an {base.kind}")
@@ -138,7 +141,7 @@ def resolve(
         if needs
         else ()
     )
-    sources, splits = data or _data(run.data, document, splits)
+    sources, splits = data or _data(run.data, document, splits, store)
     given = run.objective
     objective = objective_for(base, splits.train, given.name if given else None, given.options if given else {})
     if objective.entry.module.KINDS == ("labelled",):
@@ -148,6 +151,8 @@ def resolve(
     read = dict(reads(store, base, splits.train, prompt, objective.config)) if reads else {}
     origins = {"train." + key: "default" for key in type(run.train).model_fields} | dict(document.origins)
     run = _with_optimizer(with_defaults(run, origins, _defaults(base, method, objective)), origins)
+    if run.data.streaming:
+        streams(objective.entry)
     work = [
         _told(run.train),
         run.data.overlong,
@@ -188,10 +193,13 @@ def _base(store: Store, run: RunConfig, texts: Dataset | None) -> tuple[ModelRec
     return base, False
 
 
-def _data(data: DataConfig, document: Document, given: Splits | None) -> tuple[tuple[Source, ...], Splits]:
+def _data(
+    data: DataConfig, document: Document, given: Splits | None, store: Store
+) -> tuple[tuple[Source, ...], Splits]:
     """The sources, if there are several, and the rows of all."""
     sources = _sources(data, document, given=given)
-    splits = joined(sources) if sources else _splits(data, document, given=given)
+    reader = partial(_read, data, document, store if data.streaming else None)
+    splits = joined(sources) if sources else _splits(data, reader, given=given)
     _check_splits(splits)
     return sources, splits
 
@@ -295,23 +303,26 @@ def objective_for(base: ModelRecord, train: Dataset, name: str | None, options: 
     )
 
 
-def _splits(data: DataConfig, document: Document, *, given: Splits | None) -> Splits:
+def _splits(data: DataConfig, read_file: Callable[[str], Dataset], *, given: Splits | None) -> Splits:
     if given is not None:
-        if data.path or data.train:
+        if data.path or data.train or data.streaming:
             raise InputError("give the data in the configuration or as splits, not both")
         return given
     if data.path:
         cut = data.split
         shares = {"train": cut.train, "validation": cut.validation, "test": cut.test}
-        return split(_read(data, document, data.path), **shares, seed=cut.seed)
+        whole = read_file(data.path)
+        if isinstance(whole, StreamedDataset):
+            return split_streamed(whole, **shares, seed=cut.seed)
+        return split(whole, **shares, seed=cut.seed)
     if not data.train:
         raise InputError(
             "data.path, data.train or data.sources is required: where the examples are",
             hint="for example data.path=tickets.jsonl",
         )
-    train = _read(data, document, data.train)
+    train = read_file(data.train)
     rest = [
-        _read(data, document, path) if path else Dataset(f"no {part}", train.kind, ())
+        read_file(path) if path else Dataset(f"no {part}", train.kind, ())
         for part, path in (("validation", data.validation), ("test", data.test))
     ]
     return Splits(train, *rest)
@@ -335,7 +346,7 @@ def _sources(data: DataConfig, document: Document, *, given: Splits | None) -> t
         own = {key: getattr(source, key) for key in ("path", "train", "validation", "test")}
         read = {key: getattr(source, key) or getattr(data, key) for key in ("limit", "columns")}
         one = data.model_copy(update={**own, **read, "sources": ()})
-        splits = _splits(one, document, given=None)
+        splits = _splits(one, partial(_read, one, document, None), given=None)
         _check_splits(splits)
         found.append(Source(source.called, splits, source.weight or 1.0))
     kinds = {source.splits.train.kind: source.name for source in found}
@@ -358,7 +369,11 @@ def _mixing(data: DataConfig, sources: Sequence[Source]) -> list[Any]:
     return [shares, [source.as_list() for source in sources]]
 
 
-def _read(data: DataConfig, document: Document, path: str) -> Dataset:
+def _read(data: DataConfig, document: Document, store: Store | None, path: str) -> Dataset:
+    """A file in memory, or with a ``store`` from there."""
+    if store is not None:
+        place = Path(document.path(path))
+        return stream(store, place, skip_bad=data.skip_bad, limit=data.limit, columns=data.columns)
     return read(document.path(path), skip_bad=data.skip_bad, limit=data.limit, columns=data.columns)
 
 

@@ -119,9 +119,16 @@ def prepare_rows(
 
     if shared is None:
         return prepare()
+    return shared.rows(rows_key(dataset, model, objective, prompt, config, overlong), prepare)
+
+
+def rows_key(
+    dataset: Dataset, model: LoadedModel, objective: Any, prompt: Any, config: Any, overlong: Any
+) -> list[Any]:
+    """What an objective's rows depend on."""
     loss_only = objective.optional("LOSS_ONLY") or ()
     frozen = model.architecture == "encoder" and model.module.body_is_frozen
-    key = [
+    return [
         dataset.digest,
         [objective.name, config.model_dump(mode="json", exclude_unset=True, exclude=set(loss_only))],
         prompt.digest,
@@ -130,7 +137,6 @@ def prepare_rows(
         [model.context_length, overlong],
         [frozen, str(model.dtype), str(model.device)] if frozen else [],
     ]
-    return shared.rows(key, prepare)
 
 
 def _is_small(record: ModelRecord) -> bool:

@@ -182,18 +182,20 @@ def _execute(
     from luthier.models.checkpointing import checkpointed
     from luthier.models.fast import speed_up
     from luthier.training import checkpoint, preflight
-    from luthier.training.loop import train
+    from luthier.training.loop import lengths_of, train
     from luthier.training.memory import peak_mb, reset_peak
 
     folder = runs.folder(store, run.id)
     point = checkpoint.latest(folder)
     prepared = prepare(store, job, progress, shared)
     model, work, validation = prepared.model, prepared.training, prepared.validation
-    lengths = [[row.length for row in each.rows] if each else [] for each in (work, validation)]
+    lengths = [lengths_of(each.rows) if each else () for each in (work, validation)]
     trainable, total = _parameter_counts(model)
     after = job.objective.entry.optional("after")
     trains = bool(trainable) or after is None  # else the objective makes its result of the rows alone
-    predicted = preflight.predict(store, job, model, *lengths, layout=work.layout) if lengths[0] and trains else None
+    predicted = (
+        preflight.predict(store, job, model, *lengths, layout=work.layout) if len(work.rows) and trains else None
+    )
     reset_peak(model.device)
     start = Start(
         job,
@@ -319,7 +321,7 @@ def _record_inputs(store: Store, job: Job, run: Run) -> None:
         for dataset in job.datasets(relation):
             if len(dataset):
                 record_edge(store, _dataset(dataset), relation, made_by)
-    runs.record_trained_on(store, run.id, (example.id for example in job.splits.train.examples))
+    runs.record_trained_on(store, run.id, job.splits.train.ids())
 
 
 def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, *, replace: bool) -> ModelRecord:
