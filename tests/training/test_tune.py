@@ -305,9 +305,9 @@ def test_bad_input(tiny_decoder: str, tiny_encoder: str, tickets: Path, tmp_path
     )
 
 
-def test_several_processes_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_others_started_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UnsupportedError, match="one process; the environment says WORLD_SIZE=2"):
+    with pytest.raises(UnsupportedError, match="starts its processes itself; the environment says WORLD_SIZE=2"):
         tune({"model": "m", "method": "lora"})
 
 

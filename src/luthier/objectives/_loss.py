@@ -36,6 +36,16 @@ class Totals:
         for name, value in {"loss": float(loss.value.detach()), **loss.metrics}.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value) * loss.count
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain form for JSON."""
+        return {"sums": self._sums, "count": self._count}
+
+    def take(self, other: Mapping[str, Any]) -> None:
+        """Add what another has counted, in its plain form."""
+        self._count += other["count"]
+        for name, total in other["sums"].items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+
     def means(self) -> dict[str, float]:
         """``loss`` and each metric; empty when nothing was counted."""
         return {name: total / self._count for name, total in self._sums.items()} if self._count else {}

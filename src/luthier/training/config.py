@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -184,6 +184,7 @@ class TrainConfig(_Section):
     ``metric`` is the name of a validation metric; it decides which weights are kept (for losses the lowest, else the highest).
     ``checkpointing`` computes the activations of each block again in the backward pass instead of keeping them: the same result for a third
     more time. ``auto`` does so only where the preflight says that the memory would not reach otherwise.
+    ``processes`` share every step, data parallel, on this machine; auto is one a GPU.
     ``optimizer`` is a name of the catalogue, or a name with its options. ``ema`` is the decay of an average of the weights, which is
     validated and kept instead of them. ``max_rise`` stops training when the median loss of ten steps is above that many times
     one more than that of the first ten (0 is off; see ``training.explosion``).
@@ -210,6 +211,7 @@ class TrainConfig(_Section):
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
     checkpointing: Literal["auto", "on", "off"] = "auto"
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     optimizer: Chosen = Chosen(name="adamw")
     min_rate: float = Field(0.0, ge=0, lt=1)
     power: float | None = Field(None, gt=0)

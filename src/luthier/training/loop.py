@@ -2,8 +2,7 @@
 
 It knows rows (with ``length`` in tokens and ``weight``, what the loss counts in them), a function that makes a batch of rows, a
 function that gives the loss of a batch, and which parameters require a gradient. Methods, objectives and scoring come in from
-outside. Processes and devices are accelerate's: started with several processes, each takes its share of the micro-batches of
-every step and the gradients are summed.
+outside. Of several processes (``training.processes``) each takes its part of every micro-batch, and the gradients are summed.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce as sum_over_processes
 from torch import Tensor, nn
 
 from luthier.core.errors import DataError, InputError, TrainingError
@@ -35,6 +32,7 @@ from luthier.training.interrupt import Interruption
 from luthier.training.memory import kept_heap, peak_mb
 from luthier.training.optimizer import Optimizer, builder
 from luthier.training.play import Means, Update, in_batches, play, updates
+from luthier.training.processes import Processes
 from luthier.training.schedule import rate
 from luthier.training.sources import Layout
 from luthier.training.tally import Tally
@@ -244,6 +242,10 @@ def sources_of(rows: Sequence[Row]) -> list[str]:
     return [row.source or "without a source" for row in rows]
 
 
+def _shown(sources: Sequence[str]) -> str:
+    return ", ".join(sources[:8]) + (f" and {len(sources) - 8} more" if len(sources) > 8 else "")
+
+
 class _Loop:
     """State of one training: model, optimizer and position."""
 
@@ -263,7 +265,7 @@ class _Loop:
         self.module, self.work, self.config, self.folder = module, work, config, folder
         self.metrics, self.validate, self.progress = metrics, validate, progress
         self.device = next(p for p in module.parameters() if p.requires_grad).device
-        self.processes = PartialState(cpu=self.device.type == "cpu")
+        self.processes = Processes(self.device)
         self.lengths = lengths_of(work.rows)
         self.epoch = -1
         self.position = Position()
@@ -292,6 +294,7 @@ class _Loop:
             checkpoint.restore_generators(tensors)
             self.position = resume.position
         self.module.train()
+        self._agree()
         self.started = self.saved = time.perf_counter()
         self.elapsed_before = self.position.elapsed_s
         try:
@@ -312,21 +315,33 @@ class _Loop:
         ended = self._ended()
         while not ended:
             record, suspect = self._step()
-            at.elapsed_s = self.elapsed_before + time.perf_counter() - self.started
+            at.elapsed_s = self._elapsed()
             ended = self._ended()
             if self._validation_is_due(bool(ended)):
                 record |= self._validate()
-                at.elapsed_s = self.elapsed_before + time.perf_counter() - self.started
+                at.elapsed_s = self._elapsed()
                 ended = ended or self._ended()
             self.metrics({**record, "elapsed_s": round(at.elapsed_s, 3), "peak_mb": round(peak_mb(self.device), 1)})
             self.progress("train", at.step, self.total)
-            if interruption.asked:
+            if self.processes.tell(lambda: interruption.asked):
                 self._checkpoint()
                 raise KeyboardInterrupt
             self._require_no_explosion()
             if not ended and not suspect and self._checkpoint_is_due():
                 self._checkpoint()
         return ended
+
+    def _elapsed(self) -> float:
+        """Seconds so far, by the leader's clock."""
+        found: float = self.processes.tell(lambda: self.elapsed_before + time.perf_counter() - self.started)
+        return found
+
+    def _agree(self) -> None:
+        """Begin with the leader's weights, where there are several processes."""
+        if self.processes.count > 1:
+            for weights in self.optimizer.masters().values():
+                weights.copy_(self.processes.sum(weights if self.processes.leads else torch.zeros_like(weights)))
+            self.optimizer.publish()
 
     def _ended(self) -> str:
         at, config = self.position, self.config
@@ -357,7 +372,7 @@ class _Loop:
             self.steps = self.work.plan(
                 self.lengths,
                 batch_size=c.batch_size,
-                max_tokens=c.max_tokens_per_batch,
+                max_tokens=c.max_tokens_per_batch * self.processes.count,  # each takes its part
                 seed=c.seed,
                 epoch=epoch,
                 losses=self.position.source_losses,
@@ -369,6 +384,7 @@ class _Loop:
         """One step: an optimizer update over its micro-batches, or several where it begins with a rollout; returns its record, and whether
         its loss is suspect."""
         began, at, config = time.perf_counter(), self.position, self.config
+        self.processes.seed(config.seed, at.step)
         epoch, index = divmod(at.step, self.steps_per_epoch)
         learning_rate = rate(
             self._on_schedule(),
@@ -385,6 +401,7 @@ class _Loop:
         for update in made:
             norms.append(self._update(update, learning_rate, tally, sources))
             tokens += sum(row.length for rows in update for row in rows)
+        tally = self._over_all(tally)
         seconds = time.perf_counter() - began
         at.step, at.tokens, at.train_s = at.step + 1, at.tokens + tokens, at.train_s + seconds
         rows = [self.work.rows[i] for indices in planned for i in indices]
@@ -418,21 +435,27 @@ class _Loop:
         """One optimizer update over ``batches``, whose losses go to ``tally``; returns the gradient's norm. ``sources`` names those of the
         batches, as far as it goes."""
         weight = sum(row.weight for rows in batches for row in rows)
-        first, each = self.processes.process_index, self.processes.num_processes
-        for rows, source in list(zip_longest(batches, sources))[first::each]:
-            if not any(row.weight for row in rows):  # all that the loss would count is masked
+        wrong = ""
+        for whole, source in zip_longest(batches, sources):
+            rows = self.processes.part(whole)
+            if wrong or not any(
+                row.weight for row in rows
+            ):  # none for this process, or all that the loss would count is masked
                 continue
             loss = self.work.loss(self.work.collate(rows))
-            self._require_number(float(loss.value.detach()), "loss", rows)
-            torch.autograd.backward(loss.value * (loss.count / weight))
-            self.optimizer.accumulate()
-            tally.add(loss, source)
+            wrong = self._wrong(float(loss.value.detach()), "loss", rows)
+            if not wrong:
+                torch.autograd.backward(loss.value * (loss.count / weight))
+                self.optimizer.accumulate()
+                tally.add(loss, source)
+        self._require_nothing(wrong)
         step = self.position.step + 1
+        if self.processes.count > 1:
+            self.optimizer.reduce(self.processes.sum)
         if self.around is not None:
             self.around.before(step, self.total, self.optimizer.masters(), self.optimizer.gradients())
-        reduce = self._sum if self.processes.num_processes > 1 else None
-        norm = self.optimizer.step(learning_rate, self.config.clip, reduce)
-        self._require_number(norm, "gradient", [row for rows in batches for row in rows])
+        norm = self.optimizer.step(learning_rate, self.config.clip)
+        self._require_nothing(self._wrong(norm, "gradient", [row for rows in batches for row in rows]))
         if self.around is not None:
             self.around.after(step, self.total, self.optimizer.masters())
             self.optimizer.publish()
@@ -448,24 +471,33 @@ class _Loop:
         shares = layout.mixture.shares(layout.sizes, epoch, self.position.source_losses)
         return {f"share/{name}": round(share, 4) for name, share in zip(layout.names, shares, strict=True)}
 
-    def _sum(self, buffer: Tensor) -> Tensor:
-        summed: Tensor = sum_over_processes(buffer, "sum")
-        return summed
+    def _over_all(self, tally: Tally) -> Tally:
+        """What all processes have counted."""
+        if self.processes.count == 1:
+            return tally
+        return Tally.sum(self.processes.gather(tally.as_dict()))
 
-    def _require_number(self, value: float, what: str, rows: Sequence[Row]) -> None:
-        if not math.isfinite(value):
-            self._fail(f"the {what} is {value} at step {self.position.step + 1}", sources_of(rows))
+    def _wrong(self, value: float, what: str, rows: Sequence[Row]) -> str:
+        """What is wrong with a value that is no number, and with which rows; else nothing."""
+        if math.isfinite(value):
+            return ""
+        return f"the {what} is {value} at step {self.position.step + 1} (rows {_shown(sources_of(rows))})"
+
+    def _require_nothing(self, wrong: str) -> None:
+        """Raise TrainingError in all processes for what one of them found."""
+        found = [each for each in self.processes.gather(wrong) if each]
+        if found:
+            self._fail(found[0])
 
     def _require_no_explosion(self) -> None:
         said = explosion.explosion(self.position, self.config.max_rise)
         if said:
-            self._fail(said, self.position.suspect_rows)
+            self._fail(f"{said} (rows {_shown(self.position.suspect_rows)})")
 
-    def _fail(self, what: str, sources: Sequence[str]) -> NoReturn:
-        shown = ", ".join(sources[:8]) + (f" and {len(sources) - 8} more" if len(sources) > 8 else "")
+    def _fail(self, what: str) -> NoReturn:
         kept = checkpoint.latest(self.folder)
         raise TrainingError(
-            f"{what} (rows {shown})",
+            what,
             hint=f"try a smaller train.learning_rate (now {self.config.learning_rate:g}) or a longer train.warmup; "
             + (f"the checkpoint of step {kept.position.step} is kept" if kept else "no checkpoint was taken yet"),
         )
@@ -491,7 +523,8 @@ class _Loop:
         at = self.position
         self.module.eval()
         with self._averaged(), torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            found = {f"validation_{k.removeprefix('validation_')}": float(v) for k, v in self.validate().items()}
+            said = self.processes.tell(self.validate)
+            found = {f"validation_{k.removeprefix('validation_')}": float(v) for k, v in said.items()}
         self.module.train()
         if self._epoch_is_heard() and self.work.layout is not None:
             at.source_losses.append({name: found[f"validation_loss/{name}"] for name in self.work.layout.names})
@@ -502,7 +535,7 @@ class _Loop:
         value = -found[name] if "loss" in name or "perplexity" in name else found[name]
         if at.best_value is None or value > at.best_value:
             at.best_value, at.best_step, at.without_gain, at.best_metrics = value, at.step, 0, found
-            if at.step < self.total:  # at the end the weights are there already
+            if at.step < self.total and self.processes.leads:  # at the end the weights are there already
                 with self._averaged():
                     checkpoint.save_best(self.folder, at.step, self.optimizer.masters())
         else:
@@ -518,7 +551,7 @@ class _Loop:
         at = self.position
         if self.average is not None:
             self.average.swap()
-        if at.best_step is not None and at.best_step != at.step:
+        if at.best_step is not None and at.best_step != at.step and self.processes.leads:
             self.optimizer.load_masters(checkpoint.load_best(self.folder, at.best_step))
 
     def _checkpoint_is_due(self) -> bool:
@@ -528,7 +561,7 @@ class _Loop:
         return time.perf_counter() - self.saved >= _CHECKPOINT_S
 
     def _checkpoint(self) -> None:
-        if self.processes.is_main_process:
+        if self.processes.leads:
             own = self.around.state() if self.around is not None else {}
             state = self.optimizer.state() | {_METHOD + key: tensor for key, tensor in own.items()}
             if self.average is not None:

@@ -128,14 +128,16 @@ class Optimizer:
         for group in self._groups:
             group.accumulate()
 
-    def step(self, rate: float, clip: float, reduce: Callable[[Tensor], Tensor] | None = None) -> float:
+    def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace the gradients of this step by their sums over processes, which ``total`` makes of a buffer."""
+        for group in self._groups:
+            group.buffer.gradients.copy_(total(group.sums()))
+
+    def step(self, rate: float, clip: float) -> float:
         """One update with learning rate ``rate``; returns the global norm of the gradient before clipping.
 
-        ``clip`` is the largest norm (0 is off). ``reduce`` sums a buffer over processes. Without a finite norm nothing changes.
+        ``clip`` is the largest norm (0 is off). Without a finite norm nothing changes.
         """
-        if reduce is not None:
-            for group in self._groups:
-                group.buffer.gradients.copy_(reduce(group.sums()))
         norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.sums()) for g in self._groups])))
         finite = math.isfinite(norm)
         if finite:

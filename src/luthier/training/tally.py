@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from luthier.objectives._loss import Loss, Totals
 
 
@@ -17,6 +20,20 @@ class Tally:
         self._all.add(loss)
         if source is not None:
             self._each.setdefault(source, Totals()).add(loss)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain form for JSON."""
+        return {"all": self._all.as_dict(), "each": {name: of.as_dict() for name, of in self._each.items()}}
+
+    @staticmethod
+    def sum(parts: Sequence[Mapping[str, Any]]) -> Tally:
+        """What several have counted together, from their plain forms."""
+        whole = Tally()
+        for part in parts:
+            whole._all.take(part["all"])
+            for name, of in part["each"].items():
+                whole._each.setdefault(name, Totals()).take(of)
+        return whole
 
     def means(self) -> dict[str, float]:
         """By name; of a source only the metrics of its own batches."""

@@ -21,6 +21,7 @@ from luthier.store.database import Store, open_store
 from luthier.store.lineage import Node, record_edge
 from luthier.store.models import find, register
 from luthier.training.claim import claim
+from luthier.training.follow import Followed, followed
 from luthier.training.from_scratch import Advice, advice
 from luthier.training.interrupt import Halt
 from luthier.training.prepare import prepare
@@ -92,11 +93,13 @@ def tune(
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UnsupportedError(
-            f"tune runs as one process; the environment says WORLD_SIZE={os.environ['WORLD_SIZE']}",
-            hint="start it without torchrun or accelerate launch",
+            f"tune starts its processes itself; the environment says WORLD_SIZE={os.environ['WORLD_SIZE']}",
+            hint="start it without torchrun or accelerate launch: train.processes=auto is one process a GPU",
         )
     store = store or open_store()
+    overrides = tuple(overrides)
     job = resolve(config, overrides, store, splits=splits, prompt=prompt)
+    helped = followed(job, None if splits is not None or prompt is not None else config, overrides)
     with claim(store, job.name):
         before = earlier(store, job) if resume else None
         if isinstance(before, TuneResult):
@@ -122,6 +125,7 @@ def tune(
                 started=started,
                 replace=replace,
                 shared=shared,
+                helped=helped,
             )
         except Halt as halt:
             runs.finish(store, run.id, "interrupted", {"error": f"given up: {halt}"})
@@ -177,6 +181,7 @@ def _execute(
     started: Callable[[Start], None] | None,
     replace: bool,
     shared: Shared | None,
+    helped: Followed | None,
 ) -> tuple[ModelRecord, dict[str, Any]]:
     """Load, train, save, register. Heavy imports happen here."""
     from luthier.models.checkpointing import checkpointed
@@ -230,6 +235,11 @@ def _execute(
         around = job.method.entry.optional("steps")
         validate = _validator(model, job, validation, scorer)
         if trains:
+            if helped is not None:
+                recompute = predicted is not None and predicted.checkpointing
+                stack.enter_context(
+                    helped(store, folder, run=run.id, validates=validate is not None, checkpointing=recompute)
+                )
             outcome = train(
                 model.module,
                 work,
