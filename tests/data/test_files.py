@@ -203,3 +203,15 @@ def test_plain_text_that_is_none(tmp_path: Path, content: bytes, line: int, reas
 def test_wide_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is UTF-16, expected UTF-8"):
         rows(written(tmp_path, "a.txt", "hello".encode("utf-16")))
+
+
+def test_conll_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.conll"
+    path.write_bytes(b"-DOCSTART- -X- O\n\nAda NNP B-P\nmet VBD O\n\n\nBob NNP B-P\nalone\n\nlast X O")
+    assert list(rows_of(path)) == [
+        (3, {"tokens": ["Ada", "met"], "tags": ["B-P", "O"]}),
+        (7, Broken("line 8: expected a word and its tag; got 'alone'")),
+        (10, {"tokens": ["last"], "tags": ["O"]}),
+    ]
+    path.write_bytes(b"a O\n\xff O\n")
+    assert list(rows_of(path)) == [(1, Broken("line 2: not UTF-8: byte 0xff at offset 4 of the file"))]

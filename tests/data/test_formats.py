@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -429,3 +430,81 @@ def test_other_numbers_beside_a_text_are_not_targets(row: dict[str, Any]) -> Non
 def test_a_fraction_is_no_label() -> None:
     with pytest.raises(RowError, match=r"a number to predict goes in target \(--column target=label\)"):
         made({"text": "t", "label": 3.5})
+
+
+def entity(kind: str, start: int, end: int, text: str) -> dict[str, Any]:
+    return {"type": kind, "start": start, "end": end, "text": text}
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "text", "target"),
+    [
+        (
+            {"tokens": ["Ada", "Lovelace", "met", "Bob"], "tags": ["B-P", "I-P", "O", "B-P"]},
+            "tokens_tags",
+            "Ada Lovelace met Bob",
+            [entity("P", 0, 12, "Ada Lovelace"), entity("P", 17, 20, "Bob")],
+        ),
+        (
+            {"tokens": ["我", "在", "北", "京", "OK", "吗"], "ner_tags": ["O", "O", "B-L", "I-L", "O", "O"]},
+            "tokens_ner_tags",
+            "我在北京 OK 吗",
+            [entity("L", 2, 4, "北京")],
+        ),
+        (
+            {"text": "in Bonn", "entities": [{"label": "L", "start": 3, "end": 7, "value": "Bonn"}]},
+            "text_entities",
+            "in Bonn",
+            [entity("L", 3, 7, "Bonn")],
+        ),
+    ],
+)
+def test_texts_with_entities(row: dict[str, Any], name: str, text: str, target: list[dict[str, Any]]) -> None:
+    found, kind, example = made(row)
+    assert (found, kind, example.text, json.loads(example.target or "")) == (name, "entities", text, target)
+    again = made(as_row(example, "entities"))[2]
+    assert (again.messages, again.target) == (example.messages, example.target)
+
+
+def test_relations_and_events() -> None:
+    row = {
+        "text": "Ada moved to Bonn",
+        "entities": [entity("P", 0, 3, "Ada")],
+        "relations": [{"type": "lives in", "head": {"text": "Ada"}, "tail": "Bonn"}],
+        "events": [{"type": "move", "trigger": "moved", "arguments": [{"role": "to", "text": "Bonn"}]}],
+        "page": 3,
+    }
+    name, kind, example = made(row)
+    assert (name, kind, example.meta) == ("text_relations", "extraction", {"page": 3})
+    assert json.loads(example.target or "") == {
+        "entities": row["entities"],
+        "relations": [{"type": "lives in", "head": "Ada", "tail": "Bonn"}],
+        "events": row["events"],
+    }
+    assert made(as_row(example, "extraction"))[2] == example
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"tokens": ["a"], "tags": ["O", "O"]}, "tags must be as many as tokens, 1; got 2"),
+        ({"tokens": ["a", "b"], "ner_tags": [0, 1]}, "not their numbers; got 0"),
+        ({"tokens": ["a"], "tags": ["PERSON"]}, "tag 'PERSON' is not O, B-TYPE or I-TYPE"),
+        ({"text": "abc", "entities": [{"type": "X", "start": 2, "end": 9}]}, "must lie in the text of 3 characters"),
+        ({"text": "abc", "entities": [{"type": "X", "start": "2", "end": 3}]}, "start must be a place in the text"),
+        ({"text": "abc", "entities": [{"type": "X", "start": 0, "end": 1, "text": "b"}]}, 'is "a", not "b"'),
+        ({"text": "abc", "entities": [{"start": 0, "end": 1}]}, r"entities\[0\]: type must be text; got null"),
+        ({"text": "abc", "relations": [{"type": "r", "head": "a"}]}, r"relations\[0\]: tail must be text"),
+        (
+            {"text": "abc", "events": [{"type": "r", "trigger": "a", "arguments": [{"text": "b"}]}]},
+            r"arguments\[0\]: role",
+        ),
+    ],
+)
+def test_annotations_that_cannot_be(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RowError, match=reason):
+        made(row)
+
+
+def test_notes_of_that_name_on_plain_text_are_not_entities() -> None:
+    assert made({"text": "abc", "entities": ["Ada", "Bob"]})[1] == "text"

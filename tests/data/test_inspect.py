@@ -193,3 +193,17 @@ def test_numbers_are_described() -> None:
     )
     same = of({"text": "a", "target": 2}, {"text": "b", "target": 2})
     assert "every target is 2: nothing to predict" in same.warnings
+
+
+def test_types_of_entities_are_counted() -> None:
+    person = {"type": "P", "start": 0, "end": 3}
+    report = of(
+        {
+            "text": "Ada and Bob",
+            "entities": [person, {"type": "P", "start": 8, "end": 11}, {"type": "L", "start": 0, "end": 2}],
+        },
+        {"text": "Eve", "entities": [person]},
+    )
+    assert (report.kind, report.labels) == ("entities", {"P": 3, "L": 1})
+    assert "1 rows have entities that overlap: objective tag takes flat entities only" in report.warnings
+    assert "types with fewer than 3 entities: L" in report.warnings

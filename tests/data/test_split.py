@@ -170,3 +170,16 @@ def test_numbers_are_cut_in_proportion_of_their_ranks() -> None:
         for tenth in range(10):
             low, high = (20 * tenth) ** 3, (20 * tenth + 19) ** 3
             assert sum(low <= (e.score or 0) <= high for e in part.examples) == 20 * share
+
+
+def test_rare_types_of_entities_are_on_every_side() -> None:
+    def row(n: int) -> dict[str, object]:
+        kinds = ["COMMON", "RARE"] if n % 20 == 0 else ["COMMON"]
+        found = [{"type": kind, "start": 2 * at, "end": 2 * at + 1} for at, kind in enumerate(kinds)]
+        return {"text": f"a b text {n}", "entities": found}
+
+    cut = split(
+        examples_from_rows((("f", n, row(n)) for n in range(100)), name="d"), train=0.6, validation=0.2, test=0.2
+    )
+    for part, count in ((cut.train, 3), (cut.validation, 1), (cut.test, 1)):
+        assert sum("RARE" in (e.target or "") for e in part.examples) == count

@@ -333,7 +333,7 @@ def _show_inspection(report: Inspection, file: str) -> None:
         )
     )
     if report.labels:
-        show(f"\n[bold]{len(report.labels)} labels[/]")
+        show(f"\n[bold]{len(report.labels)} {'types of entities' if report.kind == 'entities' else 'labels'}[/]")
         show(_bars(_first(list(report.labels.items()), 30)))
     if report.numbers:
         show("\n[bold]targets[/]  " + "   ".join(f"{name} {value:.6g}" for name, value in report.numbers.items()))
@@ -343,7 +343,7 @@ def _show_inspection(report: Inspection, file: str) -> None:
     show(f"\n[bold]languages[/] (guessed on {report.language_sample:,} rows)  {_language_line(report)}")
     show(
         f"[bold]copies[/]  exact {report.duplicates:,}   nearly the same {report.near_duplicates:,}"
-        + (f"   several labels {report.conflicts:,}" if report.labels else "")
+        + (f"   several labels {report.conflicts:,}" if report.kind == "labelled" else "")
         + (f"   over {report.context_length:,} tokens {report.overlong:,}" if report.context_length else "")
     )
     _show_copies("texts with several labels", report.conflict_rows)

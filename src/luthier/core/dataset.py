@@ -11,8 +11,11 @@ from typing import Any, Literal
 from luthier.core.digest import digest_json
 from luthier.core.message import Conversation, last_user_text
 
-Kind = Literal["labelled", "number", "chat", "preference", "question", "text", "pairs", "similarity"]
-"""labelled: text -> label. number: text -> number. chat: whole conversations. preference: chosen against rejected. question: question -> answer.
+Kind = Literal[
+    "labelled", "number", "entities", "extraction", "chat", "preference", "question", "text", "pairs", "similarity"
+]
+"""labelled: text -> label. number: text -> number. entities: text -> stretches of it and
+what they are. extraction: text -> relations and events (and entities). chat: whole conversations. preference: chosen against rejected. question: question -> answer.
 text: plain text. pairs: a text, what belongs with it and what does not. similarity: two texts and how alike they are."""
 
 
@@ -21,7 +24,8 @@ class Example:
     """One row in Luthier's own form.
 
     ``messages`` is the prompt, except for kind ``chat``, where it is the whole conversation with its assistant turns.
-    ``target`` is the label (labelled), the number as text (number; its value is ``score``) or the reference answer (question). ``source`` is ``file:line`` of the row.
+    ``target`` is the label (labelled), the number as text (number; its value is ``score``), JSON (entities: what
+    ``core.entities.answer_text`` writes; extraction: an object of lists) or the reference answer (question). ``source`` is ``file:line`` of the row.
 
     ``references`` are all answers that count, ``target`` first (empty: only ``target``). A question with its own choices has them in
     ``choices``, and the places of the right ones in ``correct``; ``target`` is then the text of the first right one. ``raw`` is the

@@ -105,7 +105,7 @@ class EngineInfo:
 
     ``model`` is the name that a user types. ``model_digest`` is the adapter's (or the base's, without one), ``base_digest`` the
     base's. ``labels`` is set when only these answers can come (a classification head). ``answers`` is what another head answers with:
-    ``number``; "" without one.
+    ``number`` or ``tags``; "" without one.
     """
 
     model: str

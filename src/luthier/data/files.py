@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeAlias
 
@@ -35,6 +36,9 @@ _TEXT_KINDS = {
     ".json": "json",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob2": "conll",
     **dict.fromkeys(PLAIN, "plain"),
 }
 KINDS = {**_TEXT_KINDS, ".parquet": "parquet", ".pq": "parquet"}
@@ -73,6 +77,8 @@ def rows_of(path: Path) -> Iterator[tuple[int, Row]]:
                 yield from _json_rows(path, file)
             elif kind == "lines":
                 yield from _line_rows(path, file)
+            elif kind == "conll":
+                yield from _tagged_rows(path, file)
             elif kind == "plain":
                 yield from _plain_rows(path, file)
             else:
@@ -217,6 +223,30 @@ def folder_rows(folder: Path) -> Iterator[tuple[str, int, Row]]:
             yield from ((str(path), line, row) for line, row in rows_of(path))
         else:
             yield str(path), 1, Broken("is empty")
+
+
+def _tagged_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row]]:
+    """Sentences of CoNLL files: a word and its columns a line, the tag last, an empty line after each sentence; ``-DOCSTART-`` is left out."""
+    words: list[str] = []
+    tags: list[str] = []
+    first, broken = 0, ""
+    for number, begin, line in chain(_lines(path, file), [(0, 0, b"")]):
+        try:
+            parts = line.decode("utf-8").split()
+        except UnicodeDecodeError as error:
+            broken, parts = broken or f"line {number}: {_utf8_reason(error, begin)}", ["?", "O"]
+        if not parts:
+            if words:
+                yield first, Broken(broken) if broken else {"tokens": words, "tags": tags}
+            words, tags, broken = [], [], ""
+            continue
+        if parts[0] == "-DOCSTART-":
+            continue
+        first = first if words else number
+        if len(parts) < 2:
+            broken = broken or f"line {number}: expected a word and its tag; got {parts[0]!r}"
+        words.append(parts[0])
+        tags.append(parts[-1])
 
 
 def _json_rows(path: Path, file: BinaryIO) -> Iterator[tuple[int, Row]]:

@@ -6,6 +6,7 @@ does not use are kept in ``meta``.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 from luthier.core.dataset import Example, Kind
 from luthier.core.message import Conversation, Message
-from luthier.data import fields
+from luthier.data import annotated, fields
 from luthier.data.fields import Fields, RowError
 
 _NEGATIVE = re.compile(r"neg|negatives?|negatives?_\d+")
@@ -59,6 +60,10 @@ def as_row(example: Example, kind: Kind) -> Fields:
     meta = dict(example.meta)
     if kind == "labelled":
         return {"text": example.text, "label": example.target, **meta}
+    if kind == "entities":
+        return {"text": example.text, "entities": json.loads(example.target or "[]"), **meta}
+    if kind == "extraction":
+        return {"text": example.text, **json.loads(example.target or "{}"), **meta}
     if kind == "number":
         return {"text": example.text, "target": example.score, **meta}
     if kind == "text":
@@ -299,6 +304,14 @@ class _Number(Format):
         return super().fits(row) and alone and fields.written_number(row[field]) is not None
 
 
+class _Entities(Format):
+    """``{text, entities}``, only when entities are a list of objects: other lists of that name are somebody's notes on plain text."""
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        found = row.get("entities")
+        return super().fits(row) and isinstance(found, list) and all(isinstance(each, Mapping) for each in found)
+
+
 def _number_format(field: str) -> Format:
     return _Number(f"text_{field}", "number", ("text", field), lambda row: _number(row, field))
 
@@ -317,6 +330,11 @@ FORMATS: tuple[Format, ...] = (
     _format("prompt_completion", "chat", ["prompt", "completion"], lambda row: _completion(row, "completion")),
     _format("prompt_response", "chat", ["prompt", "response"], lambda row: _completion(row, "response")),
     _format("text_label", "labelled", ["text", "label"], _labelled),
+    _format("tokens_tags", "entities", ["tokens", "tags"], lambda row: annotated.tagged(row, "tags")),
+    _format("tokens_ner_tags", "entities", ["tokens", "ner_tags"], lambda row: annotated.tagged(row, "ner_tags")),
+    _format("text_relations", "extraction", ["text", "relations"], annotated.extracted),
+    _format("text_events", "extraction", ["text", "events"], annotated.extracted),
+    _Entities("text_entities", "entities", ("text", "entities"), annotated.with_entities),
     _number_format("target"),
     _number_format("score"),
     _number_format("value"),

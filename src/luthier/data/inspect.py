@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier.core.dataset import Dataset, Example, Kind, RowProblem
+from luthier.core.entities import from_answer, overlapping
 from luthier.core.errors import InputError, LuthierError
 from luthier.data.dedupe import content_key, groups, near_groups, normalise
 from luthier.data.formats import FORMATS
@@ -61,7 +62,7 @@ class Inspection:
 
     ``duplicates`` counts the rows beyond the first of each set of copies (same text after normalising, same label), ``near_duplicates`` those
     beyond the first of each set of texts that are alike by 0.8 (Jaccard over five-character runs). ``conflicts`` counts texts that have
-    several labels. ``languages`` were guessed on ``language_sample`` rows. ``turns`` maps messages a conversation to rows.
+    several labels. ``languages`` were guessed on ``language_sample`` rows. ``turns`` maps messages a conversation to rows. ``labels`` counts rows, of entities the entities of each type.
     ``numbers`` describe the targets of kind ``number``: least, quartiles, largest, mean and standard deviation.
     """
 
@@ -124,6 +125,8 @@ def inspect(
     near = [[same[at][0] for at in rows] for rows in near_groups([keys[rows[0]] for rows in same])]
     languages, sampled = _languages(dataset.examples)
     labels = dict(dataset.label_counts().most_common()) if dataset.kind == "labelled" else {}
+    if dataset.kind == "entities":
+        labels = dict(Counter(e.type for x in dataset.examples for e in from_answer(x.target or "[]")).most_common())
     report = Inspection(
         name=dataset.name,
         kind=dataset.kind,
@@ -329,6 +332,14 @@ def _warnings(report: Inspection, dataset: Dataset) -> list[str]:
         out.append(f"{report.overlong:,} rows are longer than the context of {report.context_length:,} tokens")
     if dataset.kind == "labelled":
         out += _label_warnings(report.labels)
+    if dataset.kind == "entities":
+        crossed = sum(overlapping(from_answer(e.target or "[]")) is not None for e in dataset.examples)
+        if crossed:
+            out.append(f"{crossed:,} rows have entities that overlap: objective tag takes flat entities only")
+        if rare := [kind for kind, count in report.labels.items() if count < 3]:
+            out.append(
+                f"types with fewer than 3 entities: {', '.join(rare[:SHOWN])}{' …' if len(rare) > SHOWN else ''}"
+            )
     if report.numbers and not report.numbers["deviation"]:
         out.append(f"every target is {report.numbers['mean']:g}: nothing to predict")
     if dataset.kind == "text" and len(report.fields) > 1:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from luthier.core.dataset import Dataset, Example, Kind, Splits
 from luthier.core.digest import digest_text
+from luthier.core.entities import from_answer
 from luthier.core.errors import DataError, InputError
 from luthier.core.message import Message
 from luthier.data.dedupe import content_key
@@ -28,7 +29,8 @@ def split(
     """Cut ``dataset`` by the given fractions, which must add up to 1; ``validation`` and ``test`` may be 0.
 
     Each label is cut in proportion, and one with at least as many different texts as there are splits is in all of them; a rarer one is
-    in train at least. Numbers are cut in proportion within each tenth of their range of ranks. Raises
+    in train at least. Numbers are cut in proportion within each tenth of their range of ranks,
+    texts with entities by the rarest type in them. Raises
     InputError for impossible fractions, DataError when there are fewer different texts than splits.
     """
     fractions = {"train": train, "validation": validation, "test": test}
@@ -140,6 +142,12 @@ def _strata(kind: Kind, by_key: Mapping[str, Sequence[Example]]) -> dict[str, st
         parts = min(_NUMBER_STRATA, max(1, len(values) // _LEAST_IN_STRATUM))
         ranked = sorted(values, key=lambda key: (values[key], key))
         return {key: f"{rank * parts // len(ranked):02d}" for rank, key in enumerate(ranked)}
+    if kind == "entities":  # by the rarest type in them, so that all are on every side
+        types = {
+            key: {e.type for x in examples for e in from_answer(x.target or "[]")} for key, examples in by_key.items()
+        }
+        often = Counter(kind for found in types.values() for kind in found)
+        return {key: min(found, key=lambda kind: (often[kind], kind), default="") for key, found in types.items()}
     return {}
 
 

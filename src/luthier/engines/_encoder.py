@@ -21,6 +21,7 @@ from luthier.core.engine import (
     Vectors,
     require,
 )
+from luthier.core.entities import answer_text
 from luthier.core.errors import InputError, did_you_mean
 from luthier.core.message import Prompt, last_user_text
 from luthier.core.run import Progress, no_progress
@@ -28,28 +29,31 @@ from luthier.data.batch import order_by_length, pad
 from luthier.engines._on_base import EngineOnBase
 from luthier.engines._text import before_stop
 from luthier.models.encoder import encode_texts
-from luthier.models.heads import NUMBER, number_text
+from luthier.models.heads import NUMBER, TAGS, number_text
 from luthier.models.load import LoadedModel
 from luthier.models.sample import Sampler
+from luthier.models.tagging import tag_rows, tokenise
 
 Answers: TypeAlias = tuple[list[list[int]], list[str], list[float | None]]
 """Of each prompt its token ids, the answer, and its log-probability where it has one."""
 
 
 class EncoderEngine(EngineOnBase):
-    """Embeds texts; with a head it also answers: with one of its labels, or with a number.
+    """Embeds texts; with a head it also answers: with one of its labels, with a number, or with the entities that
+    it finds, as a JSON list of ``{"type", "start", "end", "text"}``.
 
-    A prompt is read as its last user turn. Text over the context length is cut, as sentence-transformers does.
+    A prompt is read as its last user turn. Text over the context length is cut, as sentence-transformers does; for entities it is read
+    whole, in windows.
     """
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
     ) -> list[Generation]:
-        """The likeliest label of each prompt; with a temperature, a label drawn from their probabilities. A head that says a number
-        says the same one at every temperature."""
+        """The likeliest label of each prompt; with a temperature, a label drawn from their probabilities. Numbers and
+        entities are the same at every temperature."""
         require(self, GENERATE)
         start = time.perf_counter()
-        answer = self._numbers if self._info.answers == NUMBER else self._labels
+        answer = {NUMBER: self._numbers, TAGS: self._tags}.get(self._info.answers, self._labels)
         ids, texts, log_probs = answer(prompts, sampling, progress)
         took = time.perf_counter() - start
         return [
@@ -109,6 +113,22 @@ class EncoderEngine(EngineOnBase):
         with self._base.using(self._key) as loaded, torch.inference_mode():
             numbers = loaded.head.numbers(outputs)
         return ids, [number_text(number) for number in numbers.tolist()], [None] * len(ids)
+
+    def _tags(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress) -> Answers:
+        texts = [last_user_text(prompt) for prompt in prompts]
+        with self._base.using(self._key) as loaded:
+            rows = tokenise(loaded, texts, loaded.head.subtokens)
+        answers = [""] * len(rows)
+        done = 0
+        for batch in order_by_length([len(row.ids) for row in rows], self._max_batch_tokens):
+            with self._base.using(self._key) as loaded:
+                chosen = [rows[i] for i in batch]
+                found = tag_rows(loaded, chosen, self._info.context_length, self._max_batch_tokens)
+            for i, entities in zip(batch, found, strict=True):
+                answers[i] = answer_text(texts[i], entities)
+            done += len(batch)
+            progress("generate", done, len(rows))
+        return [row.ids for row in rows], answers, [None] * len(rows)
 
     def _logits(
         self, prompts: Sequence[Prompt], stage: str, progress: Progress

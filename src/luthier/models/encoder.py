@@ -57,16 +57,26 @@ class EncoderClassifier(nn.Module):
     ) -> torch.Tensor:
         """One fp32 vector a text, not normalised. Inputs (batch, length); returns (batch, width). ``token_types`` says which of a pair of
         texts a token belongs to."""
-        types = {} if token_types is None else {"token_type_ids": token_types}
         needs_grad = torch.is_grad_enabled() and not self.body_is_frozen
         with torch.set_grad_enabled(needs_grad):
-            hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
-            hidden = hidden[:, -input_ids.shape[1] :]  # a soft prompt's come first, and are not pooled
+            hidden = self._hidden(input_ids, attention_mask, token_types)
             if self.pooling == "cls":
                 return hidden[:, 0].float()  # type: ignore[no-any-return]
             mask = attention_mask.unsqueeze(-1).to(torch.float32)
             total = (hidden.float() * mask).sum(1)
             return total / mask.sum(1).clamp(min=1.0)  # type: ignore[no-any-return]
+
+    def states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The last hidden state of every token, (batch, length, width), fp32."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.body_is_frozen):
+            return self._hidden(input_ids, attention_mask, None).float()
+
+    def _hidden(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_types: torch.Tensor | None
+    ) -> torch.Tensor:
+        types = {} if token_types is None else {"token_type_ids": token_types}
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+        return hidden[:, -input_ids.shape[1] :]  # type: ignore[no-any-return]  # a soft prompt's come first, and are no token's
 
     def classify(self, pooled: torch.Tensor) -> torch.Tensor:
         """Logits (batch, labels), fp32, from pooled vectors (which a linear probe computes only once)."""

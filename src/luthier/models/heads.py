@@ -6,7 +6,7 @@ their outputs become an answer. The manifest of a trained model holds ``describe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from luthier.core.errors import DataError
 from luthier.models.weights import AGAIN
 
-NUMBER = "number"
+NUMBER, TAGS = "number", "tags"
 
 
 class NumberHead(nn.Linear):
@@ -38,15 +38,28 @@ class NumberHead(nn.Linear):
         return outputs[:, 0].float() * self.deviation + self.mean
 
 
+class TagHead(nn.Linear):
+    """For every token the classes O, and B and I of each of ``types``; ``subtokens`` says which tokens of a word are read: first, or all."""
+
+    answers = TAGS
+
+    def __init__(self, width: int, types: Sequence[str], subtokens: str = "first") -> None:
+        super().__init__(width, 1 + 2 * len(types), dtype=torch.float32)
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+        self.types, self.subtokens = tuple(types), subtokens
+
+
 def answers_of(head: Any) -> str:
-    """What a head answers with: ``number``, or "" for plain scores (and for no head)."""
+    """What a head answers with: ``number``, ``tags``, or "" for plain scores (and for no head)."""
     return str(getattr(head, "answers", ""))
 
 
 def describe(head: nn.Linear) -> dict[str, Any]:
     """What a manifest says of a head without labels."""
     answers = answers_of(head)
-    return {"outputs": head.out_features, **({"answers": answers} if answers else {})}
+    more = {"types": list(head.types), "subtokens": head.subtokens} if isinstance(head, TagHead) else {}
+    return {"outputs": head.out_features, **({"answers": answers} if answers else {}), **more}
 
 
 def build_head(described: Mapping[str, Any], width: int, tensors: Mapping[str, Tensor]) -> nn.Linear:
@@ -55,6 +68,8 @@ def build_head(described: Mapping[str, Any], width: int, tensors: Mapping[str, T
     outputs = len(tensors["weight"])
     if answers == NUMBER and outputs == 1:
         head: nn.Linear = NumberHead(width)
+    elif answers == TAGS and outputs == 1 + 2 * len(described.get("types") or ()):
+        head = TagHead(width, described["types"], described.get("subtokens", "first"))
     elif not answers:
         head = nn.Linear(width, outputs, bias="bias" in tensors)
     else:

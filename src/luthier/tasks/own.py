@@ -39,7 +39,10 @@ DEFAULT_SCORERS: Mapping[str, tuple[str, ...]] = {
     "generate": ("exact",),
     "likelihood": ("bits_per_byte", "perplexity"),
 }
-SCORERS_OF_DATA: Mapping[str, tuple[str, ...]] = {"number": ("mae", "rmse", "pearson", "spearman")}
+SCORERS_OF_DATA: Mapping[str, tuple[str | dict[str, Any], ...]] = {
+    "number": ("mae", "rmse", "pearson", "spearman"),
+    "entities": ("entity_f1", {"name": "entity_f1", "average": "macro", "as": "entity_macro_f1"}),
+}
 """What is taken instead for data of a kind."""
 NUMBER_INSTRUCTION = "Answer with a number only."
 _PATHS = ("path", "data", "examples", "databases")  # keys of a benchmark that name files
@@ -92,7 +95,7 @@ class PromptSection(EntryConfig):
 
 class Config(EntryConfig):
     """A task file. ``kind`` follows from the data when it is not given: text with a label is ``classify``, a question with choices
-    ``choice``, another question or a text with a number ``generate``, plain text ``likelihood``. ``stop`` ends written answers, ``samples`` asks that often at
+    ``choice``, another question, a text with a number or with entities ``generate``, plain text ``likelihood``. ``stop`` ends written answers, ``samples`` asks that often at
     ``temperature``, ``slices`` are fields of the rows by whose values results are also shown.
     """
 
@@ -297,14 +300,14 @@ def _kind(splits: Splits) -> TaskKind:
     found = splits.test.kind
     if found == "labelled":
         return "classify"
-    if found == "number":
+    if found in SCORERS_OF_DATA:
         return "generate"
     if found == "question":
         return "choice" if all(example.choices for example in splits.test.examples) else "generate"
     if found == "text":
         return "likelihood"
     raise UnsupportedError(
-        f"a task needs rows of text and label, of text and number, of question and answer, or of text; {splits.test.name} holds kind {found!r}",
+        f"a task needs rows of text and label, of text and number, of text and entities, of question and answer, or of text; {splits.test.name} holds kind {found!r}",
         hint="luthier data inspect FILE shows how its rows are read",
     )
 
@@ -358,7 +361,7 @@ def _refuse_unseen(part: Dataset, known: set[str], where: str) -> None:
 
 
 def _scorers(
-    given: tuple[str | dict[str, Any], ...], default: tuple[str, ...]
+    given: tuple[str | dict[str, Any], ...], default: tuple[str | dict[str, Any], ...]
 ) -> tuple[tuple[str, dict[str, Any]], ...]:
     out: list[tuple[str, dict[str, Any]]] = []
     for item in given or default:

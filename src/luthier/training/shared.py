@@ -110,6 +110,7 @@ def prepare_rows(
     hold its features, which also depend on the weights (and on whether there are any: a sketch has none). Settings of the objective
     that it names in ``LOSS_ONLY`` change no row.
     """
+    from luthier.models.heads import answers_of, describe
     from luthier.objectives._rows import Limits
 
     def prepare() -> Rows:
@@ -132,7 +133,7 @@ def rows_key(
         dataset.digest,
         [objective.name, config.model_dump(mode="json", exclude_unset=True, exclude=set(loss_only))],
         prompt.digest,
-        list(model.labels),
+        [describe(model.head)] if answers_of(model.head) else list(model.labels),
         [model.base.digest, model.template_digest],
         [model.context_length, overlong],
         [frozen, str(model.dtype), str(model.device)] if frozen else [],
