@@ -215,3 +215,20 @@ def test_mixture_writes_conversations_and_counts_them(tmp_path: Path, capsys: py
     assert code != 0
     assert "missing.jsonl" in said
     assert out.read_bytes() == before
+
+
+def test_extraction_writes_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "ner.jsonl", tmp_path / "rows.jsonl"
+    row = {"text": "Ada slept", "entities": [{"type": "PERSON", "start": 0, "end": 3}]}
+    path.write_text(
+        json.dumps(row) + "\n" + json.dumps({"text": "Bob", "entities": [{"type": "P", "start": 9, "end": 3}]})
+    )
+    code, _, err = luthier(capsys, "extraction", str(path), "--out", str(out))
+    assert code == 2 and f"{path}:2: entities[0]: start 9 and end 3 must lie in the text of 3 characters" in err
+    code, _, err = luthier(capsys, "extraction", str(path), "--out", str(out), "--skip-bad", "--language", "zh")
+    assert code == 0 and "1 conversations in" in err and "left out 1 broken rows" in err
+    turns = json.loads(out.read_text())["messages"]
+    assert turns[0]["content"].splitlines()[2] == "实体类型:PERSON"
+    assert json.loads(turns[2]["content"]) == {"entities": [{"type": "PERSON", "text": "Ada"}]}
+    code, _, err = luthier(capsys, "extraction", str(path), "--out", str(out), "--language", "de")
+    assert code == 2 and "--language must be en or zh; got 'de'" in err

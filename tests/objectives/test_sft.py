@@ -14,6 +14,7 @@ from luthier.core.dataset import Dataset, Example
 from luthier.core.errors import DataError, UnsupportedError
 from luthier.core.message import Conversation, Message, user
 from luthier.core.task import PromptTemplate
+from luthier.data.read import read
 from luthier.models.load import LoadedModel, load_model
 from luthier.objectives._rows import Limits
 from luthier.objectives.sft import Config, Row, collate, loss, prepare
@@ -166,7 +167,10 @@ def test_overlong_rows(model: LoadedModel) -> None:
 
 
 def test_what_it_cannot_train_on(model: LoadedModel, tiny_encoder: str) -> None:
-    with pytest.raises(UnsupportedError, match="needs data of kind chat or question or labelled; pairs is preference"):
+    with pytest.raises(
+        UnsupportedError,
+        match=r"needs data of kind chat or question or labelled or .* or extraction; pairs is preference",
+    ):
         rows_of(model, Dataset("pairs", "preference", ()))
     encoder = load_model(open_store(), tiny_encoder, dtype="fp32", device="cpu")
     with pytest.raises(UnsupportedError, match="needs a decoder"):
@@ -175,3 +179,32 @@ def test_what_it_cannot_train_on(model: LoadedModel, tiny_encoder: str) -> None:
 
 def test_the_entry_configures() -> None:
     assert load("objectives", "sft").configure({"turns": "last"}).turns == "last"
+
+
+def test_entities_are_taught_as_json(tiny_decoder: str, tmp_path: Path) -> None:
+    """A decoder on annotated texts: sft with the instruction of all types, which is stored and asked with again."""
+    import json
+
+    from luthier.evaluation.evaluate import evaluate
+    from luthier.training.tune import tune
+
+    path = tmp_path / "ner.jsonl"
+    names = ["Ada", "Bob", "Eve", "Kim"]
+    rows = [
+        {"text": f"{name} {n}", "entities": [{"type": "PERSON", "start": 0, "end": 3}]}
+        for n, name in enumerate(names * 3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run = {"name": "ner", "model": tiny_decoder, "method": "lora", "data": {"path": str(path)}}
+    result = tune({**run, "train": {"max_steps": 2, "dtype": "fp32"}})
+    assert result.model.meta["objective"] == "sft"
+    assert "Types of entities: PERSON" in result.model.meta["prompt"]["instruction"]
+    task = tmp_path / "task.yaml"
+    task.write_text(f"data: {{path: {path}}}\nmax_new_tokens: 8\n", encoding="utf-8")
+    found = evaluate("ner", task)
+    assert found.primary == "entity_f1" and found.score == 0.0  # two steps teach nothing
+    model = load_model(open_store(), tiny_decoder, dtype="fp32")
+    data = read(path)
+    (row, *_) = prepare(data, model, PromptTemplate("x"), Config(), Limits(512))
+    said = model.tokenizer.decode([row.ids[place + 1] for place in row.places])
+    assert said == '{"entities": [{"type": "PERSON", "text": "Ada"}]}<|im_end|>'

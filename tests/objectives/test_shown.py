@@ -102,3 +102,10 @@ def test_objectives_on_whole_texts_and_of_teachers_are_refused(tiny_decoder: str
         found(tiny_decoder, "reward", pairs())
     with pytest.raises(UnsupportedError, match="learns what its teacher says"):
         found(tiny_decoder, "distill", CHAT, teacher="big")
+
+
+def test_tag_reads_the_first_token_of_each_word(tiny_encoder: str) -> None:
+    annotated = Example("0", user("The parcels arrived."), '[{"type": "THING", "start": 4, "end": 11}]', source="a:1")
+    model, (line,) = found(tiny_encoder, "tag", Dataset("a", "entities", (annotated,)))
+    asked = [model.tokenizer.convert_ids_to_tokens(each.wanted) for each in line if each.wanted is not None]
+    assert asked == ["The", "parcel", "arrived", "."] and len(line) == 7

@@ -83,7 +83,7 @@ def test_prompt_on_chats_is_refused(tiny_decoder: str, tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": str(i)}]} for i in range(5)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InputError, match="prompt is for labelled and question data"):
+    with pytest.raises(InputError, match="prompt is for data of texts with an answer"):
         job(tiny_decoder, path, "prompt.instruction=x")
 
 

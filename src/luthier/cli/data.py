@@ -33,6 +33,7 @@ LISTED = 20
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     from luthier.cli._answers import answers_command
+    from luthier.cli._extraction import extraction_command
     from luthier.cli._mixture import mixture_command
 
     data = typer.Typer(
@@ -47,6 +48,7 @@ def register(app: typer.Typer) -> None:
     data.command("from-feedback")(from_feedback_command)
     data.command("answers")(answers_command)
     data.command("mixture")(mixture_command)
+    data.command("extraction")(extraction_command)
     app.add_typer(data)
 
 
@@ -144,6 +146,7 @@ def render_command(
     from luthier.cli._masks import show_masks
     from luthier.core.errors import InputError, UnsupportedError
     from luthier.core.task import PromptTemplate
+    from luthier.data import extraction
     from luthier.data.read import read
 
     if (objective or option) and not mask:
@@ -151,6 +154,8 @@ def render_command(
     _, renderer, _ = _tokens(model)
     dataset = read(file, skip_bad=skip_bad, columns=_columns(column))  # all of it: the prompt lists every label
     _say_skipped(dataset)
+    if not instruction and dataset.kind in extraction.KINDS:
+        instruction = extraction.instruction_for(dataset)
     prompt = PromptTemplate(instruction, labels=dataset.labels)
     if mask and (objective or renderer is None or dataset.kind in ("text", "preference")):
         show_masks(model, dataset, prompt, objective, option or (), rows)
@@ -261,12 +266,14 @@ def _cell(value: Any) -> Any:
 def _conversation(example: Example, dataset: Dataset, prompt: PromptTemplate) -> Conversation:
     """The row as a conversation to train on: of labelled and question rows the task's prompt and the answer."""
     from luthier.core.message import Message
+    from luthier.data import extraction
 
     if dataset.kind == "chat":
         return example.messages
     if dataset.kind == "preference":
         return (*example.messages, *(example.chosen or example.rejected))
-    return (*prompt.messages(example.text), Message("assistant", example.target or ""))
+    target = extraction.answer(example) if dataset.kind in extraction.KINDS else example.target
+    return (*prompt.messages(example.text), Message("assistant", target or ""))
 
 
 def _show_texts(example: Example) -> None:

@@ -68,6 +68,8 @@ def lines(
             hint="sft and classify train the same tokens: --objective sft",
         )
     model = replace(model, device=torch.device("cpu"))
+    if (heads := objective.optional("heads_for")) is not None:
+        heads(model, dataset, config)
     for row in objective.module.prepare(dataset, model, prompt, config, Limits(model.context_length, "truncate")):
         batch = objective.module.collate([row], model)
         if not hasattr(batch, "lines"):

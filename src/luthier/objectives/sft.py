@@ -20,6 +20,7 @@ from luthier.core.dataset import Dataset, Example
 from luthier.core.errors import DataError, UnsupportedError
 from luthier.core.message import Conversation, Message
 from luthier.core.task import PromptTemplate
+from luthier.data import extraction
 from luthier.data.batch import pad
 from luthier.data.render_source import SourceRenderer
 from luthier.models.decode import hidden_states
@@ -30,9 +31,9 @@ from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits, last_run, require_kind, require_labels
 from luthier.objectives._shown import Line, next_tokens
 
-KINDS = ("chat", "question", "labelled", "number")
+KINDS = ("chat", "question", "labelled", "number", *extraction.KINDS)
 ARCHITECTURES = ("decoder", "encoder-decoder")
-DEFAULT_FOR = ("chat", "question")
+DEFAULT_FOR = ("chat", "question", "number", *extraction.KINDS)
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {}
 
 
@@ -78,7 +79,7 @@ class Batch:
 
 
 def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Any]:
-    """Tokenise. Labelled and question rows become conversations through ``prompt``; chats are taken as they are.
+    """Tokenise. Rows of other kinds become conversations through ``prompt``; chats are taken as they are.
 
     Raises UnsupportedError for other kinds or an encoder, DataError for rows over the context length.
     """
@@ -112,7 +113,8 @@ def _conversation(example: Example, kind: str, prompt: PromptTemplate) -> Conver
         return example.messages
     if example.target is None:
         raise DataError(f"{example.source or example.id}: sft needs an answer; this row has none")
-    return (*prompt.messages(example.text), Message("assistant", example.target))
+    target = extraction.answer(example) if kind in extraction.KINDS else example.target
+    return (*prompt.messages(example.text), Message("assistant", target))
 
 
 def shorten(row: Row, length: int) -> bool:

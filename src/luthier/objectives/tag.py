@@ -29,6 +29,7 @@ from luthier.models.load import LoadedModel
 from luthier.models.tagging import UNKNOWN, TaggedText, classes, decoded, tokenise
 from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits, require_kind
+from luthier.objectives._shown import Line, same_places
 
 KINDS = ("entities",)
 ARCHITECTURES = ("encoder",)
@@ -74,6 +75,11 @@ class Batch:
     places: Tensor
     labels: Tensor
     rows: tuple[Row, ...]
+
+    def lines(self) -> list[Line]:
+        """Which tokens are read and have a class."""
+        known = self.places[self.labels != UNKNOWN]
+        return same_places(self.ids, known, self.ids.flatten()[known])
 
 
 def heads_for(model: LoadedModel, train: Dataset, config: Config) -> None:

@@ -26,6 +26,7 @@ from luthier.core.dataset import Dataset, Example, Splits
 from luthier.core.errors import DataError, InputError, UnsupportedError, did_you_mean
 from luthier.core.message import user
 from luthier.core.task import PromptTemplate, Task, TaskKind
+from luthier.data import extraction
 from luthier.data.prompts import resolve_prompt
 from luthier.data.read import read
 from luthier.data.split import split
@@ -42,8 +43,14 @@ DEFAULT_SCORERS: Mapping[str, tuple[str, ...]] = {
 SCORERS_OF_DATA: Mapping[str, tuple[str | dict[str, Any], ...]] = {
     "number": ("mae", "rmse", "pearson", "spearman"),
     "entities": ("entity_f1", {"name": "entity_f1", "average": "macro", "as": "entity_macro_f1"}),
+    "extraction": (
+        "extraction_f1",
+        *({"name": "extraction_f1", "of": of, "as": of} for of in ("entities", "relations", "triggers", "arguments")),
+    ),
 }
 """What is taken instead for data of a kind."""
+EXTRACTION_TOKENS = 512
+"""``max_new_tokens`` of answers that list entities, relations and events, when nothing is said."""
 NUMBER_INSTRUCTION = "Answer with a number only."
 _PATHS = ("path", "data", "examples", "databases")  # keys of a benchmark that name files
 
@@ -95,7 +102,7 @@ class PromptSection(EntryConfig):
 
 class Config(EntryConfig):
     """A task file. ``kind`` follows from the data when it is not given: text with a label is ``classify``, a question with choices
-    ``choice``, another question, a text with a number or with entities ``generate``, plain text ``likelihood``. ``stop`` ends written answers, ``samples`` asks that often at
+    ``choice``, another question, a text with a number, entities, relations or events ``generate``, plain text ``likelihood``. ``stop`` ends written answers, ``samples`` asks that often at
     ``temperature``, ``slices`` are fields of the rows by whose values results are also shown.
     """
 
@@ -188,14 +195,19 @@ def build(config: Config) -> Task:
         name=config.name,
         kind=kind,
         splits=splits,
-        prompt=_prompt(config.prompt, kind, splits.test.kind, labels),
+        prompt=_prompt(config.prompt, kind, splits, labels),
         scorers=_scorers(config.scorers, SCORERS_OF_DATA.get(splits.test.kind) or DEFAULT_SCORERS[kind]),
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=_max_new_tokens(config, splits.test.kind),
         stop=config.stop,
         samples=config.samples,
         temperature=config.temperature,
         slices=config.slices,
     )
+
+
+def _max_new_tokens(config: Config, data: str) -> int:
+    given = "max_new_tokens" in config.model_fields_set
+    return EXTRACTION_TOKENS if data in extraction.KINDS and not given else config.max_new_tokens
 
 
 def _benchmark(config: Config, given: Mapping[str, Any]) -> Task:
@@ -223,7 +235,7 @@ def _benchmark(config: Config, given: Mapping[str, Any]) -> Task:
 _ANSWERS = ("max_new_tokens", "stop", "samples", "temperature", "slices")
 
 
-def _prompt(section: PromptSection, kind: TaskKind, data: str, labels: tuple[str, ...]) -> PromptTemplate:
+def _prompt(section: PromptSection, kind: TaskKind, splits: Splits, labels: tuple[str, ...]) -> PromptTemplate:
     if section.template is not None:
         told: dict[str, Any] = {
             key: getattr(section, key) for key in ("instruction", "input") if key in section.model_fields_set
@@ -234,8 +246,10 @@ def _prompt(section: PromptSection, kind: TaskKind, data: str, labels: tuple[str
         instruction = CLASSIFY_INSTRUCTION if kind == "classify" else ""
         if kind == "choice" and section.choices == "letters":
             instruction = LETTER_INSTRUCTION
-        if data == "number":
+        if splits.test.kind == "number":
             instruction = NUMBER_INSTRUCTION
+        if splits.test.kind in extraction.KINDS:
+            instruction = extraction.instruction_for(splits.train if splits.train.examples else splits.test)
     return PromptTemplate(instruction, section.input, labels)
 
 

@@ -17,6 +17,7 @@ from luthier.core.digest import digest_json
 from luthier.core.errors import DataError, InputError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.core.task import PromptTemplate
+from luthier.data import extraction
 from luthier.data.read import read
 from luthier.data.shares import Mixture
 from luthier.data.split import check_labels, split
@@ -384,11 +385,14 @@ def _prompt(run: RunConfig, base: ModelRecord, splits: Splits, *, given: PromptT
     if section != PromptConfig():
         if splits.train.kind in ("chat", "pairs", "similarity", "preference", "text"):
             raise InputError(
-                f"prompt is for labelled and question data; {splits.train.kind} rows are trained on as they are. Leave it out"
+                f"prompt is for data of texts with an answer (labels, numbers, entities, questions); {splits.train.kind} rows are trained on as they are. Leave it out"
             )
         if base.architecture == "encoder":
             raise InputError(f"prompt is for decoders; the encoder {base.name} reads the bare text. Leave it out")
-    return PromptTemplate(section.instruction, section.input, splits.train.labels)
+    instruction = section.instruction
+    if not instruction and splits.train.kind in extraction.KINDS and base.architecture != "encoder":
+        instruction = extraction.instruction_for(splits.train)
+    return PromptTemplate(instruction, section.input, splits.train.labels)
 
 
 def _derived_name(base: ModelRecord, method: Part, train: Dataset, digest: str) -> str:
