@@ -110,7 +110,6 @@ def prepare_rows(
     hold its features, which also depend on the weights (and on whether there are any: a sketch has none). Settings of the objective
     that it names in ``LOSS_ONLY`` change no row.
     """
-    from luthier.models.heads import answers_of, describe
     from luthier.objectives._rows import Limits
 
     def prepare() -> Rows:
@@ -127,6 +126,8 @@ def rows_key(
     dataset: Dataset, model: LoadedModel, objective: Any, prompt: Any, config: Any, overlong: Any
 ) -> list[Any]:
     """What an objective's rows depend on."""
+    from luthier.models.heads import answers_of, describe
+
     loss_only = objective.optional("LOSS_ONLY") or ()
     frozen = model.architecture == "encoder" and model.module.body_is_frozen
     return [
