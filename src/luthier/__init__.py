@@ -23,6 +23,7 @@ _VERBS = {
     "rewards": "luthier.objectives._rewards",
     "tune": "luthier.training.tune",
     "pipeline": "luthier.training.pipeline",
+    "scaling": "luthier.training.scaling",
     "export": "luthier.models.export",
     "new": "luthier.models.new",
     "shrink": "luthier.models.shrink",

@@ -68,6 +68,9 @@ def _outcome(run: Run) -> str:
         return f"{summary['primary']} {primary['value']:.3f} [{primary['low']:.3f}, {primary['high']:.3f}]"
     if run.kind == "tournament" and "verdict" in summary:
         return f"keep {summary['verdict']['keep']}" if summary["verdict"]["keep"] else "no entrant finished"
+    if run.kind == "scaling" and "report" in summary:
+        fit = summary["report"]["fit"]
+        return f"{len(summary['report']['cells'])} trainings" + (f", law of {fit['law']}" if fit else ", no law")
     if run.kind == "tune" and "steps" in summary:
         loss = summary.get("validation_loss")
         return f"{summary['steps']:,} steps" + (f", validation loss {loss:.4f}" if loss is not None else "")

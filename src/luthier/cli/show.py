@@ -46,6 +46,8 @@ def register(app: typer.Typer) -> None:
             _show_eval(store, found, wrong, records, limit)
         elif found.kind == "tune":
             _show_tune(store, found)
+        elif found.kind == "scaling":
+            _show_scaling(found)
         else:
             _show_tournament(store, found)
 
@@ -158,6 +160,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         elif value not in (None, {}, []):
             out.append((prefix + key, value))
     return out
+
+
+def _show_scaling(run: Run) -> None:
+    from luthier.cli import _print
+    from luthier.cli.scaling import show_report
+    from luthier.training.scaling import Report
+
+    if "report" not in run.summary:
+        _print.say(f"{run.id} is {run.status}: the same luthier scaling command goes on")
+        return
+    show_report(Report.from_dict(run.summary["report"]))
 
 
 def _show_tournament(store: Store, run: Run) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-RunKind = Literal["tune", "eval", "tournament", "continual"]
+RunKind = Literal["tune", "eval", "tournament", "continual", "scaling"]
 RunStatus = Literal["running", "done", "failed", "interrupted"]
 
 Progress: TypeAlias = Callable[[str, int, int], None]
