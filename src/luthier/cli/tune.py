@@ -203,8 +203,7 @@ def _fields(record: Mapping[str, Any]) -> dict[str, str]:
     """The texts beside the bar."""
     said = {"reward": "", "loss": "", "validation": "", "rate": "", "memory": ""}
     if "loss" in record:
-        what = "reward" if "answer_tokens" in record else "loss"  # the loss of a policy says little
-        said["loss"] = f"{what} {record[what]:.4f}"
+        said["loss"] = f"loss {record['loss']:.4f}"
         said["rate"] = f"{record['tokens_per_s']:,.0f} tokens/s"
         said["memory"] = f"peak {record['peak_mb']:,.0f} MB"
     if "reward" in record:
