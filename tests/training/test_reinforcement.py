@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.core.errors import DataError, MismatchError
+from luthier.core.errors import DataError, MismatchError, UnsupportedError
 from luthier.core.message import Message, user
 from luthier.models.load import load_model
 from luthier.models.reward import rewards
@@ -21,6 +21,7 @@ from luthier.store.database import open_store
 from luthier.store.lineage import lineage
 from luthier.store.models import find
 from luthier.training.interrupt import Halt
+from luthier.training.resolve import Job, resolve
 from luthier.training.tune import TuneResult, tune
 
 DIGITS = [{"name": "regex", "pattern": "[0-9]", "expect": "match"}]
@@ -200,3 +201,28 @@ def test_what_an_encoder_cannot_read_is_said_before_training(
     assert rewards(judge, [talk], cut=True) == rewards(
         judge, [(talk[0], Message("assistant", "refund " * 500))], cut=True
     )
+
+
+def test_the_text_beside_the_answers_counts_in_the_key(tiny_decoder: str, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    config = settings(
+        tiny_decoder,
+        write_prompts(tmp_path / "prompts.jsonl", 4),
+        {"name": "ppo", "rewards": DIGITS, "ptx": {"path": str(texts)}},
+    )
+
+    def job(text: str) -> Job:
+        texts.write_text(json.dumps({"text": text}) + "\n")
+        return resolve(config, (), open_store())
+
+    first, other = job("The courier called."), job("The courier never called.")
+    assert first.key == job("The courier called.").key != other.key
+    assert first.config.train.metric == "validation_reward"
+    assert first.config.train.learning_rate == pytest.approx(5e-5 * 0.05)
+
+
+def test_an_encoder_cannot_answer(tiny_encoder: str, tmp_path: Path) -> None:
+    data = write_prompts(tmp_path / "prompts.jsonl", 4)
+    for name in ("ppo", "nash_md"):
+        with pytest.raises(UnsupportedError, match=f"objective {name} samples answers from a decoder"):
+            tune(settings(tiny_encoder, data, {"name": name, "rewards": DIGITS}, "lora"))

@@ -39,7 +39,7 @@ __all__ = ["KINDS"]
 
 ARCHITECTURES = ("decoder",)
 DEFAULT_FOR: tuple[str, ...] = ()
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {"decoder": {"metric": "validation_preferred"}}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"decoder": {"metric": "validation_reward"}}
 RATE_FACTOR = 0.05
 """Of a method's learning rate, as for the other objectives on rewards."""
 
