@@ -21,6 +21,7 @@ from luthier.tasks.own import Config as TaskConfig
 from luthier.tournament.entrant import read_entrants
 from luthier.tournament.stream import Config as StreamConfig
 from luthier.training.config import RunConfig
+from luthier.training.pipeline import read_steps
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted([*REPOSITORY.glob("README*.md"), REPOSITORY / "CONTRIBUTING.md", *REPOSITORY.glob("docs/**/*.md")])
@@ -139,17 +140,24 @@ def yaml_blocks() -> list[Any]:
     return found
 
 
+def check_run(values: dict[str, Any]) -> None:
+    run = validate(RunConfig, values)
+    load("methods", run.method.name).configure(run.method.options)
+    if run.objective is not None:
+        load("objectives", run.objective.name).configure(run.objective.options)
+
+
 @pytest.mark.parametrize("text", yaml_blocks())
 def test_yaml_is_a_run_or_a_task(text: str) -> None:
     values = yaml.safe_load(text)
     if "stream" in values:
         stream = validate(StreamConfig, values)
         load("methods", stream.method["name"] if isinstance(stream.method, dict) else stream.method)
+    elif "steps" in values:
+        for document in read_steps(values).values():
+            check_run(document.values)
     elif "method" in values:
-        run = validate(RunConfig, values)
-        load("methods", run.method.name).configure(run.method.options)
-        if run.objective is not None:
-            load("objectives", run.objective.name).configure(run.objective.options)
+        check_run(values)
     elif "sources" in values:
         validate(MixtureConfig, values)
     else:

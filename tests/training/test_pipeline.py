@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ from luthier.training.pipeline import is_pipeline, pipeline, plan, read_steps
 from luthier.training.tune import tune
 
 TRAIN = {"max_steps": 2, "batch_size": 2, "dtype": "fp32", "device": "cpu"}
+
+
+PPO = {
+    "model": "steps.sft",
+    "data": {"train": "questions.jsonl"},
+    "objective": {"name": "ppo", "reward": "steps.reward", "max_new_tokens": 4, "epochs": 1},
+}
 
 
 @pytest.fixture
@@ -58,7 +66,7 @@ def three(base: str, **steps: Any) -> dict[str, Any]:
         },
     }
     for name, changes in steps.items():
-        values["steps"][name] = {**values["steps"][name], **changes}
+        values["steps"][name] = {**values["steps"].get(name, {}), **changes}
     return values
 
 
@@ -82,6 +90,12 @@ def test_three_steps_each_on_what_came_before(tiny_decoder: str, files: Path) ->
     assert len(list_runs(open_store())) == 3
     again = pipeline(path)
     assert all(step.result.reused for step in again.steps) and len(list_runs(open_store())) == 3
+
+
+def test_the_three_steps_of_instruct_gpt(tiny_decoder: str, files: Path) -> None:
+    done = pipeline(write(files, three(tiny_decoder, policy=PPO)))
+    assert done.model.meta["objective"] == "ppo" and not done.model.meta.get("scores")
+    assert ("desk-reward", "desk-policy") in {(e.source.id, e.target.label) for e in lineage("desk-policy").edges}
 
 
 def test_each_result_is_that_of_a_run_of_its_own(tiny_decoder: str, files: Path) -> None:
@@ -164,6 +178,7 @@ def test_what_the_top_says_gives_way_to_another_method_and_other_files(tiny_deco
         ({}, ["train.sed=1"], InputError, "step sft: unknown key 'train.sed' .*Did you mean 'seed'"),
         ({"policy": {"trian": {}}}, [], InputError, r"step policy: unknown key 'trian' \(pipeline.yaml:\d+\)"),
         ({"reward": {"objective": "dpo"}}, [], UnsupportedError, "step policy: steps.reward is no reward model"),
+        ({"policy": PPO, "last": {**PPO, "objective": {"name": "ppo", "reward": "steps.policy"}}}, [], UnsupportedError, "step last: steps.policy is no reward model"),
         ({"reward": {"data": {"train": "chats.jsonl"}}}, [], UnsupportedError, "step reward: objective reward needs data of kind"),
         ({"policy": {"data": {"train": "none.jsonl"}}}, [], LuthierError, "step policy: .*none.jsonl"),
         ({"policy": {"method": {"name": "linear_probe"}}}, [], UnsupportedError, "step policy: method linear_probe"),
@@ -250,7 +265,12 @@ def test_the_command(tiny_decoder: str, files: Path, capsys: pytest.CaptureFixtu
     code, out, _ = typed("--plan")
     assert code == 0 and "lora(steps.sft)" in out and "in all" in out
     code, out, err = typed()
-    assert code == 0 and "desk-policy" in out and "no validation rows" in out and "step 2 of 3: reward" in err
+    assert (
+        code == 0
+        and "desk-policy" in out
+        and re.search(r"desk-policy grpo 2 reward -?\d+\.\d{4}, loss", out)
+        and "step 2 of 3: reward" in err
+    )
     code, out, _ = typed()
     assert code == 0 and out.count("done before") == 3
     code, out, _ = typed("--json")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from luthier.training.pipeline import PipelineResult
+    from luthier.training.tune import TuneResult
 
 
 def run(file: Path, overrides: Sequence[str], display: Any, *, force: bool) -> PipelineResult:
@@ -50,7 +51,7 @@ def report(done: PipelineResult, *, as_json: bool) -> None:
     for step in done.steps:
         summary, result = step.result.summary, step.result
         time = "done before" if result.reused else _print.duration(step.seconds)
-        measured = _measured(summary)
+        measured = _measured(result)
         rows.append(
             (
                 step.name,
@@ -67,11 +68,18 @@ def report(done: PipelineResult, *, as_json: bool) -> None:
     _print.out().print(f"\nnext: [bold]luthier chat {name}[/]  or  [bold]luthier lineage {name}[/]")
 
 
-def _measured(summary: Any) -> str:
-    """The figures that say most: of a validation, what it judged by first."""
-    found = {key.removeprefix("validation_"): value for key, value in summary.items() if key.startswith("validation_")}
-    order = sorted(found, key=lambda key: (key not in ("reward", "accuracy"), key != "loss", key))
-    return ", ".join(f"{key} {found[key]:.4f}" for key in order[:2]) or "no validation rows"
+def _measured(result: TuneResult) -> str:
+    """The figures that say most: of the kept weights' validation, else of the last step of training."""
+    from luthier.store import runs
+    from luthier.store.database import open_store
+
+    found = {key: value for key, value in result.summary.items() if key.startswith("validation_")}
+    prefix = "validation_"
+    if not found:
+        records = runs.read_metrics(runs.folder(open_store(), result.run.id) / runs.METRICS)
+        found, prefix = (records[-1] if records else {}), ""
+    told = [f"{prefix}{key}" for key in ("accuracy", "macro_f1", "reward", "loss") if f"{prefix}{key}" in found]
+    return ", ".join(f"{key} {found[key]:.4f}" for key in told[:2])
 
 
 def show_plan(file: Path, overrides: Sequence[str], *, as_json: bool) -> None:
@@ -99,7 +107,7 @@ def show_plan(file: Path, overrides: Sequence[str], *, as_json: bool) -> None:
         job, found = step.job, step.predicted
         what = (f"{job.method.entry.name}({job.base.name})", job.objective.entry.name)
         if found is None:
-            rows.append((step.name, *what, "", "", "", "done before"))
+            rows.append((step.name, *what, "", "", "", "done before" if step.result else "nothing is trained"))
             continue
         memory = figures.megabytes(found.peak_mb) + ("" if found.fits else " (more than is free)")
         rows.append(

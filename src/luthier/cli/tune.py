@@ -133,6 +133,7 @@ class _Display:
     def __init__(self, bars: Any) -> None:
         self.bars, self.task, self.record = bars, None, dict[str, Any]()
         self.said = 0.0
+        self.metric = "validation_loss"
 
     def started(self, start: Start) -> None:
         """Say what is going to be trained, on what, and where it can be served."""
@@ -141,6 +142,7 @@ class _Display:
         from luthier.cli import _print
 
         job = start.job
+        self.metric = job.config.train.metric
         share = start.trainable_parameters / max(1, start.total_parameters)
         served = "; ".join(f"{engine}: {_HOW[how]}" for engine, how in job.serving.items())
         lines = {
@@ -181,14 +183,17 @@ class _Display:
         if self.bars is not None:
             if self.task is None:
                 self.task = self.bars.add_task("train", total=total, completed=done, **_fields({}))
-            self.bars.update(self.task, completed=done, total=total, **_fields(self.record))
+            self.bars.update(self.task, completed=done, total=total, **self._fields())
         elif self.record and (done == total or time.monotonic() - self.said > _SAY_EVERY_S):
             self.said = time.monotonic()
-            _print.say(f"step {done}/{total}  " + "  ".join(v for v in _fields(self.record).values() if v))
+            _print.say(f"step {done}/{total}  " + "  ".join(v for v in self._fields().values() if v))
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Keep the newest value of each metric."""
         self.record.update(record)
+
+    def _fields(self) -> dict[str, str]:
+        return _fields(self.record, self.metric)
 
 
 def _told(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -199,7 +204,7 @@ def _told(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {"sources": "; ".join(said)} if sources else {}
 
 
-def _fields(record: Mapping[str, Any]) -> dict[str, str]:
+def _fields(record: Mapping[str, Any], metric: str = "validation_loss") -> dict[str, str]:
     """The texts beside the bar."""
     said = {"reward": "", "loss": "", "validation": "", "rate": "", "memory": ""}
     if "loss" in record:
@@ -208,9 +213,8 @@ def _fields(record: Mapping[str, Any]) -> dict[str, str]:
         said["memory"] = f"peak {record['peak_mb']:,.0f} MB"
     if "reward" in record:
         said["reward"] = f"reward {record['reward']:.4f}"
-    judged = "reward" if "validation_reward" in record else "loss"
-    if f"validation_{judged}" in record:
-        said["validation"] = f"validation {record[f'validation_{judged}']:.4f}"
+    if metric in record:
+        said["validation"] = f"validation {record[metric]:.4f}"
     return said
 
 

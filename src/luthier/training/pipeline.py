@@ -317,10 +317,13 @@ def _checked(
         )
     names[job.name] = name
     model, lengths, validation, layout = preflight.sketch(seen, job)
-    predicted = preflight.predict(seen, job, model, lengths, validation, layout=layout, loaded=False)
-    finish = job.objective.entry.optional("finish")
-    if finish is not None:
-        finish(model)
+    after = job.objective.entry.optional("after")
+    trains = after is None or any(parameter.requires_grad for parameter in model.module.parameters())
+    predicted = None
+    if lengths and trains:
+        predicted = preflight.predict(seen, job, model, lengths, validation, layout=layout, loaded=False)
+    if after is not None:
+        model.put_head(None)  # the objective makes its own end of the model: a head for training alone is gone then
     promised[f"{STEPS}.{name}"] = ModelRecord(
         name=f"{STEPS}.{name}",
         kind="adapter",
