@@ -94,6 +94,18 @@ def test_a_damaged_adapter_names_what_made_it_and_an_unknown_artifact_is_missing
         artifacts.path_of(store, "0" * 64)
 
 
+def test_files_that_another_artifact_has_are_on_the_disk_once(store):
+    first, _ = put(store)
+    with artifacts.staged(store) as folder:
+        second, size = artifacts.put(store, fill(folder, {**FILES, "b.txt": b"other"}), beside=first)
+    assert size == sum(map(len, FILES.values())) + 2
+    one, other = (artifacts.path_of(store, digest) for digest in (first, second))
+    same = {name: (one / name).stat().st_ino == (other / name).stat().st_ino for name in FILES}
+    assert same == {"a.bin": True, "deep/er/c.json": True, "b.txt": False}
+    assert (other / "b.txt").read_bytes() == b"other"
+    artifacts.verify(store, second)
+
+
 def test_putting_the_content_again_heals_a_damaged_artifact(store):
     digest, _ = put(store)
     (store.home.artifacts / digest / "a.bin").write_bytes(b"")

@@ -23,7 +23,7 @@ from luthier.training.config import TrainConfig
 from luthier.training.loop import Outcome, Work, mean_loss, train
 from luthier.training.preflight import look_ahead
 from luthier.training.resolve import Job, resolve
-from luthier.training.sources import Layout
+from luthier.training.sources import Layout, leaked
 from luthier.training.tune import tune
 
 SIZES = (16, 8)
@@ -177,7 +177,7 @@ def test_sources_become_one_job(tiny_decoder: str, two: list[dict[str, Any]]) ->
     assert [source.name for source in found.sources] == ["tickets", "extra"]
     assert found.prompt.labels == ("account", "billing", "delivery")
     assert len(found.splits.train) == sum(len(d) for d in found.datasets("train"))
-    assert found.name.startswith("tiny-decoder-lora-tickets-more-")
+    assert found.name.startswith("tiny-decoder-lora-tickets-extra-")
     keys = {
         job(tiny_decoder, two, *change).key
         for change in (
@@ -216,6 +216,18 @@ def test_tuning_tells_of_every_source(tiny_encoder: str, two: list[dict[str, Any
     assert sum(edge.relation == "train" for edge in edges) == 2
     assert sum(edge.relation == "validation" for edge in edges) == 2
     assert tune(values, store=store).reused
+
+
+def test_validation_rows_that_another_source_trains_on_are_counted(
+    tiny_encoder: str, two: list[dict[str, Any]]
+) -> None:
+    assert leaked(job(tiny_encoder, two).sources) == 0
+    sources = [two[0], {"name": "copy", "train": two[0]["path"]}]
+    found = job(tiny_encoder, sources)
+    held = len(found.datasets("validation")[0])
+    assert held
+    assert leaked(found.sources) == held
+    assert tune(settings(tiny_encoder, sources)).summary["leaked_rows"] == held
 
 
 def test_pretraining_mixes_documents(tiny_decoder: str, tmp_path: Path) -> None:

@@ -159,6 +159,11 @@ class _Display:
         }
         for name, value in lines.items():
             _print.say(f"[bold]{name:8}[/] {value}")
+        if start.leaked:
+            _print.warn(
+                f"{start.leaked:,} validation rows of a source are trained on in another: their losses look too good "
+                "(luthier check leakage)"
+            )
 
     def stepping(self, name: str, number: int, of: int) -> None:
         """A step of a pipeline begins: a line, and a bar of its own."""
@@ -270,6 +275,10 @@ def _report(result: TuneResult) -> None:
     }
     for key, value in figures.items():
         console.print(f"{key:20} {escape(value)}")
+    tasks = [escape(task) for task in result.model.meta.get("tasks") or ()]
+    if tasks:
+        console.print(f"{'tasks':20} {', '.join(tasks)}")
+        name = tasks[0]
     console.print(
         f"\nnext: [bold]luthier chat {name}[/]  or  [bold]luthier serve {name}[/]  or  [bold]luthier eval {name} TASK.yaml[/]"
     )

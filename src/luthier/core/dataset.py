@@ -78,6 +78,8 @@ class Dataset:
     examples: tuple[Example, ...]
     format: str = ""
     problems: tuple[RowProblem, ...] = ()
+    parts: tuple[Dataset, ...] = ()
+    """The datasets that this one joins, named SOURCE/SPLIT, when it has several sources; its kind is then that of the first."""
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -86,8 +86,8 @@ def _abandoned(place: Path) -> bool:
         os.close(descriptor)
 
 
-def put(store: Store, folder: Path) -> tuple[str, int]:
-    """Move ``folder`` into the store; returns (digest, bytes).
+def put(store: Store, folder: Path, *, beside: str | None = None) -> tuple[str, int]:
+    """Move ``folder`` into the store; returns (digest, bytes). Files that the artifact ``beside`` has too are on the disk once, where it can link.
 
     The digest is over the sorted (relative name, sha256) pairs, so equal content has one home and putting it again is free. An
     artifact that is there already but damaged is replaced. Raises StoreError for an empty folder, a link in it, or a full disk.
@@ -102,6 +102,8 @@ def put(store: Store, folder: Path) -> tuple[str, int]:
             shutil.rmtree(folder)
             return digest, size
         folder = _same_disk(store, folder)
+        if beside is not None:
+            _link_equal(folder, listed, path_of(store, beside))
         _replace(store, folder, target)
         sync_folder(target.parent)
     return digest, size
@@ -125,6 +127,19 @@ def _list(folder: Path) -> dict[str, dict[str, str | int]]:
     for inner in {path.parent for path in map(folder.joinpath, listed)} | {folder}:
         sync_folder(inner)
     return listed
+
+
+def _link_equal(folder: Path, listed: Mapping[str, Mapping[str, Any]], other: Path) -> None:
+    """Files of ``folder`` whose bytes ``other`` has under the same name become links to those. Nothing in an artifact is ever written again."""
+    theirs = json.loads((other / LIST_NAME).read_text(encoding="utf-8"))
+    for name, entry in listed.items():
+        if name in theirs and theirs[name]["sha256"] == entry["sha256"]:
+            aside = folder / f"{name}.link"
+            try:
+                os.link(other / name, aside)
+            except OSError:  # a disk without hard links keeps its copy
+                return
+            aside.replace(folder / name)
 
 
 def _same_disk(store: Store, folder: Path) -> Path:

@@ -61,7 +61,7 @@ class SourceConfig(_Section):
     """One of several sources: a file cut by ``data.split``, or a file a split, as in ``data``. ``name`` is the file's without an ending when
     left out. ``weight`` is its part of an epoch beside those of the others, for ``sampling: weights``."""
 
-    name: str | None = Field(None, pattern=r"^[^\s/+:]+$")
+    name: str | None = Field(None, pattern=r"^[^\s/+:.]+$")
     path: str | None = None
     train: str | None = None
     validation: str | None = None

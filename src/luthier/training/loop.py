@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -84,7 +85,8 @@ class Work:
     ``whole``: the loss of a row depends on the other rows of its step, so ``collate`` gets them all at once, not a micro-batch, and it is
     the loss that keeps its forwards within the token budget. ``rollout``: rows are prompts, and what is minimised is the loss of what the
     rollout makes of a step's prompts. ``layout`` says where rows of several sources lie and how they are drawn. ``figures``:
-    metrics of a whole set from the outcomes of its losses.
+    metrics of a whole set from the outcomes of its losses. ``apart``: each source has a loss of its own, a mean over what that counts, and
+    counts in a step by its rows.
     """
 
     rows: Sequence[Row]
@@ -94,6 +96,7 @@ class Work:
     rollout: Rollout | None = None
     layout: Layout | None = None
     figures: Callable[[Sequence[Any]], Mapping[str, float]] | None = None
+    apart: bool = False
 
     @property
     def joined(self) -> bool:
@@ -215,6 +218,8 @@ def mean_loss(work: Work, *, max_tokens: int, batch_size: int = 64) -> dict[str,
                         loss = work.loss(work.collate([rows[i] for i in batch]))
                         tally.add(loss, name)
                         outcomes += loss.outcomes
+    if work.apart and work.layout is not None:
+        return tally.means(dict.fromkeys(work.layout.names, 1)) | (dict(work.figures(outcomes)) if work.figures else {})
     over_all = dict(work.figures(outcomes)) if work.figures is not None and outcomes else {}
     return tally.means() | played.means() | over_all
 
@@ -396,6 +401,7 @@ class _Loop:
         )
         planned = self._plan(epoch)[index]
         sources = [] if self.work.joined else [self.work.source_of(indices) for indices in planned]
+        rows_of = Counter(source for source, indices in zip(sources, planned, strict=False) for _ in indices)
         found, made = self._updates([[self.work.rows[i] for i in indices] for indices in planned])
         tally, norms, tokens = Tally(), [], 0
         for update in made:
@@ -405,7 +411,7 @@ class _Loop:
         seconds = time.perf_counter() - began
         at.step, at.tokens, at.train_s = at.step + 1, at.tokens + tokens, at.train_s + seconds
         rows = [self.work.rows[i] for indices in planned for i in indices]
-        means = tally.means()
+        means = tally.means(rows_of if self.work.apart else None)
         # what a rollout's objective minimises is a surrogate, whose size says nothing
         watched = "loss" in means and self.work.rollout is None
         suspect = watched and explosion.note(at, means["loss"], sources_of(rows), config.max_rise)
@@ -434,7 +440,7 @@ class _Loop:
     def _update(self, batches: Update, learning_rate: float, tally: Tally, sources: Sequence[str | None]) -> float:
         """One optimizer update over ``batches``, whose losses go to ``tally``; returns the gradient's norm. ``sources`` names those of the
         batches, as far as it goes."""
-        weight = sum(row.weight for rows in batches for row in rows)
+        weights = self._weights(batches, sources)
         wrong = ""
         for whole, source in zip_longest(batches, sources):
             rows = self.processes.part(whole)
@@ -445,7 +451,7 @@ class _Loop:
             loss = self.work.loss(self.work.collate(rows))
             wrong = self._wrong(float(loss.value.detach()), "loss", rows)
             if not wrong:
-                torch.autograd.backward(loss.value * (loss.count / weight))
+                torch.autograd.backward(loss.value * (loss.count / weights[source]))
                 self.optimizer.accumulate()
                 tally.add(loss, source)
         self._require_nothing(wrong)
@@ -462,6 +468,16 @@ class _Loop:
         if self.average is not None:
             self.average.update()
         return norm
+
+    def _weights(self, batches: Update, sources: Sequence[str | None]) -> dict[str | None, float]:
+        """What an update's losses are divided by, by source: all that they count, or what those of the source do over its share of the rows."""
+        if not self.work.apart:
+            return dict.fromkeys([None, *sources], sum(row.weight for rows in batches for row in rows))
+        counted, rows_of = Counter[str | None](), Counter[str | None]()
+        for rows, source in zip(batches, sources, strict=True):
+            counted[source] += sum(row.weight for row in rows)
+            rows_of[source] += len(rows)
+        return {source: counted[source] * rows_of.total() / rows_of[source] for source in counted}
 
     def _shares(self, epoch: int) -> dict[str, float]:
         """The sources' shares of ``epoch``, where they are not always the same."""

@@ -253,13 +253,13 @@ def outline(store: Store, job: Job, shared: Shared | None = None) -> LoadedModel
     from luthier.training.prepare import build
     from luthier.training.shared import Shared
 
-    labels = job.prompt.labels if job.kind == "labelled" else ()
+    labels = job.labels
     train = job.config.train
     model = (shared or Shared()).sketch(
         [job.base.digest, list(labels), train.dtype, train.device], lambda: _shapes_only(store, job)
     )
     model.record = model.base = job.base
-    model.labels = job.prompt.labels if job.kind == "labelled" else ()
+    model.labels = job.labels
     model.module.requires_grad_(False)
     return build(model, job)
 
@@ -330,7 +330,7 @@ def _shapes_only(store: Store, job: Job) -> LoadedModel:
     from luthier.models.load import choose_device, choose_dtype
     from luthier.models.shapes import load_shapes
 
-    labels = job.prompt.labels if job.kind == "labelled" else ()
+    labels = job.labels
     found = load_shapes(store, job.base, labels=labels)
     dtype = choose_dtype(job.config.train.dtype, choose_device(job.config.train.device))
     inner_of(found).to(dtype)

@@ -57,7 +57,7 @@ def _model(store: Store, job: Job, progress: Progress, shared: Shared | None) ->
     from luthier.models.merge import merge
 
     progress("load", 0, 1)
-    labels = job.prompt.labels if job.kind == "labelled" else ()
+    labels = job.labels
     torch.manual_seed(job.config.train.seed)  # a new head and LoRA's A are random
     train = job.config.train
     load = shared.load if shared is not None else load_model
@@ -167,4 +167,5 @@ def _work(model: LoadedModel, job: Job, found: Sequence[Rows], rollout: Rollout 
         rollout,
         layout_of(job, found),
         None if figures is None else lambda outcomes: figures(outcomes, config),
+        job.by_source,
     )

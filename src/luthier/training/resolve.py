@@ -34,7 +34,7 @@ from luthier.training.config import (
     read_run,
     with_defaults,
 )
-from luthier.training.sources import Source, joined
+from luthier.training.sources import Source, joined, named
 from luthier.training.streamed import streams
 
 if TYPE_CHECKING:
@@ -96,6 +96,21 @@ class Job:
             math.ceil(self.config.train.epochs),
         )
 
+    @property
+    def by_source(self) -> bool:
+        """Whether each source has a loss, and labels, of its own."""
+        return bool(self.objective.entry.optional("BY_SOURCE"))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels that the whole model is for."""
+        return self.prompt.labels if self.kind == "labelled" and not self.by_source else ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all models that are made: the result's, and one for each source that is a task."""
+        return (self.name, *(f"{self.name}-{source.name}" for source in self.sources if self.by_source))
+
     def datasets(self, part: Literal["train", "validation"]) -> tuple[Dataset, ...]:
         """The rows of a split: a dataset for each source, in turn, or the only one."""
         return tuple(getattr(source.splits, part) for source in self.sources) or (getattr(self.splits, part),)
@@ -131,7 +146,8 @@ def resolve(
     """
     document = _read_document(config, overrides)
     run = read_run(document)
-    data = _data(run.data, document, splits, store) if run.model.new is not None else None
+    of_kinds = _by_source(run)
+    data = _data(run.data, document, splits, store, of_kinds=of_kinds) if run.model.new is not None else None
     base, made = _base(store, run, data[1].train if data is not None else None)
     if base.kind not in ("base", "adapter"):
         raise UnsupportedError(f"model.base must be a base model or an adapter; {base.name} is an {base.kind}")
@@ -142,7 +158,9 @@ def resolve(
         if needs
         else ()
     )
-    sources, splits = data or _data(run.data, document, splits, store)
+    sources, splits = data or _data(run.data, document, splits, store, of_kinds=of_kinds)
+    if of_kinds:
+        _require_sources(run, sources, method)
     given = run.objective
     objective = objective_for(base, splits.train, given.name if given else None, given.options if given else {})
     if objective.entry.module.KINDS == ("labelled",):
@@ -194,11 +212,16 @@ def _base(store: Store, run: RunConfig, texts: Dataset | None) -> tuple[ModelRec
     return base, False
 
 
+def _by_source(run: RunConfig) -> bool:
+    """Whether the objective has a loss for each source."""
+    return run.objective is not None and bool(catalog.load("objectives", run.objective.name).optional("BY_SOURCE"))
+
+
 def _data(
-    data: DataConfig, document: Document, given: Splits | None, store: Store
+    data: DataConfig, document: Document, given: Splits | None, store: Store, *, of_kinds: bool
 ) -> tuple[tuple[Source, ...], Splits]:
     """The sources, if there are several, and the rows of all."""
-    sources = _sources(data, document, given=given)
+    sources = _sources(data, document, given=given, of_kinds=of_kinds)
     reader = partial(_read, data, document, store if data.streaming else None)
     splits = joined(sources) if sources else _splits(data, reader, given=given)
     _check_splits(splits)
@@ -338,8 +361,23 @@ def _check_splits(splits: Splits) -> None:
         raise DataError(f"training and validation data must be of one kind; got {' and '.join(sorted(kinds))}")
 
 
-def _sources(data: DataConfig, document: Document, *, given: Splits | None) -> tuple[Source, ...]:
-    """Each source read and cut. Raises InputError or DataError for sources that cannot be mixed."""
+def _require_sources(run: RunConfig, sources: Sequence[Source], method: Part) -> None:
+    """Raise InputError where an objective that has a loss for each source cannot have it."""
+    name = run.objective.name if run.objective is not None else ""
+    if not sources:
+        raise InputError(
+            f"objective {name} needs data.sources: one for each task",
+            hint="for example data: {sources: [{path: a.jsonl}]}",
+        )
+    if method.entry.module.SAVES == "head":
+        raise InputError(
+            f"method {method.entry.name} trains heads alone, and objective {name} a body that tasks share",
+            hint="choose a method that changes the model: method: lora",
+        )
+
+
+def _sources(data: DataConfig, document: Document, *, given: Splits | None, of_kinds: bool) -> tuple[Source, ...]:
+    """Each source read and cut; of several kinds only where ``of_kinds``. Raises InputError or DataError for sources that cannot be mixed."""
     if data.sources and given is not None:
         raise InputError("give the data in the configuration or as splits, not both")
     found = []
@@ -349,9 +387,9 @@ def _sources(data: DataConfig, document: Document, *, given: Splits | None) -> t
         one = data.model_copy(update={**own, **read, "sources": ()})
         splits = _splits(one, partial(_read, one, document, None), given=None)
         _check_splits(splits)
-        found.append(Source(source.called, splits, source.weight or 1.0))
+        found.append(Source(source.called, named(splits, source.called), source.weight or 1.0))
     kinds = {source.splits.train.kind: source.name for source in found}
-    if len(kinds) > 1:
+    if len(kinds) > 1 and not of_kinds:
         shown = ", ".join(f"{name} is {kind}" for kind, name in kinds.items())
         raise DataError(f"all data.sources must be of one kind; {shown}", hint="luthier data inspect FILE shows it")
     if data.sampled == "dynamic":

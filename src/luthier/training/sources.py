@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from luthier.core.dataset import Dataset, Splits
 from luthier.core.errors import DataError
 from luthier.data.batch import Step, plan
+from luthier.data.dedupe import content_key
 from luthier.data.shares import Mixture
 
 
@@ -25,6 +26,22 @@ class Source:
         return [self.name, self.splits.train.digest, self.splits.validation.digest, self.weight]
 
 
+def named(splits: Splits, name: str) -> Splits:
+    """The same splits, as those of source ``name``."""
+    parts = ("train", "validation", "test")
+    return Splits(*(replace(getattr(splits, part), name=f"{name}/{part}") for part in parts))
+
+
+def leaked(sources: Sequence[Source]) -> int:
+    """How many validation rows of a source say the same as a training row of another; each source for itself was cut without such rows."""
+    trained: dict[str, set[str]] = {}
+    for source in sources:
+        for example in source.splits.train.examples:
+            trained.setdefault(content_key(example), set()).add(source.name)
+    held = ((source.name, content_key(e)) for source in sources for e in source.splits.validation.examples)
+    return sum(bool(trained.get(key, set()) - {name}) for name, key in held)
+
+
 def joined(sources: Sequence[Source]) -> Splits:
     """The sources' rows one after another, each split for itself."""
     return Splits(*(_joined([getattr(s.splits, part) for s in sources]) for part in ("train", "validation", "test")))
@@ -39,6 +56,7 @@ def _joined(parts: Sequence[Dataset]) -> Dataset:
         tuple(example for part in parts for example in part.examples),
         formats.pop() if len(formats) == 1 else "",
         tuple(problem for part in parts for problem in part.problems),
+        tuple(parts),
     )
 
 

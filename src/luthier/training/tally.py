@@ -35,7 +35,20 @@ class Tally:
                 whole._each.setdefault(name, Totals()).take(of)
         return whole
 
-    def means(self) -> dict[str, float]:
-        """By name; of a source only the metrics of its own batches."""
-        named = {f"{key}/{name}": value for name, of in self._each.items() for key, value in of.means().items()}
-        return self._all.means() | named
+    def means(self, shares: Mapping[Any, float] | None = None) -> dict[str, float]:
+        """By name; of a source only the metrics of its own batches.
+
+        Over all, each batch counts by what its loss counts. With ``shares`` each source counts by its share instead, and only the metrics that
+        all sources have are there.
+        """
+        each = {name: of.means() for name, of in self._each.items()}
+        named = {f"{key}/{name}": value for name, of in each.items() for key, value in of.items()}
+        if shares is None:
+            return self._all.means() | named
+        total = sum(shares[name] for name in each)
+        common = set.intersection(*(set(of) for of in each.values())) if each else set()
+        first = next(iter(each.values()), {})
+        over_all = {
+            key: sum(shares[name] * of[key] for name, of in each.items()) / total for key in first if key in common
+        }
+        return over_all | named

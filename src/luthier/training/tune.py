@@ -19,13 +19,14 @@ from luthier.store import runs
 from luthier.store.artifacts import put, staged
 from luthier.store.database import Store, open_store
 from luthier.store.lineage import Node, record_edge
-from luthier.store.models import find, register
+from luthier.store.models import check_name, find, register
 from luthier.training.claim import claim
 from luthier.training.follow import Followed, followed
 from luthier.training.from_scratch import Advice, advice
 from luthier.training.interrupt import Halt
 from luthier.training.prepare import prepare
 from luthier.training.resolve import Job, resolve
+from luthier.training.sources import leaked
 
 if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
@@ -64,6 +65,8 @@ class Start:
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of each data source its rows, validation rows and share of the first epoch."""
     advice: Advice | None = None
+    leaked: int = 0
+    """Validation rows of a source that another source trains on."""
 
 
 def tune(
@@ -159,15 +162,16 @@ def earlier(store: Store, job: Job) -> TuneResult | Run | None:
 
 
 def require_free_name(store: Store, job: Job) -> None:
-    """Raise ConflictError when another model has the name of the result."""
-    try:
-        taken = find(store, job.name)
-    except NotFoundError:
-        return
-    raise ConflictError(
-        f"the name {job.name!r} is taken by another {taken.kind} (made {taken.created_at[:10]}, with other settings or data)",
-        hint="choose another: name=OTHER, or replace it: --force",
-    )
+    """Raise ConflictError when another model has the name of the result, or of a task of it."""
+    for name in job.names:
+        try:
+            taken = find(store, check_name(name))
+        except NotFoundError:
+            continue
+        raise ConflictError(
+            f"the name {name!r} is taken by another {taken.kind} (made {taken.created_at[:10]}, with other settings or data)",
+            hint="choose another: name=OTHER, or replace it: --force",
+        )
 
 
 def _execute(
@@ -216,6 +220,7 @@ def _execute(
         predicted,
         _told_sources(work, validation),
         advice(job.base, predicted.tokens, sum(lengths[0])) if predicted is not None else None,
+        leaked(job.sources) if not job.by_source else 0,
     )
     if started is not None:
         started(start)
@@ -335,22 +340,37 @@ def _record_inputs(store: Store, job: Job, run: Run) -> None:
 
 
 def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, *, replace: bool) -> ModelRecord:
-    """Write the weights into the store, register the name, record where it came from."""
+    """Write the weights into the store, register the name, record where it came from; so for each task where the objective makes several."""
+    results = job.objective.entry.optional("results")
+    if results is None:
+        return _save_one(store, job, run, model, trainable, {"prompt": _prompt(job)}, replace=replace)
+    made: dict[str, ModelRecord] = {}
+    for task, told in results(model, job.splits.train, job.prompt, job.objective.config):
+        one = {**told, "task": task, "body": made[""].digest} if task else {**told, "tasks": list(job.names[1:])}
+        made[task] = _save_one(store, job, run, model, trainable, one, replace=replace)
+    return made[""]
+
+
+def _save_one(
+    store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, told: Mapping[str, Any], *, replace: bool
+) -> ModelRecord:
+    """One model. ``told`` has its prompt; of a task the name, the objective, and the artifact of the body that it shares."""
     from luthier.models.attach import save_trained
 
+    task, objective = told.get("task"), told.get("objective") or job.objective.as_dict()
     saves = job.method.entry.module.SAVES
     manifest = {
         "saves": saves,
-        "prompt": _prompt(job),
+        "prompt": told["prompt"],
         "method": job.method.as_dict(),
-        "objective": job.objective.as_dict(),
+        "objective": objective,
         "run_id": run.id,
     }
     with staged(store) as folder:
         save_trained(model, folder, manifest)
-        digest, size = put(store, folder)
+        digest, size = put(store, folder, beside=told.get("body"))
     record = ModelRecord(
-        name=job.name,
+        name=f"{job.name}-{task}" if task else job.name,
         kind="adapter",
         architecture=job.base.architecture,
         digest=digest,
@@ -358,7 +378,9 @@ def _save(store: Store, job: Job, run: Run, model: LoadedModel, trainable: int, 
         licence=job.base.licence,
         base=job.base.name,
         run_id=run.id,
-        meta=meta_of(job, model, trainable),
+        meta=meta_of(job, model, trainable)
+        | {"prompt": told["prompt"], "objective": objective["name"]}
+        | {key: told[key] for key in ("task", "tasks") if key in told},
     )
     register(store, record, replace=replace)
     record_edge(store, Node("run", run.id, job.name), "made", Node("model", record.name))
@@ -419,7 +441,8 @@ def _summary(start: Start, outcome: Outcome, peak_mb: float) -> dict[str, Any]:
         "ended": outcome.ended,
         "best_step": outcome.best_step,
         **best,
-        **({"sources": start.sources} if start.sources else {}),
+        **({"sources": start.sources, "leaked_rows": start.leaked} if start.sources else {}),
+        **({"models": list(start.job.names)} if start.job.by_source else {}),
         **({"predicted": _against(start, outcome, peak_mb)} if start.predicted is not None else {}),
     }
 
