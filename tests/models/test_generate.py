@@ -108,3 +108,27 @@ def test_models_with_windows_answer_rows_of_one_length() -> None:
     prompts = [[1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1]]
     found = run(model, prompts, [12, 2], full_attention=False)
     assert found == [reference(model, prompts[0], 12), reference(model, prompts[1], 2)]
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_copies_of_a_prompt_answer_by_their_own_seeds(model: LlamaForCausalLM, windows: bool) -> None:
+    """A prompt is read once for all its answers, whose rows then leave at different times; each is what its seed gives alone."""
+    answering, prompts = model, [[5, 6, 7], [9, 8, 7, 6, 5, 4]]
+    if windows:
+        torch.manual_seed(0)
+        answering = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=5, attn_implementation="sdpa")).eval()
+        prompts = [[1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1]]
+    sampling, seeds, limits = Sampling(max_new_tokens=20, temperature=1.0), [3, 4, 5, 6, 7, 8], [20, 2, 9, 3, 1, 12]
+
+    def answer(asked: list[list[int]], copies: int, own: list[int], most: list[int]) -> list[list[int]]:
+        batch = Answering(asked, sampling, CPU, full_attention=not windows, copies=copies, seeds=own)
+        out: list[list[int]] = [[] for _ in own]
+        while not batch.done:
+            for row, token, _ in zip(*batch.step(answering), strict=True):
+                out[row].append(token)
+            batch.finish(i for i, ids in enumerate(out) if len(ids) == most[i])
+        return out
+
+    together = answer(prompts, 3, seeds, limits)
+    alone = [answer([prompts[i // 3]], 1, [seeds[i]], [limits[i]])[0] for i in range(6)]
+    assert together == alone and len({tuple(ids[:1]) for ids in together}) > 2
