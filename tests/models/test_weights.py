@@ -66,3 +66,15 @@ def test_views_are_written_and_a_refusing_disk_is_reported(tmp_path: Path) -> No
     assert torch.equal(found["part"], whole[1:])
     with pytest.raises(StoreError, match="cannot write"):
         write_tensors(tmp_path / "none" / "a.safetensors", {"whole": whole})
+
+
+def test_a_full_disk_is_said_in_words_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(StoreError, match=r"the disk is full: cannot write .*x\.safetensors; 12 bytes") as raised:
+        write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(3)})
+    assert raised.value.hint is not None and "free space" in raised.value.hint

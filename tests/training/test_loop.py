@@ -266,6 +266,25 @@ def test_a_full_disk_ends_training_with_the_previous_checkpoint(
     assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
 
 
+def test_what_the_system_refuses_in_the_middle_of_a_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom tests.training.toy import run_toy, toy_module\n"
+        "def sink(record):\n"
+        "    if record['step'] == 3:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))\n"
+        "run_toy(Path(sys.argv[1]), toy_module(), sink)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(arguments, cwd=SCRIPT.parents[2], capture_output=True, text=True, timeout=120, check=False)
+    assert "StoreError: cannot use" in done.stderr and "File too large" in done.stderr, done.stderr
+    places = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert places == ["step-00000002"]
+    straight, resumed = toy_module(), toy_module()
+    run_toy(tmp_path / "straight", straight)
+    run_toy(tmp_path / "run", resumed)
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_with_a_checkpoint_of_the_last_step(tmp_path: Path, number: signal.Signals) -> None:
     straight, stopped = toy_module(), toy_module()

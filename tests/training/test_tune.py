@@ -256,6 +256,24 @@ def test_a_full_disk_is_said_and_the_run_can_go_on(tiny_decoder: str, tickets: P
     assert tune(settings(tiny_decoder, tickets, checkpoint_every=1)).run.status == "done"
 
 
+def test_a_disk_too_full_for_a_note_does_not_hide_why(
+    tiny_decoder: str, tickets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def no_note(*_: object) -> None:
+        raise StoreError("the database takes nothing")
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(StoreError, match=r"disk is full: cannot write .*checkpoints"),
+    ):
+        patch.setattr(checkpoint, "write_tensors", full)
+        patch.setattr(runs, "finish", no_note)
+        tune(settings(tiny_decoder, tickets, checkpoint_every=1))
+
+
 def test_bad_input(tiny_decoder: str, tiny_encoder: str, tickets: Path, tmp_path: Path) -> None:
     def refused(config: dict[str, Any], error: type[LuthierError], message: str, *overrides: str) -> None:
         with pytest.raises(error, match=message):

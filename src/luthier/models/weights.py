@@ -7,6 +7,8 @@ The format (huggingface/safetensors, "Format"): 8 bytes little-endian header len
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 AGAIN = "Tune again (luthier tune RUN.yaml) or restore the artifact from a copy."
 """What to do about a damaged file of what tuning made."""
 
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _LONGEST_HEADER = 100_000_000  # the format's own limit, in bytes
 
 
@@ -99,9 +102,17 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     from safetensors.torch import save_file
 
     from luthier.core.errors import StoreError
+    from luthier.store.home import disk_error
 
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     try:
         save_file(plain, str(path), metadata={"format": "pt"})
-    except (SafetensorError, OSError) as error:
-        raise StoreError(f"cannot write {path}: {error}") from error
+    except OSError as error:
+        raise disk_error(path, error) from error
+    except SafetensorError as error:  # it has what the system said in words alone
+        said = _SYSTEM_ERROR.search(str(error))
+        if said is None:
+            raise StoreError(f"cannot write {path}: {error}") from error
+        number = int(said[1])
+        size = sum(tensor.numel() * tensor.element_size() for tensor in plain.values())
+        raise disk_error(path, OSError(number, os.strerror(number)), size) from error

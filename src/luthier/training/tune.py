@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.config import Document
 from luthier.core.dataset import Dataset, Splits
-from luthier.core.errors import ConflictError, LuthierError, NotFoundError, UnsupportedError
+from luthier.core.errors import ConflictError, LuthierError, NotFoundError, StoreError, UnsupportedError
 from luthier.core.model import ModelRecord
-from luthier.core.run import MetricSink, Progress, Run, no_progress
+from luthier.core.run import MetricSink, Progress, Run, RunStatus, no_progress
 from luthier.core.task import PromptTemplate
 from luthier.store import runs
 from luthier.store.artifacts import put, staged
@@ -131,17 +131,23 @@ def tune(
                 helped=helped,
             )
         except Halt as halt:
-            runs.finish(store, run.id, "interrupted", {"error": f"given up: {halt}"})
+            _end(store, run, "interrupted", f"given up: {halt}")
             halt.run = run.id
             raise
         except KeyboardInterrupt:
-            runs.finish(store, run.id, "interrupted", {"error": "interrupted"})
+            _end(store, run, "interrupted", "interrupted")
             raise
         except Exception as error:
             shown = error.message if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
-            runs.finish(store, run.id, "failed", {"error": shown})
+            _end(store, run, "failed", shown)
             raise
         return TuneResult(runs.finish(store, run.id, "done", summary), record, summary)
+
+
+def _end(store: Store, run: Run, status: RunStatus, why: str) -> None:
+    """Note how a run ended. A disk that is full takes no note, and must not hide why; ``runs.recover`` finds the dead process later."""
+    with suppress(StoreError):
+        runs.finish(store, run.id, status, {"error": why})
 
 
 def earlier(store: Store, job: Job) -> TuneResult | Run | None:
