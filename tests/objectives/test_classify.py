@@ -187,3 +187,49 @@ def test_a_near_perfect_head_has_a_loss_near_zero(encoder: LoadedModel) -> None:
     found = loss(encoder, collate(rows, encoder), Config())
     assert found.metrics["accuracy"] == 1.0
     assert math.isclose(found.value.item(), 0.0, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_the_auxiliary_language_model_loss_is_transformers(decoder: LoadedModel, rows: int) -> None:
+    """L3 = L2 + lambda L1 (Radford et al. 2018, eq. 5): L1 of each text from a plain forward of its prompt, labels at the text alone."""
+    decoder.module.requires_grad_(True)
+    assert decoder.renderer is not None
+    language = []
+    for text, _ in TEXTS[:rows]:
+        prompt = decoder.renderer.prompt_ids(PROMPT.messages(text))
+        written = decoder.tokenizer.decode(prompt)
+        begin, end = written.rindex(text), written.rindex(text) + len(text)
+        offsets = decoder.tokenizer(written, return_offsets_mapping=True)["offset_mapping"]
+        labels = [t if s < end and begin < e else -100 for t, (s, e) in zip(prompt, offsets, strict=True)]
+        assert decoder.tokenizer.decode([token for token in labels if token >= 0]).strip() == text.strip()
+        language.append(decoder.module(input_ids=torch.tensor([prompt]), labels=torch.tensor([labels])).loss)
+    auxiliary = torch.stack(language).mean()
+    plain, config = Config(generative_weight=0.3), Config(generative_weight=0.3, lm_weight=0.5)
+    data = tickets(TEXTS[:rows])
+    supervised = loss(decoder, collate(prepare(data, decoder, PROMPT, plain, Limits(512)), decoder), plain)
+    expected = supervised.value + 0.5 * auxiliary
+    expected.backward()
+    wanted = {name: p.grad.clone() for name, p in decoder.module.named_parameters()}
+    decoder.module.zero_grad()
+    found = loss(decoder, collate(prepare(data, decoder, PROMPT, config, Limits(512)), decoder), config)
+    found.value.backward()
+    assert found.metrics["lm_loss"] == pytest.approx(float(auxiliary.detach()), abs=1e-6)
+    assert float(found.value.detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
+    for name, parameter in decoder.module.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-6)
+    assert "lm_loss" not in supervised.metrics
+
+
+def test_the_auxiliary_loss_is_of_decoders(encoder: LoadedModel) -> None:
+    with pytest.raises(InputError, match="lm_weight is for decoders"):
+        prepare(tickets(), encoder, PROMPT, Config(lm_weight=0.5), Limits(128))
+
+
+def test_a_setting_that_came_later_changes_no_key_at_its_default() -> None:
+    from luthier.core import catalog
+    from luthier.training.resolve import Part
+
+    entry = catalog.load("objectives", "classify")
+    assert Part(entry, entry.configure()).as_dict() == Part(entry, entry.configure({"lm_weight": 0.0})).as_dict()
+    assert "lm_weight" not in Part(entry, entry.configure()).as_dict()["config"]
+    assert Part(entry, entry.configure({"lm_weight": 0.5})).as_dict()["config"]["lm_weight"] == 0.5

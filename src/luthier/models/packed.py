@@ -150,19 +150,47 @@ def hidden_at_reads(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
     """Hidden states where something is read, (places, width); for each token read the place, the token and the number of its
     continuation among all; and how many continuations each row has."""
+    return _hidden_at(module, rows, device, cache, shared, None)
+
+
+def log_probs_with_texts(
+    module: Any, rows: Sequence[Row], spans: Sequence[tuple[int, int]], device: torch.device, cache: Any, shared: int
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """As ``log_probs``; and of each row the summed log-probability of its own prompt's tokens from the first to before the second of its
+    span, (rows,), from the same forward. A span begins after token ``shared``: what predicts its first token must be in the rows."""
+    hidden, where, tokens, outputs, counts = _hidden_at(module, rows, device, cache, shared, spans)
+    total = torch.zeros(sum(counts), device=device)
+    total = total.index_add(0, outputs, _token_log_probs(module, hidden, where, tokens))
+    each = torch.split(total, counts)
+    return [one[1:] for one in each], torch.stack([one[0] for one in each])
+
+
+def _hidden_at(
+    module: Any,
+    rows: Sequence[Row],
+    device: torch.device,
+    cache: Any,
+    shared: int,
+    spans: Sequence[tuple[int, int]] | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
+    """``hidden_at_reads``; with ``spans`` every row's first output is that stretch of its prompt, before its continuations."""
     trees = [_join(row.continuations) for row in rows]
     input_ids, positions, mask = _pack(module, rows, trees, device, shared)
     hidden = hidden_states(module, input_ids, position_ids=positions, mask=mask, cache=cache)
-    reads: list[tuple[int, int, int]] = []  # (flat hidden position, token, continuation)
+    reads: list[tuple[int, int, int]] = []  # (flat hidden position, token, output)
     offset, width = 0, input_ids.shape[1]
     for number, (row, tree) in enumerate(zip(rows, trees, strict=True)):
-        last = number * width + len(row.prompt) - shared - 1
+        begin = number * width - shared
+        last = begin + len(row.prompt) - 1
+        if spans is not None:
+            reads += [(begin + at - 1, row.prompt[at], offset) for at in range(*spans[number])]
+            offset += 1
         reads += sorted((last + 1 + node, token, offset + continuation) for continuation, node, token in tree.reads)
         offset += tree.count
     flat, tokens, outputs = torch.tensor(reads, dtype=torch.long, device=device).reshape(-1, 3).unbind(1)
     places, where = flat.unique_consecutive(return_inverse=True)  # type: ignore[no-untyped-call]
     gathered = hidden.reshape(-1, hidden.shape[-1])[places]
-    return gathered, where, tokens, outputs, [tree.count for tree in trees]
+    return gathered, where, tokens, outputs, [tree.count + (spans is not None) for tree in trees]
 
 
 def hidden_at_ends(

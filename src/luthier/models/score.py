@@ -16,12 +16,30 @@ import torch
 from luthier.models.cascade import Path, Tree, read_rows, supports
 from luthier.models.decode import attends_fully
 from luthier.models.log_probs import token_log_probs
-from luthier.models.packed import Read, Row, hidden_at_ends, hidden_at_reads, log_probs, prefix_cache, score_masked
+from luthier.models.packed import (
+    Read,
+    Row,
+    hidden_at_ends,
+    hidden_at_reads,
+    log_probs,
+    log_probs_with_texts,
+    prefix_cache,
+    score_masked,
+)
 from luthier.models.prefix import SHARE_AT_LEAST, KeysValues, PrefixMemory, common_prefix, compute
 from luthier.models.soft_prompt import keys_values
 from luthier.models.trie import Leaf, Shared, Unit, plan
 
-__all__ = ["Read", "Row", "packed_ends", "packed_hidden", "packed_log_probs", "score_batches", "score_rows"]
+__all__ = [
+    "Read",
+    "Row",
+    "packed_ends",
+    "packed_hidden",
+    "packed_log_probs",
+    "packed_log_probs_with_texts",
+    "score_batches",
+    "score_rows",
+]
 
 FORWARD_ON_CPU, FORWARD_ELSEWHERE = 32, 1024
 """What one more forward costs, in tokens of a large one: reading the weights and starting the kernels."""
@@ -36,6 +54,23 @@ def packed_log_probs(module: Any, rows: Sequence[Row], device: torch.device) -> 
     found = log_probs(module, arranged, device, cache, shared) if arranged else []
     flat = torch.cat(found) if found else torch.zeros(0, device=device)
     return list(torch.split(flat, [len(row.continuations) for row in rows]))
+
+
+def packed_log_probs_with_texts(
+    module: Any, rows: Sequence[Row], spans: Sequence[tuple[int, int]], device: torch.device
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """As ``packed_log_probs``; and of each row the summed log-probability of its prompt's tokens from the first to before the second of its
+    span, (rows,), from the same forward. A span begins after the first token and is not empty."""
+    arranged, cache, shared = _arranged(module, rows, device, most=min(start for start, _ in spans) - 1)
+    own = spans
+    if len(arranged) != len(rows):  # a row for each continuation: the text is read with the first
+        own = [span for row, span in zip(rows, spans, strict=True) for _ in row.continuations]
+    found, texts = log_probs_with_texts(module, arranged, own, device, cache, shared)
+    sizes = [len(row.continuations) for row in rows]
+    if len(arranged) == len(rows):
+        return found, texts
+    firsts = torch.tensor([sum(sizes[:number]) for number in range(len(sizes))], device=device)
+    return list(torch.split(torch.cat(found), sizes)), texts[firsts]
 
 
 def packed_hidden(
@@ -57,8 +92,10 @@ def packed_ends(module: Any, rows: Sequence[Row], device: torch.device) -> torch
     return hidden_at_ends(module, arranged, device, cache, shared)[0]
 
 
-def _arranged(module: Any, rows: Sequence[Row], device: torch.device) -> tuple[list[Row], Any, int]:
-    """``rows`` as they go through ``module`` with gradients, a cache of what their prompts begin with, and its length.
+def _arranged(
+    module: Any, rows: Sequence[Row], device: torch.device, most: int | None = None
+) -> tuple[list[Row], Any, int]:
+    """``rows`` as they go through ``module`` with gradients, a cache of what their prompts begin with (at most ``most`` tokens), and its length.
 
     Where one mask does not fit all layers, every continuation is a row of its own.
     """
@@ -66,6 +103,7 @@ def _arranged(module: Any, rows: Sequence[Row], device: torch.device) -> tuple[l
         return [Row(row.prompt, [continuation]) for row in rows for continuation in row.continuations], None, 0
     prompts = [row.prompt for row in rows]
     shared = common_prefix(prompts) if len(rows) > 1 else 0
+    shared = shared if most is None else min(shared, most)
     if shared < SHARE_AT_LEAST:
         return list(rows), None, 0
     prefix = compute(module, prompts[0][:shared], device)

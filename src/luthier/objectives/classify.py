@@ -24,6 +24,7 @@ LOSS_ONLY = (
     "label_smoothing",
 )  # settings that rows do not depend on, so that trainings which differ in them share rows
 
+LATER = ("lm_weight",)  # settings that came after the first release: at their defaults they have no part in a run's key
 
 STREAMED = (_head.HeadRow, _label_texts.TextRow)
 
@@ -32,11 +33,13 @@ class Config(EntryConfig):
     """``label_smoothing``: share of the target that is spread over all labels (Szegedy et al. 2016, section 7).
 
     ``generative_weight`` (not for encoders, which have nothing to generate): weight of the right label's own log-likelihood, so that free
-    generation answers with exactly the label too.
+    generation answers with exactly the label too. ``lm_weight`` (decoders): weight of the language-model loss of the text that is classified,
+    the mean over its tokens (Radford et al. 2018, eq. 5, where it is 0.5).
     """
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     generative_weight: float = Field(1.0, ge=0)
+    lm_weight: float = Field(0.0, ge=0)
 
 
 def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Any]:
@@ -51,9 +54,14 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
         raise InputError(
             "objective.generative_weight is for models that generate; an encoder's head does not. Leave it out"
         )
+    if config.lm_weight and model.architecture != "decoder":
+        raise InputError(
+            f"objective.lm_weight is for decoders, which predict their text; {model.record.name} is of architecture {model.architecture}. "
+            "Leave it out"
+        )
     if model.architecture == "encoder":
         return list(_head.prepare(dataset, model, limits))
-    return list(_label_texts.prepare(dataset, model, prompt, limits))
+    return list(_label_texts.prepare(dataset, model, prompt, limits, texts=bool(config.lm_weight)))
 
 
 def collate(rows: Sequence[Any], model: LoadedModel) -> Any:
@@ -66,4 +74,4 @@ def loss(model: LoadedModel, batch: Any, config: Config) -> Loss:
     """Mean loss over the examples; metric ``accuracy``."""
     if model.architecture == "encoder":
         return _head.loss(model, batch, config.label_smoothing)
-    return _label_texts.loss(model, batch, config.label_smoothing, config.generative_weight)
+    return _label_texts.loss(model, batch, config.label_smoothing, config.generative_weight, config.lm_weight)

@@ -49,8 +49,11 @@ class Part:
     config: Any
 
     def as_dict(self) -> dict[str, Any]:
-        """Name and options, for manifests and keys."""
-        return {"name": self.entry.name, "config": self.config.model_dump()}
+        """Name and options, for manifests and keys. Options that the entry names in ``LATER`` count only when they are not the default, so
+        that what was trained before they came is found again."""
+        default = {name: type(self.config).model_fields[name].default for name in self.entry.optional("LATER") or ()}
+        told = {k: v for k, v in self.config.model_dump().items() if k not in default or v != default[k]}
+        return {"name": self.entry.name, "config": told}
 
 
 @dataclass(frozen=True)
