@@ -228,6 +228,7 @@ def test_bf16(tiny_encoder: str, teacher: str) -> None:
 def test_what_cannot_be_imitated(
     tiny_encoder: str,
     tiny_decoder: str,
+    tiny_t5: str,
     tiny_encoder_path: Path,
     tickets: Path,
     tmp_path: Path,
@@ -241,7 +242,13 @@ def test_what_cannot_be_imitated(
     def config(base: str, teacher: str, data: Path = plain, method: str = "lora", **options: Any) -> dict[str, Any]:
         return told(base, data, {"name": "distill_layers", "teacher": teacher, **options}, method)
 
-    refused(UnsupportedError, "needs an encoder", config(tiny_decoder, tiny_decoder), monkeypatch)
+    refused(UnsupportedError, "needs an encoder or a decoder", config(tiny_t5, tiny_t5), monkeypatch)
+    refused(
+        UnsupportedError,
+        "distilled on data of kind text, chat, question",
+        config(tiny_decoder, tiny_decoder, tickets),
+        monkeypatch,
+    )
     refused(MismatchError, "has 4 attention heads, its teacher two 2", config(tiny_encoder, two), monkeypatch)
     refused(MismatchError, "has 2 layers, its teacher one only 1", config(tiny_encoder, shallow), monkeypatch)
     refused(InputError, "for each of the student's 2", config(tiny_encoder, two, layers=[0], attention=0), monkeypatch)

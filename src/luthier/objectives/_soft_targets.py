@@ -72,6 +72,30 @@ def token_terms(
     return TokenTerms(value, *sums)
 
 
+def soft_cross_entropy(
+    module: Any, hidden: Tensor, teacher: Any, states: Tensor, temperature: float, weights: Tensor
+) -> Tensor:
+    """Sum over tokens of ``weights`` (tokens) times the cross-entropy of the student's softened distribution with the teacher's, in nats.
+
+    ``hidden`` and ``states`` (tokens, width) are last hidden states of the language models ``module`` and ``teacher``; in pieces as ``token_terms``.
+    """
+
+    def piece(part: Tensor, start: int) -> Tensor:
+        stop = start + len(part)
+        ours = logits(module, part).float()
+        with torch.no_grad():
+            theirs = logits(teacher, states[start:stop]).float()
+        both = min(ours.shape[-1], theirs.shape[-1])
+        wanted = (theirs[:, :both] / temperature).softmax(-1)
+        each = -(wanted * (ours[:, :both] / temperature).log_softmax(-1)).sum(-1)
+        return (each * weights[start:stop]).sum()
+
+    layer = causal_model(module).get_output_embeddings()
+    trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    value: Tensor = _InPieces.apply(piece, torch.is_grad_enabled(), hidden, *trained)  # type: ignore[no-untyped-call]
+    return value
+
+
 @dataclass(frozen=True)
 class Product:
     """Logits that are not made yet: ``features`` (tokens, width) @ ``weight`` (vocabulary, width) transposed + ``bias`` (vocabulary) or None."""
