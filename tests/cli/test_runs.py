@@ -55,7 +55,7 @@ def test_json_kind_and_limit(ids: list[str], capsys: pytest.CaptureFixture[str])
     assert run("runs", "--limit", "1", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)) == 1
     assert run("runs", "--kind", "training") == 2
-    assert "--kind must be one of tune, eval, tournament; got 'training'" in capsys.readouterr().err
+    assert "--kind must be one of tune, eval, tournament, continual, scaling; got 'training'" in capsys.readouterr().err
 
 
 def test_an_empty_home_says_how_to_begin(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

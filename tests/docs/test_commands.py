@@ -22,6 +22,7 @@ from luthier.tournament.entrant import read_entrants
 from luthier.tournament.stream import Config as StreamConfig
 from luthier.training.config import RunConfig
 from luthier.training.pipeline import read_steps
+from luthier.training.scaling import read_grid
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted([*REPOSITORY.glob("README*.md"), REPOSITORY / "CONTRIBUTING.md", *REPOSITORY.glob("docs/**/*.md")])
@@ -156,7 +157,9 @@ def test_yaml_is_a_run_or_a_task(text: str) -> None:
     elif "steps" in values:
         for document in read_steps(values).values():
             check_run(document.values)
-    elif "method" in values:
+    elif "grid" in values:
+        read_grid(values)
+    elif "method" in values or "model" in values:
         check_run(values)
     elif "sources" in values:
         validate(MixtureConfig, values)
