@@ -20,7 +20,7 @@ from luthier.data.mixture import MixtureConfig
 from luthier.tasks.own import Config as TaskConfig
 from luthier.tournament.entrant import read_entrants
 from luthier.tournament.stream import Config as StreamConfig
-from luthier.training.config import RunConfig
+from luthier.training.config import DataConfig, RunConfig
 from luthier.training.pipeline import read_steps
 from luthier.training.scaling import read_grid
 
@@ -161,6 +161,8 @@ def test_yaml_is_a_run_or_a_task(text: str) -> None:
         read_grid(values)
     elif "method" in values or "model" in values:
         check_run(values)
+    elif set(values) == {"data"}:
+        validate(DataConfig, values["data"])
     elif "sources" in values:
         validate(MixtureConfig, values)
     else:
