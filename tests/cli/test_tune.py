@@ -94,3 +94,21 @@ def test_a_plan_predicts_and_does_nothing(run_file: Path, capsys: pytest.Capture
     assert plan["predicted"]["steps"] > 0
     assert plan["predicted"]["parts"]["optimizer"] > 0
     assert list_runs(open_store()) == []
+
+
+def test_a_plan_counts_the_chosen_optimizer_and_wrong_ones_are_refused(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = {}
+    for name in ("adamw", "sgd"):
+        assert luthier(str(run_file), "--plan", "--json", f"train.optimizer={name}") == 0
+        taken[name] = json.loads(capsys.readouterr().out)["predicted"]["raw_mb"]
+    assert taken["sgd"] < taken["adamw"]
+    assert luthier(str(run_file), "--plan", "train.optimizer=lion") == 0
+    assert "tokens, by lion" in " ".join(capsys.readouterr().out.split())
+    assert luthier(str(run_file), "--plan", "train.optimizer=addamw") != 0
+    assert "Did you mean 'adamw'" in " ".join(capsys.readouterr().err.split())
+    assert luthier(str(run_file), "--plan", "train.optimizer={name: lion, beta3: 0.5}") == 2
+    assert "unknown key 'beta3'" in " ".join(capsys.readouterr().err.split())
+    assert luthier(str(run_file), "--plan", "train.power=2") == 2
+    assert "power is for schedule polynomial" in " ".join(capsys.readouterr().err.split())

@@ -102,7 +102,7 @@ def _plan(run: Path, overrides: Sequence[str], *, as_json: bool) -> None:
         return
     rows = {
         "model": f"{job.name} = {job.method.entry.name}({job.base.name}), objective {job.objective.entry.name}",
-        "trains": f"{found.trainable:,} parameters in {found.steps:,} steps, {found.tokens:,} tokens",
+        "trains": f"{found.trainable:,} parameters in {found.steps:,} steps, {found.tokens:,} tokens, by {job.config.train.optimizer.name}",
         **({"tokens": said.text()} if said is not None else {}),
         "time": f"about {figures.duration(found.seconds)} (speed from {found.based_on})",
         "memory": f"peak about {figures.megabytes(found.peak_mb)}, {figures.megabytes(found.free_mb)} free: "
