@@ -162,7 +162,16 @@ def stream(
     examples = cast(Any, _Examples(folder, str(path), form, rows, found, _copies(found["ids"])))
     labels = tuple(facts["labels"])
     return StreamedDataset(
-        bare_name(path), form.kind, examples, form.name, problems, folder, str(path), rows, found, labels
+        bare_name(path),
+        form.kind,
+        examples,
+        form.name,
+        problems,
+        folder=folder,
+        path=str(path),
+        rows=rows,
+        columns=found,
+        known_labels=labels,
     )
 
 
