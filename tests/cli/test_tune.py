@@ -112,3 +112,25 @@ def test_a_plan_counts_the_chosen_optimizer_and_wrong_ones_are_refused(
     assert "unknown key 'beta3'" in " ".join(capsys.readouterr().err.split())
     assert luthier(str(run_file), "--plan", "train.power=2") == 2
     assert "power is for schedule polynomial" in " ".join(capsys.readouterr().err.split())
+
+
+def test_several_sources_and_tasks_are_told(
+    tmp_path: Path, tiny_encoder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"name: desk\nmodel: {tiny_encoder}\nmethod: lora\n"
+        "data: {sources: [{name: one, path: rows.jsonl}, {name: two, path: rows.jsonl, limit: 8}]}\n"
+        "objective: {name: multitask, tasks: {one: classify, two: classify}}\n"
+        "train: {epochs: 1, batch_size: 8, dtype: fp32, device: cpu}\n"
+    )
+    assert luthier(str(path), "--plan") == 0
+    assert "desk = lora(tiny-encoder), objective multitask" in capsys.readouterr().out
+    assert luthier(str(path), "data.sampling=equal", "data.epoch_rows=8") == 0
+    said = capsys.readouterr()
+    assert "one 12 rows, 50.0%; two 6 rows, 50.0%" in " ".join(said.err.split())
+    assert "validation_accuracy/two" in said.out
+    assert "desk-one, desk-two" in said.out
+    assert "luthier chat desk-one" in said.out
+    assert luthier(str(path), "name=other", "data.sources.7.limit=3") == 2

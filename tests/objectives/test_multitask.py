@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from luthier.core.errors import ConflictError, InputError, LuthierError, Unsuppo
 from luthier.core.message import user
 from luthier.core.task import PromptTemplate
 from luthier.data.shares import Mixture
+from luthier.gateway.serve import running
 from luthier.models.load import LoadedModel, load_model
 from luthier.models.weights import read_tensors
 from luthier.objectives._rows import Limits
@@ -336,6 +338,11 @@ def test_every_task_is_a_model_of_its_own(tiny_encoder: str, tmp_path: Path) -> 
     logits = single.module(ids["input_ids"], ids["attention_mask"])
     assert single.labels[int(logits.argmax())] == answers[0]
     assert load_model(store, "both", device="cpu").head is None
+    with running(["both-topic", "both-mood"]) as url:  # one base in memory, one body, two heads
+        for name, expected in (("both-topic", answers), ("both-mood", said("both-mood", prompts))):
+            asked = {"model": name, "messages": [{"role": "user", "content": "a goal 1"}], "temperature": 0}
+            answer = httpx.post(f"{url}/chat/completions", json=asked).json()
+            assert answer["choices"][0]["message"]["content"] == expected[0]
     assert tune(settings(tiny_encoder, tmp_path)).reused
 
 
