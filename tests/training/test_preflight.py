@@ -10,6 +10,7 @@ import torch
 from tests.training.test_tune import settings, write_tickets
 
 from luthier.core.errors import InputError
+from luthier.data.batch import plan
 from luthier.models.adapters import ADAPTER
 from luthier.models.weights import read_tensors
 from luthier.store.artifacts import path_of
@@ -260,3 +261,51 @@ def test_a_training_that_needs_it_computes_again_and_says_so(
     second = read_tensors(path_of(open_store(), again.model.digest) / ADAPTER)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first), "the same weights, bit for bit"
+
+
+def test_only_steps_that_are_made_count() -> None:
+    lengths = [4] * 64 + [100]
+    config = TrainConfig(epochs=1, batch_size=4, max_tokens_per_batch=256)
+    assert amount_of(lengths, (), config).largest == 100
+    with_long = next(
+        number
+        for number, step in enumerate(plan(lengths, batch_size=4, max_tokens=256, seed=0, epoch=0))
+        if any(64 in rows for rows in step)
+    )
+    few = amount_of(lengths, (), config.model_copy(update={"max_steps": with_long}))
+    assert (few.largest, few.rows) == (16, 4), "training never comes to the long row"
+
+
+def test_steps_that_are_taken_whole_are_as_large_as_the_budget() -> None:
+    config = TrainConfig(epochs=1, batch_size=8, max_tokens_per_batch=64)
+    apart, whole = (amount_of([10] * 32, (), config, whole=whole) for whole in (False, True))
+    assert (apart.largest, apart.rows) == (60, 6)
+    assert (whole.largest, whole.rows) == (64, 8)
+
+
+def test_logits_of_label_texts_are_counted_as_they_are_read(
+    tiny_decoder: str, tiny_t5: str, tickets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.models import packed, seq2seq
+    from luthier.objectives import classify
+
+    seen: list[int] = []
+    for module in (packed, seq2seq):
+        inner = module.logits
+        monkeypatch.setattr(
+            module, "logits", lambda m, hidden, inner=inner: (seen.append(len(hidden)), inner(m, hidden))[1]
+        )
+    for base in (tiny_decoder, tiny_t5):
+        seen.clear()
+        job = resolve(settings(base, tickets, max_steps=1, batch_size=4), (), open_store())
+        model, lengths, validation, _ = sketch(open_store(), job)
+        tune(settings(base, tickets, max_steps=1, batch_size=4))
+        rows = amount_of(lengths, validation, job.config.train).rows
+        assert rows * classify.kept_logits(model, job.objective.config) == seen[0]
+
+
+def test_models_that_the_objective_reads_are_counted(tiny_decoder: str, tickets: Path) -> None:
+    store = open_store()
+    values = settings(tiny_decoder, tickets) | {"objective": {"name": "distill", "teacher": tiny_decoder}}
+    told = look_ahead(store, resolve(values, (), store))
+    assert told.parts["other models"] == pytest.approx(told.parts["weights"], rel=0.2, abs=0.1)

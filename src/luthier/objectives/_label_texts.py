@@ -140,6 +140,15 @@ def shorten_prompt(row: Prompted, text: str, length: int, model: LoadedModel, pr
     return low > 0 and len(row.prompt) <= length
 
 
+def places(model: LoadedModel) -> int:
+    """Where logits of one row are read: common beginnings of labels once in a decoder, in an encoder-decoder only what all begin with."""
+    assert model.renderer is not None  # decoders have one
+    answers = [model.renderer.continuation_ids(label, ends_turn=True) for label in model.labels]
+    if model.architecture == "encoder-decoder":
+        return 1 + sum(len(answer) - 1 for answer in answers)
+    return len({tuple(answer[:end]) for answer in answers for end in range(len(answer))})
+
+
 def collate(rows: Sequence[TextRow], model: LoadedModel) -> TextBatch:
     """Rows for the packed forward."""
     labels = torch.tensor([row.label for row in rows], device=model.device)

@@ -64,6 +64,11 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
     return list(_label_texts.prepare(dataset, model, prompt, limits, texts=bool(config.lm_weight)))
 
 
+def kept_logits(model: LoadedModel, config: Config) -> int:
+    """For how many tokens of one row the backward pass keeps logits: those of the labels' texts."""
+    return 0 if model.architecture == "encoder" else _label_texts.places(model)
+
+
 def collate(rows: Sequence[Any], model: LoadedModel) -> Any:
     """One batch of ``prepare``'s rows."""
     part: Any = _head if model.architecture == "encoder" else _label_texts

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.model import ModelRecord
 from luthier.data.batch import plan
 from luthier.store.runs import list_runs
 
@@ -39,6 +40,7 @@ _STEP_FLOPS = 2e8  # what a step costs besides, in operations: Python, small ten
 _UPDATE_FLOPS = 20  # a trained parameter's update
 _WORTH_COUNTING = 1e11  # operations; a run of less says more about overhead than about speed
 _ENCODER = 2.2  # of a decoder's activations: masks of dropout, and the attention weights that its dropout keeps (measured, MiniLM)
+_DECODER = 1.25  # gradients on their way, and what the allocator keeps in pieces of other sizes (measured, SmolLM2-135M with LoRA)
 _LOGIT_ROWS = 128  # objectives compute logits in pieces of this many rows
 
 
@@ -61,6 +63,7 @@ class Shape:
     stacks: int = 1
     update: Cost | None = None  # of the optimizer's rule; None: of AdamW
     averaged: bool = False  # an average of the weights is kept
+    words: int = 0  # that an encoder's language-model head knows, while it has one
 
     @property
     def weights_mb(self) -> float:
@@ -70,12 +73,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Amount:
-    """What is run through it: tokens in all, of them those of validations, and the padded size of the largest micro-batch."""
+    """What is run through it: tokens in all, of them those of validations, the padded size of the largest micro-batch that training comes
+    to, and the most rows of one. ``kept_logits``: for how many tokens of it the backward pass keeps the logits."""
 
     steps: int
     tokens: int
     validation_tokens: int
     largest: int
+    rows: int = 0
+    kept_logits: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,15 @@ def shape_of(model: LoadedModel, train: TrainConfig | None = None) -> Shape:
         weight_bytes=held_bytes(model.module, model.dtype.itemsize) if model.quantization is not None else 0.0,
         update=cost(train.optimizer, list(trained(model.module).values())) if train is not None else None,
         averaged=train is not None and train.ema is not None,
+        words=_words(model),
     )
+
+
+def _words(model: LoadedModel) -> int:
+    from luthier.models.adapters import inner_of
+
+    head = model.module.lm_head if model.architecture == "encoder" else None
+    return int(inner_of(model).config.vocab_size) if head is not None else 0
 
 
 def _inner(config: Any) -> int:
@@ -163,9 +177,15 @@ def _inner(config: Any) -> int:
 
 
 def amount_of(
-    lengths: Sequence[int], validation: Sequence[int], config: TrainConfig, layout: Layout | None = None
+    lengths: Sequence[int],
+    validation: Sequence[int],
+    config: TrainConfig,
+    layout: Layout | None = None,
+    *,
+    whole: bool = False,
 ) -> Amount:
-    """How many steps and tokens ``config`` makes of rows of these lengths, of several sources where ``layout`` says so."""
+    """How many steps and tokens ``config`` makes of rows of these lengths, of several sources where ``layout`` says so. ``whole``: the
+    objective takes the rows of a step together."""
     from luthier.training.loop import planned_steps
 
     shape: dict[str, Any] = {"batch_size": config.batch_size, "max_tokens": config.max_tokens_per_batch}
@@ -177,8 +197,18 @@ def amount_of(
     total, _ = planned_steps(config, drawn, len(steps))
     every = config.validate_every or len(steps)
     each = sum(drawn) / len(steps)
-    largest = max(len(rows) * max(lengths[i] for i in rows) for step in steps for rows in step)
-    return Amount(total, round(total * each), -(-total // every) * sum(validation), largest)
+    made = [rows for step in steps[:total] for rows in step]
+    if whole:  # all rows of a step, in forwards within the budget
+        joined = [[i for rows in step for i in rows] for step in steps[:total]]
+        largest, rows_at_once = (
+            max(sum(lengths[i] for i in rows) for rows in joined),
+            max(map(len, joined)),
+        )
+        largest = min(largest, max(config.max_tokens_per_batch, *lengths))
+    else:
+        largest = max(len(rows) * max(lengths[i] for i in rows) for rows in made)
+        rows_at_once = max(map(len, made))
+    return Amount(total, round(total * each), -(-total // every) * sum(validation), largest, rows_at_once)
 
 
 def predict(
@@ -199,7 +229,11 @@ def predict(
     from luthier.models.checkpointing import blocks
 
     asked = job.config.train.checkpointing
-    amount = amount_of(lengths, validation, job.config.train, layout)
+    whole = bool(job.objective.entry.optional("WHOLE_STEPS"))
+    amount = amount_of(lengths, validation, job.config.train, layout, whole=whole)
+    kept = job.objective.entry.optional("kept_logits")
+    if kept is not None:
+        amount = replace(amount, kept_logits=amount.rows * kept(model, job.objective.config))
     plain = _predict(store, job, model, amount, loaded=loaded, again=asked == "on")
     if asked != "auto" or plain.fits or not plain.parts["activations"] or not blocks(model.module):
         return plain
@@ -220,11 +254,23 @@ def _predict(store: Store, job: Job, model: LoadedModel, amount: Amount, *, load
     limit = job.config.train.max_seconds
     forward = 2.0 * (_body(shape) if shape.flows else shape.trainable) * amount.validation_tokens / speed
     parts = _memory(shape, amount, again)
+    share = job.method.entry.optional("activation_share")
+    if share is not None:
+        parts["activations"] *= share(job.method.config)
+    if not loaded and job.reads:
+        parts["other models"] = sum(
+            _weights_mb(store, each, model) for each in job.reads.values() if isinstance(each, ModelRecord)
+        )
     raw = sum(parts.values())
     extra = raw * _median([e["took_mb"] / e["raw_mb"] for e in _like(earlier, job) if e["raw_mb"] > 0], 1.0)
     weights = shape.weights_mb
     process = 0.0 if device.type == "cuda" else resident_mb() if loaded else max(_IMPORTED_MB, resident_mb())
-    start = process if loaded and device.type != "cuda" else process + weights
+    if (
+        loaded and device.type != "cuda"
+    ):  # weights that were mapped from a file come into memory when they are first used
+        start = process = max(process, _IMPORTED_MB + weights)
+    else:
+        start = process + weights
     shown = {"process": process, **({} if start == process else {"weights": weights}), **parts}
     reading = 0.0
     if (
@@ -246,6 +292,14 @@ def _predict(store: Store, job: Job, model: LoadedModel, amount: Amount, *, load
         parts={name: round(value, 1) for name, value in shown.items()},
         checkpointing=again,
     )
+
+
+def _weights_mb(store: Store, record: ModelRecord, like: LoadedModel) -> float:
+    """Memory of the weights of a model that the objective reads, in the dtype of ``like``."""
+    from luthier.models.shapes import load_shapes
+
+    count = sum(int(p.numel()) for p in load_shapes(store, record).module.parameters())
+    return count * like.dtype.itemsize / 1e6
 
 
 def outline(store: Store, job: Job, shared: Shared | None = None) -> LoadedModel:
@@ -313,6 +367,7 @@ def outcome(prediction: Prediction, job: Job, *, peak_mb: float, train_s: float,
     return {
         "base": job.base.name,
         "method": job.method.entry.name,
+        "objective": job.objective.entry.name,
         "peak_mb": round(prediction.peak_mb, 1),
         "train_s": round(prediction.train_s * share, 3),
         "raw_mb": round(prediction.raw_mb, 1),
@@ -366,10 +421,13 @@ def _memory(shape: Shape, amount: Amount, again: bool = False) -> dict[str, floa
     layer: float = shape.bytes_each * (6 * shape.width + 4 * shape.inner) + 12 * shape.width
     if not shape.vocabulary or shape.stacks > 1:
         layer *= _ENCODER
+    else:
+        layer *= _DECODER
     if again:  # the inputs of all blocks, and one block at a time
         layer = layer / shape.layers + shape.bytes_each * shape.width
     activations = amount.largest * layer * shape.layers / 1e6 if shape.flows else 0.0
-    logits = _LOGIT_ROWS * shape.vocabulary * 10 / 1e6
+    logits = _LOGIT_ROWS * (shape.vocabulary or shape.words) * 10 / 1e6
+    logits += amount.kept_logits * shape.vocabulary * (shape.bytes_each + 12) / 1e6  # in fp32, with two gradients
     optimizer += max(working / 1e6 - activations - logits, 0.0)  # an update takes place when these are free again
     return {"optimizer": optimizer, "activations": activations, "logits": logits}
 
@@ -382,7 +440,8 @@ def _earlier(store: Store) -> list[dict[str, Any]]:
 
 def _like(earlier: Sequence[Mapping[str, Any]], job: Job) -> list[Mapping[str, Any]]:
     same = [e for e in earlier if (e["base"], e["method"]) == (job.base.name, job.method.entry.name)]
-    return same[:_REMEMBERED]
+    nearest = [e for e in same if e.get("objective") == job.objective.entry.name]
+    return (nearest or same)[:_REMEMBERED]
 
 
 def _speed(

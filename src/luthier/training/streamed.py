@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
 
 _VERSION = 1
-_PIECE_ROWS, _PIECE_CHARACTERS = 1000, 2_000_000
+_PIECE_ROWS, _PIECE_CHARACTERS = 1000, 500_000
 _TOKENS, _TAILS, _FACTS = "tokens.bin", "tails.json", "facts.json"
 _COLUMNS = {"token_ends": "q", "tail_ends": "q", "lengths": "i", "weights": "i"}
 
