@@ -40,6 +40,20 @@ class Judging(Protocol):
         """What an answer that was cut off loses."""
 
 
+@dataclass(frozen=True)
+class Rewarded:
+    """``Judging`` by a list of rewards alone."""
+
+    listed: Sequence[Any]
+    reward: str | None = None
+    missing_eos_penalty: float = 0.0
+
+    @property
+    def rewards(self) -> list[Any]:
+        """The list."""
+        return list(self.listed)
+
+
 def check_options(reward: str | None, rewards: Sequence[Any] | None) -> None:
     """Raise ValueError unless exactly one of both is given, for a Config's validator."""
     if (reward is None) == (rewards is None):

@@ -77,6 +77,11 @@ def parse(specs: Sequence[Any]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
+def plain(value: Any) -> tuple[dict[str, Any], ...]:
+    """The option ``rewards`` as a Config keeps it: one part or a list of them, checked; raises as ``parse`` does."""
+    return tuple(dict(part.spec) for part in parse(value if isinstance(value, list | tuple) else (value,)))
+
+
 def _part(spec: Any, where: str) -> Part:
     if isinstance(spec, str):  # ``rewards: [exact]``
         spec = {"name": spec}

@@ -29,14 +29,15 @@ from luthier.core.catalog import EntryConfig
 from luthier.core.dataset import Dataset
 from luthier.core.engine import Sampling
 from luthier.core.model import ModelRecord
-from luthier.core.score import Reward, asked_of
+from luthier.core.run import Progress
 from luthier.core.task import PromptTemplate
 from luthier.models.load import LoadedModel
 from luthier.models.rollout import Answer, sample
 from luthier.models.score import Row as ScoredRow
+from luthier.objectives._judged import Judge, Rewarded
 from luthier.objectives._log_probs import answer_token_log_probs
 from luthier.objectives._loss import Loss
-from luthier.objectives._rewards import Rewards, check_rows, models_of, parse
+from luthier.objectives._rewards import check_rows, models_of, parse, plain
 from luthier.objectives._rollout import KINDS, Experience, Moment, PromptRow, Reference, prompt_rows
 from luthier.objectives._rows import Limits
 from luthier.store.database import Store
@@ -85,8 +86,7 @@ class Config(EntryConfig):
     @field_validator("rewards", mode="before")
     @classmethod
     def _are_rewards(cls, value: Any) -> Any:
-        listed = tuple(value) if isinstance(value, list | tuple) else (value,)
-        return tuple(dict(part.spec) for part in parse(listed))
+        return plain(value)
 
 
 @dataclass(slots=True)
@@ -137,6 +137,11 @@ def prepare(
     return rows
 
 
+def before(model: LoadedModel, rows: Sequence[PromptRow], config: Config, progress: Progress) -> None:
+    """Raise DataError for prompts that leave a reward model no room for an answer."""
+    Judge.of(model, Rewarded(config.rewards)).require_readable(rows)
+
+
 def rollout(model: LoadedModel, config: Config) -> Groups:
     """What draws the groups; it keeps the model as it is now when ``beta`` is not 0."""
     return Groups(model, config)
@@ -148,11 +153,12 @@ class Groups:
     def __init__(self, model: LoadedModel, config: Config) -> None:
         self._model, self._config = model, config
         self._sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.top_k)
-        self._rewards = Rewards(config.rewards, model.store, dtype=_name(model.dtype), device=str(model.device))
+        self._judge = Judge.of(model, Rewarded(config.rewards))
         self._reference = Reference(model) if config.beta else None
 
     def play(self, rows: Sequence[PromptRow], moment: Moment) -> Experience:
-        """Experience from the prompts of a step."""
+        """Experience from the prompts of a step. Metrics: rewards, lengths and truncated answers as the judge tells them; ``reward_std``, the spread within groups;
+        ``equal_groups``, the share of those whose answers are all worth the same."""
         config = self._config
         groups = sample(
             self._model,
@@ -161,26 +167,18 @@ class Groups:
             copies=config.group_size,
             max_batch_tokens=moment.max_tokens,
         )
-        given = self._rewarded(rows, groups)
-        totals = torch.tensor([one.total for one in given], dtype=torch.float64).view(len(rows), -1)
+        owners = [row for row, group in zip(rows, groups, strict=True) for _ in group]
+        given, metrics = self._judge(owners, [answer for group in groups for answer in group])
+        totals = torch.tensor(given, dtype=torch.float64).view(len(rows), -1)
+        metrics["reward_std"] = float(totals.std(1).mean())
+        metrics["equal_groups"] = float((totals.max(1).values == totals.min(1).values).double().mean())
         better = advantages_of(totals, config.scale_rewards).flatten().tolist()
         made = learnt_from(rows, groups, better, config, moment.max_tokens)
         if self._reference is not None:
             with self._reference.answering():
                 for row in made:
                     row.reference = self._log_probs(row)
-        return Experience(made, _metrics(groups, given, totals), config.epochs, config.minibatches)
-
-    def _rewarded(self, rows: Sequence[PromptRow], groups: Sequence[Sequence[Answer]]) -> list[Reward]:
-        renderer = self._model.renderer
-        assert renderer is not None  # decoders have one
-        texts = [
-            renderer.decode(answer.tokens[:-1] if answer.ended else answer.tokens)
-            for group in groups
-            for answer in group
-        ]
-        owners = [row for row, group in zip(rows, groups, strict=True) for _ in group]
-        return self._rewards([row.messages for row in owners], [asked_of(row.example)[1] for row in owners], texts)
+        return Experience(made, metrics, config.epochs, config.minibatches)
 
     @torch.no_grad()
     def _log_probs(self, row: GroupRow) -> list[float]:
@@ -193,10 +191,6 @@ class Groups:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing to take up."""
-
-
-def _name(dtype: torch.dtype) -> str:
-    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(dtype).removeprefix("torch.")]
 
 
 def advantages_of(rewards: Tensor, by: str) -> Tensor:
@@ -276,20 +270,6 @@ def _parts(prompt: int, answers: Sequence[int], budget: int) -> list[list[int]]:
         parts[-1].append(place)
         size += length
     return parts
-
-
-def _metrics(groups: Sequence[Sequence[Answer]], given: Sequence[Reward], totals: Tensor) -> dict[str, float]:
-    """``reward`` and of each part its mean where it could say, spread within groups, groups whose answers are all worth the same, length."""
-    answers = [answer for group in groups for answer in group]
-    found = {"reward": float(totals.mean()), "reward_std": float(totals.std(1).mean())}
-    for label in given[0].parts:
-        said = [value for one in given if (value := one.parts[label]) is not None]
-        if said and len(given[0].parts) > 1:
-            found[f"reward_{label}"] = sum(said) / len(said)
-    found["equal_groups"] = float((totals.max(1).values == totals.min(1).values).double().mean())
-    found["answer_tokens"] = sum(len(answer.tokens) for answer in answers) / len(answers)
-    found["truncated"] = sum(not answer.ended for answer in answers) / len(answers)
-    return found
 
 
 def _scored(row: GroupRow) -> ScoredRow:
