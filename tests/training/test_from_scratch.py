@@ -117,6 +117,8 @@ def test_defaults_follow_the_size(home: Path, corpus: Path) -> None:
     size = job.base.meta["without_embeddings"]
     assert math.isclose(job.config.train.learning_rate, 0.003239 - 0.0001395 * math.log(size), rel_tol=0.05)
     assert job.origins["train.learning_rate"] == "default of a new model" and job.config.train.weight_decay == 0.1
+    assert job.config.train.optimizer.options["beta2"] == 0.95
+    assert resolve(raw, ["train.optimizer=adafactor"], store).config.train.optimizer.name == "adafactor"
     assert resolve(settings(corpus), (), store).config.train.learning_rate == 1e-2  # what is given stays
     trained = tune(settings(corpus) | {"name": "small"}).model
     assert defaults(trained) == {} and advice(trained, 10, 10) is None
