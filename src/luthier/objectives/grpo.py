@@ -62,9 +62,11 @@ class Config(EntryConfig):
 
     ``group_size`` answers of at most ``max_new_tokens`` are drawn to each prompt, at ``temperature``, ``top_p`` and ``top_k``. ``scale_rewards``
     divides advantages by the standard deviation of their ``group``, of the whole ``batch``, or not at all (none: Liu et al. 2025).
-    ``epsilon_high`` (left out: ``epsilon``; DAPO takes 0.28) is the upper bound of the ratio. ``beta`` is the weight of the distance to the model before training; 0 spares its
-    forward; ``unbiased_kl`` multiplies it by the ratio, so that its gradient is that of the reverse KL (DeepSeek-AI 2025, DeepSeek-V3.2). ``epochs`` and ``minibatches``: a rollout is gone through so often, in so many optimizer updates each time. ``mask_truncated``
-    learns nothing from answers that did not end. Group of 64, beta 0.04 are the paper's; 8 answers are what a small machine can draw.
+    ``epsilon_high`` (left out: ``epsilon``; DAPO takes 0.28) is the upper bound of the ratio. ``beta`` is the weight of the distance to the
+    model before training; 0 spares its forward; ``unbiased_kl`` multiplies it by the ratio, so that its gradient is that of the reverse KL
+    (DeepSeek-AI 2025, DeepSeek-V3.2). ``epochs`` and ``minibatches``: a rollout is gone through so often, in so many optimizer updates each
+    time. ``mask_truncated`` learns nothing from answers that did not end. A group of 64 and a beta of 0.04 are the paper's; 8 answers are
+    what a small machine can draw.
     """
 
     rewards: tuple[Any, ...]
