@@ -113,7 +113,7 @@ def forward_speed(kind: Kind, rows: Rows, tokens: int) -> tuple[float, float]:
     from luthier.models.load import load_model
     from luthier.objectives._rows import Limits
     from luthier.store.database import open_store
-    from luthier.training.loop import Work, mean_loss
+    from luthier.training.work import Work, mean_loss
 
     model = load_model(open_store(), kind.model)
     sft = catalog.load("objectives", "sft")

@@ -22,8 +22,9 @@ from luthier.store.database import open_store
 from luthier.training import checkpoint
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Halt
-from luthier.training.loop import Work, train
+from luthier.training.loop import train
 from luthier.training.optimizer import Optimizer
+from luthier.training.work import Work
 
 COUNTS = each_linear(lambda i, o: 12 * (i + o + 1))
 

@@ -38,7 +38,8 @@ from luthier.store.models import register
 from luthier.training import checkpoint
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Halt
-from luthier.training.loop import Work, train
+from luthier.training.loop import train
+from luthier.training.work import Work
 
 LABELS = ("billing", "delivery")
 ROWS = [("refund the deposit", "billing"), ("where is the parcel", "delivery")] * 4

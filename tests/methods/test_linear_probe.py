@@ -20,7 +20,8 @@ from luthier.models.load import load_model
 from luthier.objectives._rows import Limits
 from luthier.store.database import open_store
 from luthier.training.config import TrainConfig
-from luthier.training.loop import Work, train
+from luthier.training.loop import train
+from luthier.training.work import Work
 
 COUNTS = {"bert": HEAD["bert"]}
 

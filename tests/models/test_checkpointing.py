@@ -16,7 +16,7 @@ from luthier.models.checkpointing import blocks, checkpointed
 from luthier.models.fast import speed_up
 from luthier.models.load import LoadedModel
 from luthier.objectives._rows import Limits
-from luthier.training.loop import Work
+from luthier.training.work import Work
 
 PROMPT = PromptTemplate("Say what this note of a customer is about, in one word that is given here", labels=LABELS)
 

@@ -26,7 +26,8 @@ from luthier.store.models import find
 from luthier.training import checkpoint
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Halt
-from luthier.training.loop import Work, train
+from luthier.training.loop import train
+from luthier.training.work import Work
 
 TEXTS = (
     "The parcel has not arrived and the courier does not answer.",

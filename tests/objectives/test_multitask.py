@@ -34,9 +34,10 @@ from luthier.store.database import open_store
 from luthier.store.models import find
 from luthier.strategies._load import load
 from luthier.training.config import TrainConfig
-from luthier.training.loop import Work, mean_loss, train
+from luthier.training.loop import train
 from luthier.training.sources import Layout
 from luthier.training.tune import tune
+from luthier.training.work import Work, mean_loss
 
 MOOD = [("so happy", "joy"), ("leave me alone with it", "anger"), ("what a fine day", "joy"), ("no!", "anger")]
 TOPIC = [

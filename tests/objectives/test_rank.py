@@ -23,7 +23,8 @@ from luthier.store.database import open_store
 from luthier.training import checkpoint
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Halt
-from luthier.training.loop import Work, train
+from luthier.training.loop import train
+from luthier.training.work import Work
 
 ROWS: list[dict[str, Any]] = [
     {"query": "refund the deposit", "pos": ["billing refund", "the deposit"], "neg": ["lesson", "where is the parcel"]},

@@ -26,7 +26,8 @@ from luthier.store.database import open_store
 from luthier.training import checkpoint
 from luthier.training.config import TrainConfig
 from luthier.training.interrupt import Halt
-from luthier.training.loop import Work, mean_loss, train
+from luthier.training.loop import train
+from luthier.training.work import Work, mean_loss
 
 PAIRS: list[dict[str, Any]] = [
     {

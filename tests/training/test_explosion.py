@@ -16,7 +16,8 @@ from luthier.training import checkpoint
 from luthier.training.checkpoint import Position
 from luthier.training.config import TrainConfig
 from luthier.training.explosion import WINDOW, bound, explosion, note
-from luthier.training.loop import Work, train
+from luthier.training.loop import train
+from luthier.training.work import Work
 
 
 def watch(losses: list[float], max_rise: float = 3.0) -> tuple[int, Position]:

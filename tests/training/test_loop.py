@@ -24,8 +24,9 @@ from luthier.objectives._loss import Loss
 from luthier.store.runs import read_metrics
 from luthier.training import checkpoint
 from luthier.training.config import TrainConfig
-from luthier.training.loop import Work, mean_loss, train
+from luthier.training.loop import train
 from luthier.training.schedule import rate
+from luthier.training.work import Work, mean_loss
 
 SCRIPT = Path(__file__).parent / "toy.py"
 

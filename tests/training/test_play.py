@@ -15,8 +15,9 @@ from luthier.core.errors import TrainingError
 from luthier.objectives._rollout import Experience, Moment
 from luthier.training import checkpoint
 from luthier.training.config import TrainConfig
-from luthier.training.loop import Outcome, Work, mean_loss, train
+from luthier.training.loop import Outcome, train
 from luthier.training.play import updates
+from luthier.training.work import Work, mean_loss
 
 
 class Noisy:

@@ -20,11 +20,12 @@ from luthier.store.database import open_store
 from luthier.store.lineage import lineage
 from luthier.training import checkpoint
 from luthier.training.config import TrainConfig
-from luthier.training.loop import Outcome, Work, mean_loss, train
+from luthier.training.loop import Outcome, train
 from luthier.training.preflight import look_ahead
 from luthier.training.resolve import Job, resolve
 from luthier.training.sources import Layout, leaked
 from luthier.training.tune import tune
+from luthier.training.work import Work, mean_loss
 
 SIZES = (16, 8)
 

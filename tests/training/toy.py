@@ -16,7 +16,8 @@ from luthier.objectives._loss import Loss
 from luthier.store.runs import MetricsLog
 from luthier.training import checkpoint
 from luthier.training.config import TrainConfig
-from luthier.training.loop import Outcome, Work, train
+from luthier.training.loop import Outcome, train
+from luthier.training.work import Work
 
 
 @dataclass(frozen=True)

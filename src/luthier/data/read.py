@@ -38,7 +38,7 @@ def read(
         raise InputError(f"limit must be at least 1; got {limit}")
     if str(path).startswith("hub:"):
         name = str(path).removeprefix("hub:").partition(":")[0]
-        named = ((str(path), line, row) for line, row in hub_rows(str(path)))
+        named: Iterator[tuple[str, int, Row]] = ((str(path), line, row) for line, row in hub_rows(str(path)))
     elif (path := Path(path).expanduser()).is_dir():
         name, named = path.resolve().name, folder_rows(path)
     else:

@@ -61,10 +61,10 @@ class EncoderClassifier(nn.Module):
         with torch.set_grad_enabled(needs_grad):
             hidden = self._hidden(input_ids, attention_mask, token_types)
             if self.pooling == "cls":
-                return hidden[:, 0].float()  # type: ignore[no-any-return]
+                return hidden[:, 0].float()
             mask = attention_mask.unsqueeze(-1).to(torch.float32)
             total = (hidden.float() * mask).sum(1)
-            return total / mask.sum(1).clamp(min=1.0)  # type: ignore[no-any-return]
+            return total / mask.sum(1).clamp(min=1.0)
 
     def states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The last hidden state of every token, (batch, length, width), fp32."""

@@ -58,7 +58,7 @@ class PairBatch:
         """What is read and asked, token by token: a row's source, then its target."""
         counts = torch.bincount(self.places // self.shown.shape[1], minlength=len(self.ids)).tolist()
         found: list[Line] = []
-        for ids, real, wanted in zip(self.ids, self.mask, self.targets.split(counts), strict=True):
+        for ids, real, wanted in zip(self.ids, self.mask, torch.split(self.targets, counts), strict=True):
             found.append([Shown(token) for token in ids[real.bool()].tolist()])
             found.append([Shown(token, token) for token in wanted.tolist()])
         return found

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.config import Document, from_mapping, read_yaml
 from luthier.core.errors import MismatchError, UnsupportedError
 from luthier.core.run import no_progress
 
@@ -25,7 +26,9 @@ Followed = Callable[..., AbstractContextManager[None]]
 """Given the store, the run's folder and what the others must know: while entered, other processes take their part of the training."""
 
 
-def followed(job: Job, config: str | Path | Mapping[str, Any] | None, overrides: tuple[str, ...]) -> Followed | None:
+def followed(
+    job: Job, config: str | Path | Mapping[str, Any] | Document | None, overrides: tuple[str, ...]
+) -> Followed | None:
     """What starts the other processes of ``train.processes``; None for one process. Raises UnsupportedError where a training cannot be shared."""
     asked = job.config.train.processes
     if asked == 1:
@@ -46,10 +49,13 @@ def followed(job: Job, config: str | Path | Mapping[str, Any] | None, overrides:
             f"objective {objective.name} looks at all rows of a step together, which several processes cannot",
             hint=hint,
         )
-    stated = dict(config) if isinstance(config, Mapping) else str(Path(config).resolve())
+    if isinstance(config, Mapping):
+        config = from_mapping(config)
+    stated = config if isinstance(config, Document) else read_yaml(config)
 
     def start(store: Store, folder: Path, **told: Any) -> AbstractContextManager[None]:
-        asked = {"config": stated, "overrides": overrides, "home": str(store.home.root), "key": job.key, **told}
+        asked = {"values": stated.values, "folder": str(stated.folder.resolve()), "overrides": overrides, **told}
+        asked |= {"home": str(store.home.root), "key": job.key}
         place = folder / "processes.json"
         place.write_text(json.dumps(asked), encoding="utf-8")
         return followers(count, folder, [str(place)])
@@ -69,7 +75,8 @@ def follow(asked: dict[str, Any]) -> None:
     from luthier.training.resolve import resolve
 
     store = open_store(Path(asked["home"]))
-    job = resolve(asked["config"], asked["overrides"], store)
+    stated = Document(asked["values"], folder=Path(asked["folder"]))
+    job = resolve(stated, asked["overrides"], store)
     if job.key != asked["key"]:
         raise MismatchError("the data, the models or the configuration changed while the training was starting")
     folder = runs.folder(store, asked["run"])

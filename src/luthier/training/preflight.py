@@ -186,7 +186,7 @@ def amount_of(
 ) -> Amount:
     """How many steps and tokens ``config`` makes of rows of these lengths, of several sources where ``layout`` says so. ``whole``: the
     objective takes the rows of a step together."""
-    from luthier.training.loop import planned_steps
+    from luthier.training.work import planned_steps
 
     shape: dict[str, Any] = {"batch_size": config.batch_size, "max_tokens": config.max_tokens_per_batch}
     if layout is None:
@@ -323,8 +323,8 @@ def sketch(
 ) -> tuple[LoadedModel, Sequence[int], Sequence[int], Layout | None]:
     """The model of ``job`` without its weights (shapes only), the lengths of its training and validation rows, and where the former lie
     when they are of several sources."""
-    from luthier.training.loop import lengths_of
     from luthier.training.prepare import layout_of, rows_of
+    from luthier.training.work import lengths_of
 
     model = outline(store, job, shared)
     if model.architecture == "encoder":

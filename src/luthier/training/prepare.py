@@ -16,8 +16,8 @@ from luthier.training.sources import Layout
 if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
     from luthier.objectives._rollout import Rollout
-    from luthier.training.loop import Work
     from luthier.training.shared import Rows, Shared
+    from luthier.training.work import Work
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _rollout(model: LoadedModel, job: Job) -> Rollout | None:
 
 
 def _work(model: LoadedModel, job: Job, found: Sequence[Rows], rollout: Rollout | None) -> Work:
-    from luthier.training.loop import Work
+    from luthier.training.work import Work
 
     objective, config = job.objective.entry, job.objective.config
     whole = bool(objective.optional("WHOLE_STEPS"))

@@ -229,9 +229,8 @@ def _fit_both(n: Array, d: Array, target: Array, start: Mapping[str, float] | No
         return minimize(value, x, jac=True, method="L-BFGS-B", options=options)
 
     if len(starts) > _FOLLOWED:  # a part of the way tells which are worth all of it
-        starts = [
-            each.x for each in sorted((follow(x, 60) for x in starts), key=lambda each: float(each.fun))[:_FOLLOWED]
-        ]
+        ahead = sorted((follow(x, 60) for x in starts), key=lambda each: float(each.fun))[:_FOLLOWED]
+        starts = np.array([each.x for each in ahead])
     best = min((follow(x, 2000) for x in starts), key=lambda each: float(each.fun))
     a, b, e, alpha, beta = (float(v) for v in best.x)
     return {"E": math.exp(e), "A": math.exp(a), "B": math.exp(b), "alpha": alpha, "beta": beta}

@@ -30,9 +30,10 @@ from luthier.training.sources import leaked
 
 if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
-    from luthier.training.loop import Outcome, Work
+    from luthier.training.loop import Outcome
     from luthier.training.preflight import Prediction
     from luthier.training.shared import Shared
+    from luthier.training.work import Work
 
 Scorer = Callable[["LoadedModel"], Mapping[str, float]]
 
@@ -197,8 +198,9 @@ def _execute(
     from luthier.models.checkpointing import checkpointed
     from luthier.models.fast import speed_up
     from luthier.training import checkpoint, preflight
-    from luthier.training.loop import lengths_of, train
+    from luthier.training.loop import train
     from luthier.training.memory import peak_mb, reset_peak
+    from luthier.training.work import lengths_of
 
     folder = runs.folder(store, run.id)
     point = checkpoint.latest(folder)
@@ -285,7 +287,7 @@ def _validator(
     model: LoadedModel, job: Job, validation: Work | None, scorer: Scorer | None
 ) -> Callable[[], Mapping[str, float]] | None:
     """Loss over the validation rows, and what the scorer says."""
-    from luthier.training.loop import mean_loss, require_weight
+    from luthier.training.work import mean_loss, require_weight
 
     if validation is None and scorer is None:
         return None
