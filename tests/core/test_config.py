@@ -1,7 +1,7 @@
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -155,6 +155,7 @@ def test_good_values_become_the_model():
     assert validate(Config, {"method": {"name": "lora"}}).method.rank == 8
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z]{1,6}", fullmatch=True),
@@ -168,3 +169,10 @@ def test_any_plain_value_survives_an_override(values):
     document = Document()
     apply_overrides(document, [f"section.{key}={json.dumps(value)}" for key, value in values.items()])
     assert document.values.get("section", {}) == values
+
+
+def test_files_are_seen_from_the_document_and_a_name_on_the_hub_from_nowhere(tmp_path):
+    document = read_yaml(write(tmp_path, "a: 1\n"))
+    assert document.path("rows.jsonl") == tmp_path / "rows.jsonl"
+    assert document.path(str(tmp_path / "rows.jsonl")) == tmp_path / "rows.jsonl"
+    assert str(document.path("hub:org/name:test")) == "hub:org/name:test"

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luthier.core.dataset import Example
@@ -386,6 +386,7 @@ def test_choices_know_their_right_places_and_answers_all_their_references() -> N
     assert made(as_row(bare, "question"))[2].references == ("a", "b")
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(EXAMPLES)
 def test_what_is_written_reads_back_the_same(drawn: tuple[str, Example]) -> None:
     kind, example = drawn

@@ -38,7 +38,9 @@ class Document:
     folder: Path = field(default_factory=Path)
 
     def path(self, value: str) -> Path:
-        """A file named in the document: relative names are relative to the document's own folder."""
+        """A file named in the document: relative names are relative to the document's own folder. A name on the hub stays as it is."""
+        if value.startswith("hub:"):
+            return Path(value)
         path = Path(value).expanduser()
         return path if path.is_absolute() else self.folder / path
 
