@@ -11,7 +11,7 @@ from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from sqlalchemy import update
 
-from luthier.core.catalog import load
+from luthier.core.catalog import load, names
 from luthier.core.errors import InputError, NotFoundError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.methods.lora import Config, build
@@ -19,7 +19,7 @@ from luthier.models.attach import attach, detach, save_trained, select
 from luthier.models.combine import merge_into_base
 from luthier.models.decode import causal_model, hidden_states, logits
 from luthier.models.load import LoadedModel, load_model
-from luthier.models.merge import merge, merged, unmerge
+from luthier.models.merge import folds, merge, merged, unmerge
 from luthier.store.artifacts import put
 from luthier.store.database import models, open_store
 from luthier.store.models import find, register, remove, rename
@@ -52,6 +52,19 @@ def test_soft_prompts_cannot_be_merged(tiny_decoder: str) -> None:
     model.module = get_peft_model(model.module, config)
     with pytest.raises(UnsupportedError, match="is a soft prompt"):
         merge(model)
+
+
+@pytest.mark.parametrize("method", names("methods"))
+def test_what_is_known_to_fold_before_training(method: str) -> None:
+    """Soft prompts and networks beside the weights do not; methods for encoders alone say so themselves."""
+    entry = load("methods", method).module
+    record = ModelRecord("m", "adapter", "encoder", "0", base="b", meta={"method": method})
+    if "decoder" in entry.SERVING:
+        assert folds(record) == (entry.SERVING["decoder"]["llamacpp"] != "no")
+    else:
+        assert folds(record) == (entry.SAVES == "head")
+    if entry.FAMILY == "soft_prompt":
+        assert not folds(record)
 
 
 def test_rotary_frequencies_stay_in_fp32_when_a_model_in_bf16_is_merged(tiny_decoder: str) -> None:

@@ -227,7 +227,7 @@ def test_the_auxiliary_loss_is_of_decoders(encoder: LoadedModel) -> None:
 
 def test_a_setting_that_came_later_changes_no_key_at_its_default() -> None:
     from luthier.core import catalog
-    from luthier.training.resolve import Part
+    from luthier.training.part import Part
 
     entry = catalog.load("objectives", "classify")
     assert Part(entry, entry.configure()).as_dict() == Part(entry, entry.configure({"lm_weight": 0.0})).as_dict()

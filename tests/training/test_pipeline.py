@@ -181,6 +181,7 @@ def test_what_the_top_says_gives_way_to_another_method_and_other_files(tiny_deco
         ({"policy": PPO, "last": {**PPO, "objective": {"name": "ppo", "reward": "steps.policy"}}}, [], UnsupportedError, "step last: steps.policy is no reward model"),
         ({"reward": {"data": {"train": "chats.jsonl"}}}, [], UnsupportedError, "step reward: objective reward needs data of kind"),
         ({"policy": {"data": {"train": "none.jsonl"}}}, [], LuthierError, "step policy: .*none.jsonl"),
+        ({"sft": {"method": {"name": "prompt", "tokens": 2}}}, [], UnsupportedError, r"step reward: model.base steps.sft was made by prompt, .* cannot be folded"),
         ({"policy": {"method": {"name": "linear_probe"}}}, [], UnsupportedError, "step policy: method linear_probe"),
         ({"policy": {"name": "desk-sft"}}, [], InputError, "step policy: name: the step sft has the name 'desk-sft' too"),
         ({"policy": {"objective": {"name": "grpo", "rewards": ["number"]}}}, [], DataError, r"step policy: .*the target has no number"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from luthier.core.errors import DataError, MismatchError, UnsupportedError
 from luthier.core.message import Message, user
@@ -219,6 +220,28 @@ def test_the_text_beside_the_answers_counts_in_the_key(tiny_decoder: str, tmp_pa
     assert first.key == job("The courier called.").key != other.key
     assert first.config.train.metric == "validation_reward"
     assert first.config.train.learning_rate == pytest.approx(5e-5 * 0.05)
+
+
+def test_the_text_beside_the_answers_is_seen_from_the_yaml(
+    tiny_decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the command runs, and wherever the files are moved together: equal work."""
+    jobs = []
+    for name in ("here", "there"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "texts.jsonl").write_text(json.dumps({"text": "The courier called."}) + "\n")
+        write_prompts(folder / "prompts.jsonl", 4)
+        objective = {"name": "ppo", "rewards": DIGITS, "ptx": {"path": "texts.jsonl"}}
+        run = settings(tiny_decoder, Path("prompts.jsonl"), objective)
+        (folder / "run.yaml").write_text(yaml.safe_dump(run))
+        jobs.append(resolve(folder / "run.yaml", (), open_store()))
+        assert jobs[-1].values()["objective"]["ptx"]["path"] == str(folder / "texts.jsonl")
+    assert jobs[0].key == jobs[1].key
+    monkeypatch.chdir(tmp_path / "here")
+    assert resolve("run.yaml", (), open_store()).key == jobs[0].key
+    with pytest.raises(DataError, match=r"here/none.jsonl"):
+        resolve(tmp_path / "here" / "run.yaml", ["objective.ptx.path=none.jsonl"], open_store())
 
 
 def test_an_encoder_cannot_answer(tiny_encoder: str, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def show_masks(
     from luthier.objectives._shown import lines
     from luthier.store.database import open_store
     from luthier.store.models import find
-    from luthier.training.resolve import objective_for
+    from luthier.training.part import objective_for
 
     store = open_store()
     record = find(store, name)

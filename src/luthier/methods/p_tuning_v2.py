@@ -20,6 +20,7 @@ PAPER = "Liu et al. 2022, P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-t
 FAMILY = "soft_prompt"
 SAVES = "adapter"
 SERVING: Mapping[str, Mapping[str, str]] = {"encoder": {"torch": "swap", "llamacpp": "no"}}
+FOLDS = False
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"encoder": {"learning_rate": 2e-2, "weight_decay": 0.0}}
 
 

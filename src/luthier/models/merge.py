@@ -216,8 +216,6 @@ def _rounded(module: Any, dtype: Any, buffers: Mapping[str, Any]) -> Any:
 
 def require_mergeable(record: ModelRecord) -> None:
     """Raise UnsupportedError, before any weight is read, for a tuned model whose method has no merged weights (as its SERVING says)."""
-    from luthier.core import catalog
-
     if record.meta.get("answers"):
         raise UnsupportedError(
             f"{record.name} answers with a head beside the language model; merged weights would lose it",
@@ -228,16 +226,27 @@ def require_mergeable(record: ModelRecord) -> None:
             f"{record.name} scores texts with a head beside the language model; merged weights would lose it",
             hint="use it where it is: luthier.models.reward scores texts with it",
         )
-    method = str(record.meta.get("method") or "")
-    if record.kind != "adapter" or method not in catalog.names("methods"):
-        return
-    serving = catalog.load("methods", method).module.SERVING.get("decoder") or {}
-    if serving.get("llamacpp") == "no":
+    if not folds(record):
         raise UnsupportedError(
-            f"{record.name} was made by {method}, whose result stands beside the weights: it cannot be folded into them, and so not be "
-            "served by llama.cpp",
+            f"{record.name} was made by {record.meta['method']}, whose result stands beside the weights: it cannot be folded into them, and "
+            "so not be served by llama.cpp",
             hint=f"serve it where it is swapped in: luthier serve {record.name} --engine torch",
         )
+
+
+def folds(record: ModelRecord) -> bool:
+    """Whether the method of a tuned model leaves weights that can be folded into the base's, as its SERVING says: for llama.cpp they must be.
+
+    A method for encoders alone folds unless it says ``FOLDS = False``. What an adapter of PEFT's own does is seen only when it is merged.
+    """
+    from luthier.core import catalog
+
+    method = str(record.meta.get("method") or "")
+    if record.kind != "adapter" or method not in catalog.names("methods"):
+        return True
+    entry = catalog.load("methods", method)
+    serving = entry.module.SERVING.get("decoder") or {}
+    return serving.get("llamacpp") != "no" and entry.optional("FOLDS") is not False
 
 
 def _plain(model: LoadedModel, module: Any) -> LoadedModel:

@@ -50,6 +50,7 @@ __all__ = ["KINDS"]
 ARCHITECTURES = ("decoder",)
 DEFAULT_FOR: tuple[str, ...] = ()
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"decoder": {"metric": "validation_reward"}}
+PATHS = ("ptx.path",)
 RATE_FACTOR = 0.05
 """Of a method's learning rate: 3e-6 for all weights, TRL's, where 5e-5 is usual for supervised fine-tuning."""
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core import catalog
-from luthier.core.catalog import Entry
 from luthier.core.config import Document, apply_overrides, from_mapping, read_yaml
 from luthier.core.dataset import Dataset, Splits
 from luthier.core.digest import digest_json
@@ -22,6 +21,7 @@ from luthier.data.read import read
 from luthier.data.shares import Mixture
 from luthier.data.split import check_labels, split
 from luthier.data.stream import StreamedDataset, split_streamed, stream
+from luthier.models.merge import folds
 from luthier.models.new import make
 from luthier.store.models import check_name, find
 from luthier.training import from_scratch
@@ -34,26 +34,12 @@ from luthier.training.config import (
     read_run,
     with_defaults,
 )
+from luthier.training.part import Part, method_for, objective_for
 from luthier.training.sources import Source, joined, named
 from luthier.training.streamed import streams
 
 if TYPE_CHECKING:
     from luthier.store.database import Store
-
-
-@dataclass(frozen=True)
-class Part:
-    """A chosen catalogue entry with its validated options."""
-
-    entry: Entry
-    config: Any
-
-    def as_dict(self) -> dict[str, Any]:
-        """Name and options, for manifests and keys. Options that the entry names in ``LATER`` count only when they are not the default, so
-        that what was trained before they came is found again."""
-        default = {name: type(self.config).model_fields[name].default for name in self.entry.optional("LATER") or ()}
-        told = {k: v for k, v in self.config.model_dump().items() if k not in default or v != default[k]}
-        return {"name": self.entry.name, "config": told}
 
 
 @dataclass(frozen=True)
@@ -154,7 +140,7 @@ def resolve(
     base, made = _base(store, run, data[1].train if data is not None else None)
     if base.kind not in ("base", "adapter"):
         raise UnsupportedError(f"model.base must be a base model or an adapter; {base.name} is an {base.kind}")
-    method = _method(run, base)
+    method = method_for(base, run.method.name, run.method.options)
     needs = method.entry.optional("needs")
     parts = (
         tuple({key: part[key] for key in ("name", "digest")} for part in needs(store, base, method.config))
@@ -165,7 +151,8 @@ def resolve(
     if of_kinds:
         _require_sources(run, sources, method)
     given = run.objective
-    objective = objective_for(base, splits.train, given.name if given else None, given.options if given else {})
+    name, options = (given.name, given.options) if given is not None else (None, {})
+    objective = objective_for(base, splits.train, name, options, document)
     if objective.entry.module.KINDS == ("labelled",):
         check_labels(splits)
     prompt = _prompt(run, base, splits, given=prompt)
@@ -179,7 +166,7 @@ def resolve(
         _told(run.train),
         run.data.overlong,
         method.as_dict(),
-        objective.as_dict(),
+        objective.key(),
         prompt.as_dict(),
         splits.train.digest,
         splits.validation.digest,
@@ -212,6 +199,12 @@ def _base(store: Store, run: RunConfig, texts: Dataset | None) -> tuple[ModelRec
     base = find(store, str(run.model.base))
     if from_scratch.is_new(base):
         from_scratch.require_whole(method, base.name)
+    if not folds(base):
+        raise UnsupportedError(
+            f"model.base {base.name} was made by {base.meta['method']}, whose result stands beside the weights: it cannot be folded into them "
+            "to be tuned on",
+            hint=f"tune on {base.base}, or make {base.name} with another method, for example method: lora",
+        )
     return base, False
 
 
@@ -290,44 +283,6 @@ def _with_optimizer(run: RunConfig, origins: dict[str, str]) -> RunConfig:
     for option in filled.optimizer.options:
         origins.setdefault(f"train.optimizer.{option}", "default")
     return run.model_copy(update={"train": filled})
-
-
-def _method(run: RunConfig, base: ModelRecord) -> Part:
-    entry = catalog.load("methods", run.method.name)
-    fitting: Mapping[str, Any] = entry.module.DEFAULTS
-    if base.architecture not in fitting:
-        others = [
-            name
-            for name in catalog.names("methods")
-            if base.architecture in catalog.load("methods", name).module.DEFAULTS
-        ]
-        raise UnsupportedError(
-            f"method {entry.name} needs a model of architecture {' or '.join(fitting)}; {base.name} is of architecture "
-            f"{base.architecture}",
-            hint=f"for this model: method={' | method='.join(others)}",
-        )
-    return Part(entry, entry.configure(run.method.options))
-
-
-def objective_for(base: ModelRecord, train: Dataset, name: str | None, options: Mapping[str, Any]) -> Part:
-    """The objective ``name`` with its ``options``; without a name the one that fits the kind of data and the model.
-
-    Raises NotFoundError, InputError for options that it does not have, UnsupportedError when none fits.
-    """
-    if name is not None:
-        entry = catalog.load("objectives", name)
-        return Part(entry, entry.configure(options))
-    entries = [catalog.load("objectives", name) for name in catalog.names("objectives")]
-    for entry in entries:
-        if train.kind in entry.module.DEFAULT_FOR and base.architecture in entry.module.ARCHITECTURES:
-            return Part(entry, entry.configure(options))
-    can = "; ".join(
-        f"{e.name}: {', '.join(e.module.KINDS)} with {' or '.join(e.module.ARCHITECTURES)}" for e in entries
-    )
-    raise UnsupportedError(
-        f"no objective fits data of kind {train.kind} ({train.name}) with {base.name}, an architecture {base.architecture}. {can}",
-        hint="luthier data inspect FILE shows what a file holds",
-    )
 
 
 def _splits(data: DataConfig, read_file: Callable[[str], Dataset], *, given: Splits | None) -> Splits:
