@@ -222,6 +222,21 @@ def test_the_text_beside_the_answers_counts_in_the_key(tiny_decoder: str, tmp_pa
     assert first.config.train.learning_rate == pytest.approx(5e-5 * 0.05)
 
 
+@pytest.mark.parametrize("name", ["ppo", "nash_md", "grpo", "best_of_n"])
+def test_validation_rows_that_no_scorer_can_compare_are_named_before_training(
+    tiny_decoder: str, tmp_path: Path, name: str
+) -> None:
+    bare = tmp_path / "bare.jsonl"
+    turns = [{"role": role, "content": "number 1?"} for role in ("user", "assistant", "user")]
+    bare.write_text(json.dumps({"messages": turns}) + "\n")
+    config = settings(tiny_decoder, write_prompts(tmp_path / "prompts.jsonl", 4), {"name": name, "rewards": ["exact"]})
+    config["data"]["validation"] = str(bare)
+    steps: list[Any] = []
+    with pytest.raises(DataError, match=r"bare.jsonl:1: exact compares with a right answer"):
+        tune(config, metrics=steps.append)
+    assert not steps
+
+
 def test_the_text_beside_the_answers_is_seen_from_the_yaml(
     tiny_decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

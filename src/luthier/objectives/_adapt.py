@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from luthier.core.dataset import Dataset
 from luthier.core.errors import UnsupportedError
 from luthier.models.fast import plain_forwards
 from luthier.models.load import LoadedModel
-from luthier.objectives._episodes import Episode, Part
+from luthier.objectives._episodes import Episode, Part, Shape, prepare, require_encoder
+from luthier.objectives._rows import Limits
 
 _HEAD = ("weight", "bias")
 
@@ -44,6 +46,40 @@ class Inner:
     rate: float
     head_rate: float
     exact: bool = False
+
+
+class Practice(Protocol):
+    """The options that say which episodes an inner loop practises on."""
+
+    @property
+    def ways(self) -> int:
+        """Labels of an episode."""
+
+    @property
+    def shots(self) -> int:
+        """Examples of each to learn from."""
+
+    @property
+    def queries(self) -> int:
+        """Examples of each to be asked."""
+
+    @property
+    def episodes(self) -> int:
+        """Episodes of an epoch."""
+
+
+def without_labels(model: LoadedModel) -> None:
+    """Every episode has a head of its own, and its labels are only for practice: the result knows none."""
+    model.put_head(None)
+    model.labels = ()
+
+
+def practice(dataset: Dataset, model: LoadedModel, config: Practice, limits: Limits, objective: str) -> list[Any]:
+    """Episodes. Raises DataError for too few labels or examples, UnsupportedError where nothing of the encoder is trained."""
+    require_encoder(model, objective)
+    learned(model)
+    shape = Shape(config.ways, config.shots, config.queries, config.episodes)
+    return list(prepare(dataset, model, shape, limits, objective))
 
 
 def learned(model: LoadedModel) -> dict[str, nn.Parameter]:

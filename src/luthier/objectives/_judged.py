@@ -6,19 +6,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import torch
+from torch import Tensor
+
 from luthier.core.dataset import Dataset
+from luthier.core.engine import Sampling
 from luthier.core.errors import DataError
 from luthier.core.model import ModelRecord
 from luthier.core.score import asked_of
+from luthier.core.task import PromptTemplate
 from luthier.models.load import LoadedModel, store_of
 from luthier.models.reward import prompt_lengths
-from luthier.models.rollout import Answer
+from luthier.models.rollout import Answer, sample
 from luthier.objectives import _rewards
-from luthier.objectives._rollout import PromptRow
+from luthier.objectives._rollout import Moment, PromptRow, prompt_rows
+from luthier.objectives._rows import Limits
 from luthier.store.database import Store
 
 _SHOWN = 10
@@ -36,6 +42,10 @@ class Judging(Protocol):
         """Scorers and reward models."""
 
     @property
+    def max_new_tokens(self) -> int:
+        """The most that an answer has."""
+
+    @property
     def missing_eos_penalty(self) -> float:
         """What an answer that was cut off loses."""
 
@@ -45,6 +55,7 @@ class Rewarded:
     """``Judging`` by a list of rewards alone."""
 
     listed: Sequence[Any]
+    max_new_tokens: int
     reward: str | None = None
     missing_eos_penalty: float = 0.0
 
@@ -78,6 +89,22 @@ def reads(store: Store, base: ModelRecord, train: Dataset, config: Judging) -> M
     found = _rewards.models_of(store, parts, base)
     _rewards.check_rows(parts, train)
     return {"reward" if config.reward is not None else f"reward {label}": record for label, record in found.items()}
+
+
+def prompts(
+    dataset: Dataset,
+    model: LoadedModel,
+    prompt: PromptTemplate,
+    limits: Limits,
+    objective: str,
+    config: Judging,
+    *,
+    copies: int = 1,
+) -> list[PromptRow]:
+    """The prompts in tokens. Raises what ``prompt_rows`` does, and DataError for rows whose answers a scorer could not score."""
+    rows = prompt_rows(dataset, model, prompt, limits, objective, max_new_tokens=config.max_new_tokens, copies=copies)
+    _rewards.check_rows(_rewards.parse(specs(config)), dataset)
+    return rows
 
 
 _held: WeakKeyDictionary[Any, tuple[list[Any], _rewards.Rewards]] = WeakKeyDictionary()
@@ -123,6 +150,21 @@ class Judge:
                 said = [value for one in given if (value := one.parts[part.label]) is not None]
                 metrics |= {f"reward_{part.label}": _mean(said)} if said else {}
         return totals, metrics
+
+    def groups(
+        self, rows: Sequence[PromptRow], sampling: Sampling, copies: int, moment: Moment
+    ) -> tuple[list[list[Answer]], Tensor, dict[str, float]]:
+        """``copies`` answers to each prompt, drawn by the moment's seed, their rewards (prompts, copies) in fp64, and the metrics of all."""
+        drawn = sample(
+            self.model,
+            [row.prompt for row in rows],
+            replace(sampling, seed=moment.seed),
+            copies=copies,
+            max_batch_tokens=moment.max_tokens,
+        )
+        owners = [row for row, group in zip(rows, drawn, strict=True) for _ in group]
+        given, metrics = self(owners, [answer for group in drawn for answer in group])
+        return drawn, torch.tensor(given, dtype=torch.float64).view(len(rows), -1), metrics
 
     def text(self, answer: Answer) -> str:
         """What the answer says, without the token that ended it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from luthier.core.dataset import Dataset, Example
 from luthier.core.errors import DataError, UnsupportedError
@@ -12,6 +12,28 @@ from luthier.core.errors import DataError, UnsupportedError
 Overlong = Literal["error", "truncate", "drop"]
 
 _SHOWN = 10
+
+
+@dataclass(slots=True)
+class Around:
+    """A row of another objective; what stands beside it is the fields of whoever builds on it."""
+
+    row: Any
+
+    @property
+    def length(self) -> int:
+        """Tokens that it costs."""
+        return int(self.row.length)
+
+    @property
+    def weight(self) -> int:
+        """What its loss counts."""
+        return int(self.row.weight)
+
+    @property
+    def source(self) -> str:
+        """``file:line``."""
+        return str(self.row.source)
 
 
 @dataclass

@@ -24,13 +24,13 @@ from luthier.core.model import ModelRecord
 from luthier.core.run import Progress
 from luthier.core.task import PromptTemplate
 from luthier.models.load import LoadedModel
-from luthier.models.rollout import Answer, sample
+from luthier.models.rollout import Answer
 from luthier.models.score import Row as ScoredRow
-from luthier.objectives._judged import Judge, Rewarded
+from luthier.objectives import _judged
 from luthier.objectives._log_probs import answer_token_log_probs
 from luthier.objectives._loss import Loss
-from luthier.objectives._rewards import check_rows, models_of, parse, plain
-from luthier.objectives._rollout import KINDS, Experience, Moment, PromptRow, prompt_rows
+from luthier.objectives._rewards import plain
+from luthier.objectives._rollout import KINDS, Experience, Moment, PromptRow
 from luthier.objectives._rows import Limits
 from luthier.store.database import Store
 
@@ -88,9 +88,13 @@ class BestRow:
 
 def reads(
     store: Store, base: ModelRecord, train: Dataset, prompt: PromptTemplate, config: Config
-) -> dict[str, ModelRecord]:
-    """The reward models. Raises NotFoundError, UnsupportedError, or MismatchError for one of another tokenizer."""
-    return {f"reward {label}": record for label, record in models_of(store, parse(config.rewards), base).items()}
+) -> Mapping[str, ModelRecord]:
+    """The reward models, checked without reading weights."""
+    return _judged.reads(store, base, train, _judging(config))
+
+
+def _judging(config: Config) -> _judged.Rewarded:
+    return _judged.Rewarded(config.rewards, config.max_new_tokens)
 
 
 def prepare(
@@ -98,15 +102,12 @@ def prepare(
 ) -> list[PromptRow]:
     """The prompts in tokens. Raises DataError for rows whose answers a scorer could not score, or that leave no room for an answer;
     UnsupportedError for other kinds and architectures."""
-    most, copies = config.max_new_tokens, config.samples
-    rows = prompt_rows(dataset, model, prompt, limits, "best_of_n", max_new_tokens=most, copies=copies)
-    check_rows(parse(config.rewards), dataset)
-    return rows
+    return _judged.prompts(dataset, model, prompt, limits, "best_of_n", _judging(config), copies=config.samples)
 
 
 def before(model: LoadedModel, rows: Sequence[PromptRow], config: Config, progress: Progress) -> None:
     """Raise DataError for prompts that leave a reward model no room for an answer."""
-    Judge.of(model, Rewarded(config.rewards)).require_readable(rows)
+    _judged.Judge.of(model, _judging(config)).require_readable(rows)
 
 
 def rollout(model: LoadedModel, config: Config) -> Best:
@@ -119,21 +120,13 @@ class Best:
 
     def __init__(self, model: LoadedModel, config: Config) -> None:
         self._model, self._config = model, config
-        self._judge = Judge.of(model, Rewarded(config.rewards))
+        self._sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.top_k)
+        self._judge = _judged.Judge.of(model, _judging(config))
 
     def play(self, rows: Sequence[PromptRow], moment: Moment) -> Experience:
         """The best answers of a step. Metrics: ``reward`` of all answers, ``best_reward``, and ``kept``, the share of prompts that are learnt from."""
         config = self._config
-        groups = sample(
-            self._model,
-            [row.prompt for row in rows],
-            Sampling(config.max_new_tokens, config.temperature, config.top_p, config.top_k, seed=moment.seed),
-            copies=config.samples,
-            max_batch_tokens=moment.max_tokens,
-        )
-        owners = [row for row, group in zip(rows, groups, strict=True) for _ in group]
-        totals, metrics = self._judge(owners, [answer for group in groups for answer in group])
-        worth = torch.tensor(totals, dtype=torch.float64).view(len(rows), -1)
+        groups, worth, metrics = self._judge.groups(rows, self._sampling, config.samples, moment)
         made = [
             BestRow(row.prompt, best.tokens, row.source)
             for row, group, values in zip(rows, groups, worth.tolist(), strict=True)

@@ -32,7 +32,7 @@ from luthier.models.masked_head import MaskedHead, masked_head
 from luthier.objectives import _teacher
 from luthier.objectives._language import states_at
 from luthier.objectives._loss import Loss, linear_cross_entropy
-from luthier.objectives._rows import Limits
+from luthier.objectives._rows import Around, Limits
 from luthier.objectives._soft_targets import Product, vocabulary_divergence
 from luthier.store.database import Store
 
@@ -75,26 +75,10 @@ class Config(EntryConfig):
 
 
 @dataclass(slots=True)
-class Row:
+class Row(Around):
     """A row of masked_lm, and the teacher."""
 
-    row: Any
     teacher: LoadedModel | None = None
-
-    @property
-    def length(self) -> int:
-        """Tokens that it costs."""
-        return int(self.row.length)
-
-    @property
-    def weight(self) -> int:
-        """Tokens asked."""
-        return int(self.row.weight)
-
-    @property
-    def source(self) -> str:
-        """``file:line``."""
-        return str(self.row.source)
 
 
 @dataclass(frozen=True, slots=True)

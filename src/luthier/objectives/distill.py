@@ -33,7 +33,7 @@ from luthier.models.adapters import inner_of
 from luthier.models.load import LoadedModel
 from luthier.objectives import _head, _label_texts, _seq2seq, _teacher
 from luthier.objectives._loss import Loss
-from luthier.objectives._rows import Limits, require_kind
+from luthier.objectives._rows import Around, Limits, require_kind
 from luthier.objectives._soft_targets import Direction, Mixture, divergence, token_terms
 from luthier.store.database import Store
 
@@ -63,27 +63,11 @@ class Config(EntryConfig):
 
 
 @dataclass(slots=True)
-class Row:
+class Row(Around):
     """A row of classify or sft, and what the teacher says of it: label logits (labels), or hidden states (labelled tokens, width)."""
 
-    row: Any
     said: Tensor | None = None
     head: _teacher.TeacherHead | None = None
-
-    @property
-    def length(self) -> int:
-        """Tokens that it costs."""
-        return int(self.row.length)
-
-    @property
-    def weight(self) -> int:
-        """One example, or the labelled tokens."""
-        return int(self.row.weight)
-
-    @property
-    def source(self) -> str:
-        """``file:line``."""
-        return str(self.row.source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ There is no value model. What an answer is worth is said by ``rewards``: scorers
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -32,13 +32,13 @@ from luthier.core.model import ModelRecord
 from luthier.core.run import Progress
 from luthier.core.task import PromptTemplate
 from luthier.models.load import LoadedModel
-from luthier.models.rollout import Answer, sample
+from luthier.models.rollout import Answer
 from luthier.models.score import Row as ScoredRow
-from luthier.objectives._judged import Judge, Rewarded
+from luthier.objectives import _judged
 from luthier.objectives._log_probs import answer_token_log_probs
 from luthier.objectives._loss import Loss
-from luthier.objectives._rewards import check_rows, models_of, parse, plain
-from luthier.objectives._rollout import KINDS, Experience, Moment, PromptRow, Reference, prompt_rows
+from luthier.objectives._rewards import plain
+from luthier.objectives._rollout import KINDS, Experience, Moment, PromptRow, Reference
 from luthier.objectives._rows import Limits
 from luthier.store.database import Store
 
@@ -122,9 +122,13 @@ class GroupBatch:
 
 def reads(
     store: Store, base: ModelRecord, train: Dataset, prompt: PromptTemplate, config: Config
-) -> dict[str, ModelRecord]:
-    """The reward models. Raises NotFoundError, UnsupportedError, or MismatchError for one of another tokenizer."""
-    return {f"reward {label}": record for label, record in models_of(store, parse(config.rewards), base).items()}
+) -> Mapping[str, ModelRecord]:
+    """The reward models, checked without reading weights."""
+    return _judged.reads(store, base, train, _judging(config))
+
+
+def _judging(config: Config) -> _judged.Rewarded:
+    return _judged.Rewarded(config.rewards, config.max_new_tokens)
 
 
 def prepare(
@@ -132,16 +136,12 @@ def prepare(
 ) -> list[PromptRow]:
     """The prompts in tokens. Raises DataError for rows whose answers a scorer could not score, or that leave no room for an answer;
     UnsupportedError for other kinds and architectures."""
-    rows = prompt_rows(
-        dataset, model, prompt, limits, "grpo", max_new_tokens=config.max_new_tokens, copies=config.group_size
-    )
-    check_rows(parse(config.rewards), dataset)
-    return rows
+    return _judged.prompts(dataset, model, prompt, limits, "grpo", _judging(config), copies=config.group_size)
 
 
 def before(model: LoadedModel, rows: Sequence[PromptRow], config: Config, progress: Progress) -> None:
     """Raise DataError for prompts that leave a reward model no room for an answer."""
-    Judge.of(model, Rewarded(config.rewards)).require_readable(rows)
+    _judged.Judge.of(model, _judging(config)).require_readable(rows)
 
 
 def rollout(model: LoadedModel, config: Config) -> Groups:
@@ -155,23 +155,14 @@ class Groups:
     def __init__(self, model: LoadedModel, config: Config) -> None:
         self._model, self._config = model, config
         self._sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.top_k)
-        self._judge = Judge.of(model, Rewarded(config.rewards))
+        self._judge = _judged.Judge.of(model, _judging(config))
         self._reference = Reference(model) if config.beta else None
 
     def play(self, rows: Sequence[PromptRow], moment: Moment) -> Experience:
         """Experience from the prompts of a step. Metrics: rewards, lengths and truncated answers as the judge tells them; ``reward_std``, the spread within groups;
         ``equal_groups``, the share of those whose answers are all worth the same."""
         config = self._config
-        groups = sample(
-            self._model,
-            [row.prompt for row in rows],
-            replace(self._sampling, seed=moment.seed),
-            copies=config.group_size,
-            max_batch_tokens=moment.max_tokens,
-        )
-        owners = [row for row, group in zip(rows, groups, strict=True) for _ in group]
-        given, metrics = self._judge(owners, [answer for group in groups for answer in group])
-        totals = torch.tensor(given, dtype=torch.float64).view(len(rows), -1)
+        groups, totals, metrics = self._judge.groups(rows, self._sampling, config.group_size, moment)
         metrics["reward_std"] = float(totals.std(1).mean())
         metrics["equal_groups"] = float((totals.max(1).values == totals.min(1).values).double().mean())
         better = advantages_of(totals, config.scale_rewards).flatten().tolist()

@@ -20,7 +20,17 @@ from luthier.core.dataset import Dataset
 from luthier.core.task import PromptTemplate
 from luthier.models.load import LoadedModel
 from luthier.objectives import _episodes
-from luthier.objectives._adapt import Inner, Learner, adapt, adapting, learned, logits, new_state, outside_inference
+from luthier.objectives._adapt import (
+    Inner,
+    Learner,
+    adapt,
+    adapting,
+    logits,
+    new_state,
+    outside_inference,
+    practice,
+    without_labels,
+)
 from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits
 
@@ -47,16 +57,12 @@ class Config(EntryConfig):
 
 def heads(model: LoadedModel, config: Config) -> None:
     """Every episode has a head of its own, and its labels are only for practice: the result knows none."""
-    model.put_head(None)
-    model.labels = ()
+    without_labels(model)
 
 
 def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits) -> list[Any]:
     """Episodes. Raises DataError for too few labels or examples, UnsupportedError where nothing of the encoder is trained."""
-    _episodes.require_encoder(model, "maml")
-    learned(model)
-    shape = _episodes.Shape(config.ways, config.shots, config.queries, config.episodes)
-    return list(_episodes.prepare(dataset, model, shape, limits, "maml"))
+    return practice(dataset, model, config, limits, "maml")
 
 
 def collate(rows: Sequence[Any], model: LoadedModel) -> list[_episodes.Episode]:

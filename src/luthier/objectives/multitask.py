@@ -29,7 +29,7 @@ from luthier.core.task import PromptTemplate
 from luthier.models.encoder import new_head
 from luthier.models.load import LoadedModel
 from luthier.objectives._loss import Loss
-from luthier.objectives._rows import Limits
+from luthier.objectives._rows import Around, Limits
 from luthier.objectives._tasks import TaskHeads, answering, bare
 
 KINDS = ("labelled", "question", "chat", "text", "number", "entities", "extraction", "preference")
@@ -103,27 +103,11 @@ class Config(EntryConfig):
 
 
 @dataclass(slots=True)
-class TaskRow:
+class TaskRow(Around):
     """A row of a task's own objective."""
 
     task: str
-    row: Any
     objective: Entry
-
-    @property
-    def length(self) -> int:
-        """Tokens that it costs."""
-        return int(self.row.length)
-
-    @property
-    def weight(self) -> int:
-        """What its task's loss counts."""
-        return int(self.row.weight)
-
-    @property
-    def source(self) -> str:
-        """``file:line``."""
-        return str(self.row.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +170,7 @@ def prepare(
     entry, options = config.tasks[task].part
     with answering(model, task):
         own = config.tasks[task].prompt(prompt, model.labels)
-        return [TaskRow(task, row, entry) for row in entry.module.prepare(dataset, model, own, options, limits)]
+        return [TaskRow(row, task, entry) for row in entry.module.prepare(dataset, model, own, options, limits)]
 
 
 def collate(rows: Sequence[TaskRow], model: LoadedModel) -> TaskBatch:

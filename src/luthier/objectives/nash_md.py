@@ -31,7 +31,7 @@ from luthier.models.score import Row as ScoredRow
 from luthier.objectives import _judged, _ppo
 from luthier.objectives._log_probs import answer_states, token_log_probs
 from luthier.objectives._loss import Loss
-from luthier.objectives._rollout import KINDS, Experience, Moment, PromptRow, Reference, prompt_rows, read_answers
+from luthier.objectives._rollout import KINDS, Experience, Moment, PromptRow, Reference, read_answers
 from luthier.objectives._rows import Limits
 from luthier.store.database import Store
 
@@ -108,8 +108,8 @@ def reads(
 def prepare(
     dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits
 ) -> list[PromptRow]:
-    """The prompts in tokens. Raises what ``prompt_rows`` does."""
-    return prompt_rows(dataset, model, prompt, limits, "nash_md", max_new_tokens=config.max_new_tokens)
+    """The prompts in tokens. Raises what ``prompt_rows`` does, and DataError for rows whose answers a scorer could not score."""
+    return _judged.prompts(dataset, model, prompt, limits, "nash_md", config)
 
 
 def before(model: LoadedModel, rows: Sequence[PromptRow], config: Config, progress: Progress) -> None:

@@ -41,7 +41,7 @@ from luthier.models.score import Row as ScoredRow
 from luthier.objectives import _judged, _ppo
 from luthier.objectives._log_probs import answer_states, token_log_probs
 from luthier.objectives._loss import CHUNK, Loss
-from luthier.objectives._rollout import KINDS, Experience, Moment, PromptRow, Reference, prompt_rows, read_answers
+from luthier.objectives._rollout import KINDS, Experience, Moment, PromptRow, Reference, read_answers
 from luthier.objectives._rows import Limits
 from luthier.store.database import Store
 
@@ -169,10 +169,8 @@ def after(model: LoadedModel, rows: Sequence[Any], config: Config, progress: Pro
 def prepare(
     dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config: Config, limits: Limits
 ) -> list[PromptRow]:
-    """The prompts in tokens. Raises what ``prompt_rows`` does."""
-    found = prompt_rows(
-        dataset, model, prompt, limits, "ppo", max_new_tokens=config.max_new_tokens, copies=config.epochs
-    )
+    """The prompts in tokens. Raises what ``prompt_rows`` does, and DataError for rows whose answers a scorer could not score."""
+    found = _judged.prompts(dataset, model, prompt, limits, "ppo", config, copies=config.epochs)
     for row in found if config.ptx is not None else ():
         assert config.ptx is not None
         row.length += config.epochs * config.ptx.length
