@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -55,3 +56,34 @@ def test_freed_memory_is_kept_while_entered_and_given_back_after() -> None:
     assert usual > 30_000
     assert kept < 3_000
     assert given_back > 150e6
+
+
+SHAPES = """
+import ctypes, luthier, torch
+class Held(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+told = ctypes.CDLL(None).mallinfo2
+told.restype = Held
+def held(rows):
+    for n in rows:
+        torch.ones(n, 256, dtype=torch.bfloat16) @ weight
+    return told().uordblks
+weight = torch.ones(256, 256, dtype=torch.bfloat16)
+print(-held(range(64, 264)) + held(range(264, 464)))
+"""
+
+
+def _told(code: str, **limits: str) -> int:
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("CACHE_CAPACITY")} | limits
+    command = [sys.executable, "-c", code]
+    return int(subprocess.run(command, capture_output=True, check=True, timeout=120, env=environment).stdout)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc")
+def test_products_of_ever_new_shapes_take_no_more_memory() -> None:
+    assert _told(SHAPES) < 5e6, "without a limit 110 MB"
+
+
+def test_a_limit_that_the_environment_sets_stays() -> None:
+    code = "import os, luthier; print(os.environ['LRU_CACHE_CAPACITY'])"
+    assert (_told(code), _told(code, LRU_CACHE_CAPACITY="7")) == (128, 7)
