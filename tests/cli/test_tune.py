@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 
 from luthier.cli import main
+from luthier.cli._training import display
+from luthier.data import read
 from luthier.store.database import open_store
 from luthier.store.runs import list_runs
 from luthier.training.loop import _Loop
+from luthier.training.tune import tune
 
 ROWS = [
     {"text": f"{word} number {i}", "label": label} for i in range(8) for word, label in (("pay", "a"), ("box", "b"))
@@ -134,3 +138,60 @@ def test_several_sources_and_tasks_are_told(
     assert "desk-one, desk-two" in said.out
     assert "luthier chat desk-one" in said.out
     assert luthier(str(path), "name=other", "data.sources.7.limit=3") == 2
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_comes_before_the_training_has_bars_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "160")
+    clock = iter(range(100))
+    monkeypatch.setattr("luthier.cli._training.time.monotonic", lambda: float(next(clock)))
+    with display() as shown:
+        shown.progress("load", 0, 1)
+        shown.progress("read", 1000, 0)
+        shown.progress("read", 3000, 0)
+        shown.bars.refresh()
+        assert [task.description for task in shown.bars.tasks] == ["read"] and "2,000/s" in screen.getvalue()
+        shown.progress("read", 3500, 3500)
+        shown.progress("tokenise", 500, 3500)
+        shown.progress("train", 1, 9)
+        shown.bars.refresh()
+        assert [task.description for task in shown.bars.tasks] == ["tokenise", "train"]
+        assert "500/3500" in screen.getvalue() and "load" not in screen.getvalue()
+        shown.progress("tokenise", 3500, 3500)
+        shown.progress("reference", 40, 40)  # done at once: nothing to show
+        assert [task.description for task in shown.bars.tasks] == ["train"]
+
+
+def test_into_a_pipe_only_long_stages_say_something(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 100, 6))
+    monkeypatch.setattr("luthier.cli._training.time.monotonic", lambda: float(next(clock)))
+    with display() as shown:
+        shown.progress("read", 1000, 0)
+        shown.progress("read", 1200, 1200)
+        for done in range(0, 401, 100):
+            shown.progress("teacher", done, 400)
+    assert capsys.readouterr().err.splitlines() == ["teacher: 200 of 400  17/s", "teacher: 400 of 400  17/s"]
+
+
+def test_reading_long_files_is_told(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "_SAID_EVERY", 5)
+    said: list[tuple[str, int, int]] = []
+    for streaming in (False, True):
+        said.clear()
+        overrides = ["train.max_steps=1", f"data.streaming={streaming}", "objective=sft", f"name=r{streaming}"]
+        tune(run_file, overrides, progress=lambda *told: said.append(told))
+        assert [told for told in said if told[0] == "read"] == [
+            ("read", 5, 0),
+            ("read", 10, 0),
+            ("read", 15, 0),
+            ("read", 16, 16),
+        ]

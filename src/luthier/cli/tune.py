@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from luthier.training.resolve import Job
-    from luthier.training.tune import Start, TuneResult
-
-_HOW = {
-    "swap": "hot-swapped on its base",
-    "merge": "as weights of its own",
-    "no": "not possible",
-}
+    from luthier.training.tune import TuneResult
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +38,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Adapt a model to your data. Interrupted, the same command goes on at its last checkpoint."""
         from luthier.cli import _pipeline, _print
+        from luthier.cli._training import display
         from luthier.training.pipeline import is_pipeline
         from luthier.training.tune import tune as train
 
@@ -53,20 +46,20 @@ def register(app: typer.Typer) -> None:
             if plan:
                 _pipeline.show_plan(run, overrides or (), as_json=as_json)
             else:
-                with _display() as display:
-                    done = _pipeline.run(run, overrides or (), display, force=force)
+                with display() as shown:
+                    done = _pipeline.run(run, overrides or (), shown, force=force)
                 _pipeline.report(done, as_json=as_json)
             return
         if plan:
             _plan(run, overrides or (), as_json=as_json)
             return
-        with _display() as display:
+        with display() as shown:
             result = train(
                 run,
                 overrides or (),
-                metrics=display.metrics,
-                progress=display.progress,
-                started=display.started,
+                metrics=shown.metrics,
+                progress=shown.progress,
+                started=shown.started,
                 resume=not force,
                 replace=force,
             )
@@ -81,6 +74,7 @@ def register(app: typer.Typer) -> None:
 def _plan(run: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     """Say what training would take, and do nothing of it."""
     from luthier.cli import _print
+    from luthier.cli._training import HOW, again
     from luthier.store.database import open_store
     from luthier.store.models import remove
     from luthier.tournament import figures
@@ -108,140 +102,14 @@ def _plan(run: Path, overrides: Sequence[str], *, as_json: bool) -> None:
         "memory": f"peak about {figures.megabytes(found.peak_mb)}, {figures.megabytes(found.free_mb)} free: "
         + ", ".join(f"{what} {figures.megabytes(mb)}" for what, mb in found.parts.items() if mb),
         "earlier": figures.prediction_errors(found.errors),
-        "serving": "; ".join(f"{engine}: {_HOW[how]}" for engine, how in job.serving.items()),
+        "serving": "; ".join(f"{engine}: {HOW[how]}" for engine, how in job.serving.items()),
     }
     if found.checkpointing:
-        rows["memory"] += f" ({_again(job)})"
+        rows["memory"] += f" ({again(job)})"
     for name, value in rows.items():
         _print.out().print(f"{name:8} {value}", markup=False)
     if not found.fits:
         _print.warn("that is more memory than is free; train.max_tokens_per_batch=512 needs less")
-
-
-def _again(job: Job) -> str:
-    """Why activations are computed again."""
-    why = "as asked" if job.config.train.checkpointing == "on" else "memory would not reach otherwise"
-    return f"activations are computed again in the backward pass: {why}"
-
-
-_SAY_EVERY_S = 10.0
-
-
-class _Display:
-    """What is on the screen while it trains: the plan once, then a bar (or a line every ten seconds, into a pipe)."""
-
-    def __init__(self, bars: Any) -> None:
-        self.bars, self.task, self.record = bars, None, dict[str, Any]()
-        self.said = 0.0
-        self.metric = "validation_loss"
-
-    def started(self, start: Start) -> None:
-        """Say what is going to be trained, on what, and where it can be served."""
-        from rich.markup import escape
-
-        from luthier.cli import _print
-
-        job = start.job
-        self.metric = job.config.train.metric
-        share = start.trainable_parameters / max(1, start.total_parameters)
-        served = "; ".join(f"{engine}: {_HOW[how]}" for engine, how in job.serving.items())
-        lines = {
-            "model": f"{escape(job.name)} = {job.method.entry.name}({escape(job.base.name)}), objective {job.objective.entry.name}",
-            "data": f"{start.rows:,} rows of {escape(job.splits.train.name)}, {start.validation_rows:,} for validation"
-            + (f", {start.dropped:,} too long (left out)" if start.dropped else "")
-            + (f", {start.truncated:,} cut short" if start.truncated else ""),
-            **_told(start.sources),
-            "trains": f"{start.trainable_parameters:,} of {start.total_parameters:,} parameters ({share:.2%})",
-            **({"memory": _again(job)} if start.predicted is not None and start.predicted.checkpointing else {}),
-            **({"tokens": escape(start.advice.text())} if start.advice is not None else {}),
-            "serving": served,
-            "run": start.run.id + (f", goes on at step {start.resumed_at}" if start.resumed_at else ""),
-        }
-        for name, value in lines.items():
-            _print.say(f"[bold]{name:8}[/] {value}")
-        if start.leaked:
-            _print.warn(
-                f"{start.leaked:,} validation rows of a source are trained on in another: their losses look too good "
-                "(luthier check leakage)"
-            )
-
-    def stepping(self, name: str, number: int, of: int) -> None:
-        """A step of a pipeline begins: a line, and a bar of its own."""
-        from rich.markup import escape
-
-        from luthier.cli import _print
-
-        self.task, self.record = None, {}
-        _print.say(f"\n[bold]step {number} of {of}: {escape(name)}[/]")
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Move the bar of ``train``; tokenising rows on disk says how far it is, loading is quick and says nothing."""
-        import time
-
-        from luthier.cli import _print
-
-        if stage == "tokenise" and (done == total or time.monotonic() - self.said > _SAY_EVERY_S):
-            self.said = time.monotonic()
-            _print.say(f"tokenised {done:,} of {total:,} rows")
-        if stage != "train":
-            return
-        if self.bars is not None:
-            if self.task is None:
-                self.task = self.bars.add_task("train", total=total, completed=done, **_fields({}))
-            self.bars.update(self.task, completed=done, total=total, **self._fields())
-        elif self.record and (done == total or time.monotonic() - self.said > _SAY_EVERY_S):
-            self.said = time.monotonic()
-            _print.say(f"step {done}/{total}  " + "  ".join(v for v in self._fields().values() if v))
-
-    def metrics(self, record: Mapping[str, Any]) -> None:
-        """Keep the newest value of each metric."""
-        self.record.update(record)
-
-    def _fields(self) -> dict[str, str]:
-        return _fields(self.record, self.metric)
-
-
-def _told(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """A line on the sources, where there are several."""
-    from rich.markup import escape
-
-    said = (f"{escape(name)} {each['rows']:,} rows, {each['share']:.1%}" for name, each in sources.items())
-    return {"sources": "; ".join(said)} if sources else {}
-
-
-def _fields(record: Mapping[str, Any], metric: str = "validation_loss") -> dict[str, str]:
-    """The texts beside the bar."""
-    said = {"reward": "", "loss": "", "validation": "", "rate": "", "memory": ""}
-    if "loss" in record:
-        said["loss"] = f"loss {record['loss']:.4f}"
-        said["rate"] = f"{record['tokens_per_s']:,.0f} tokens/s"
-        said["memory"] = f"peak {record['peak_mb']:,.0f} MB"
-    if "reward" in record:
-        said["reward"] = f"reward {record['reward']:.4f}"
-    if metric in record:
-        said["validation"] = f"validation {record[metric]:.4f}"
-    return said
-
-
-@contextmanager
-def _display() -> Iterator[_Display]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    from luthier.cli import _print
-
-    if not _print.err().is_terminal:
-        yield _Display(None)
-        return
-    columns = ("{task.completed:.0f}/{task.total:.0f}", *(f"{{task.fields[{name}]}}" for name in _fields({})))
-    with Progress(
-        BarColumn(bar_width=24),
-        *(TextColumn(column) for column in columns),
-        TimeElapsedColumn(),
-        TextColumn("[dim]left"),
-        TimeRemainingColumn(),
-        console=_print.err(),
-    ) as bars:
-        yield _Display(bars)
 
 
 def _report(result: TuneResult) -> None:

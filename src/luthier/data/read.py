@@ -16,16 +16,23 @@ from typing import Any, TypeVar
 from luthier.core.dataset import Dataset, Example, RowProblem
 from luthier.core.digest import digest_json
 from luthier.core.errors import DataError, InputError, did_you_mean
+from luthier.core.run import Progress, no_progress
 from luthier.data.fields import RowError
 from luthier.data.files import Broken, Row, bare_name, folder_rows, hub_rows, rows_of
 from luthier.data.formats import FIELD_NAMES, FORMATS, Format, as_row, build, recognise
 
 SHOWN_PROBLEMS = 20
+_SAID_EVERY = 1000
 Made = TypeVar("Made")
 
 
 def read(
-    path: str | Path, *, skip_bad: bool = False, limit: int | None = None, columns: Mapping[str, str] | None = None
+    path: str | Path,
+    *,
+    skip_bad: bool = False,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    progress: Progress = no_progress,
 ) -> Dataset:
     """Read JSON Lines, JSON, CSV, TSV or Parquet (text also gzipped), or ``hub:org/name[/config][:split]``; or plain text (``.txt``, ``.md``),
     where a file is a document, and a folder all the text files in it.
@@ -44,7 +51,20 @@ def read(
     else:
         name = bare_name(path)
         named = ((str(path), line, row) for line, row in rows_of(path))
-    return examples_from_rows(named, name=name, skip_bad=skip_bad, limit=limit, columns=columns)
+    return examples_from_rows(counted(named, progress), name=name, skip_bad=skip_bad, limit=limit, columns=columns)
+
+
+def counted(rows: Iterable[Made], progress: Progress) -> Iterator[Made]:
+    """The same rows; of long files ``progress`` is told as stage ``read`` how many have come (total 0: not known), and in the end that all have."""
+    seen = 0
+    try:
+        for seen, row in enumerate(rows, 1):
+            if seen % _SAID_EVERY == 0:
+                progress("read", seen, 0)
+            yield row
+    finally:
+        if seen >= _SAID_EVERY:
+            progress("read", seen, seen)
 
 
 def examples_from_rows(

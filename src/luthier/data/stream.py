@@ -28,7 +28,7 @@ from luthier.data.dedupe import content_key
 from luthier.data.fields import RowError
 from luthier.data.files import Broken, bare_name, rows_of
 from luthier.data.formats import FIELD_NAMES, FORMATS, Format, build, recognise
-from luthier.data.read import SHOWN_PROBLEMS, difference, example_id, renamed, rows_error
+from luthier.data.read import SHOWN_PROBLEMS, counted, difference, example_id, renamed, rows_error
 from luthier.store.artifacts import staged
 from luthier.store.database import Store
 from luthier.store.home import disk_errors, file_sha256, sync_folder
@@ -36,7 +36,6 @@ from luthier.store.home import disk_errors, file_sha256, sync_folder
 _VERSION = 1
 _COLUMNS = {"ends": "q", "lines": "q", "ids": "Q", "asked": "Q", "labels": "i"}
 _ROWS, _FACTS = "rows.json", "facts.json"
-_SAID_EVERY = 1000
 _WHOLE = (".json", ".json.gz", ".txt", ".md", ".text")
 
 
@@ -205,7 +204,7 @@ def _write(
     form, first, seen, bad, at, fields = None, 0, 0, 0, 0, Counter[str]()
     problems: list[RowProblem] = []
     with (folder / _ROWS).open("wb") as file:
-        for line, read in rows_of(path):
+        for line, read in counted(rows_of(path), progress):
             seen += 1
             reason = read.reason if isinstance(read, Broken) else ""
             if not isinstance(read, Broken):
@@ -233,8 +232,6 @@ def _write(
             key = int(digest_text(content_key(example))[:16], 16)
             for name, value in zip(_COLUMNS, (at, line, int(example_id(example), 16), key, place), strict=True):
                 columns[name].append(value)
-            if len(columns["ids"]) % _SAID_EVERY == 0:
-                progress("read", len(columns["ids"]), 0)
             if limit is not None and len(columns["ids"]) == limit:
                 break
     if not seen:

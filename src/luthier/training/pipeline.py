@@ -101,7 +101,7 @@ def pipeline(
     """
     store = store or open_store()
     documents = read_steps(config, overrides)
-    check(documents, store, resume=resume, replace=replace)
+    check(documents, store, resume=resume, replace=replace, progress=progress)
     made: dict[str, str] = {}
     out = []
     for number, (name, document) in enumerate(documents.items(), 1):
@@ -273,7 +273,12 @@ def _filled(document: Document, made: Mapping[str, str]) -> Document:
 
 
 def check(
-    documents: Mapping[str, Document], store: Store, *, resume: bool = True, replace: bool = False
+    documents: Mapping[str, Document],
+    store: Store,
+    *,
+    resume: bool = True,
+    replace: bool = False,
+    progress: Progress = no_progress,
 ) -> list[StepPlan]:
     """Resolve every step, and tokenise its rows, on what the earlier ones will make; raises what is wrong with any, with its name.
 
@@ -285,7 +290,7 @@ def check(
     out = []
     for name, document in documents.items():
         with _naming(name):
-            out.append(_checked(name, document, store, made, promised, names, resume=resume, replace=replace))
+            out.append(_checked(name, document, store, made, promised, names, resume, replace, progress))
     return out
 
 
@@ -296,14 +301,14 @@ def _checked(
     made: dict[str, str],
     promised: dict[str, ModelRecord],
     names: dict[str, str],
-    *,
     resume: bool,
     replace: bool,
+    progress: Progress,
 ) -> StepPlan:
     from luthier.training import preflight
 
     seen = store.with_promised(promised)
-    job = resolve(_filled(document, made), (), seen)
+    job = resolve(_filled(document, made), (), seen, progress=progress)
     waits = any(reference in promised for _, reference in references(_filled(document, made).values))
     done = earlier(store, job) if resume and not waits else None
     if isinstance(done, TuneResult):

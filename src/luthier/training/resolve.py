@@ -15,6 +15,7 @@ from luthier.core.dataset import Dataset, Splits
 from luthier.core.digest import digest_json
 from luthier.core.errors import DataError, InputError, UnsupportedError
 from luthier.core.model import ModelRecord
+from luthier.core.run import Progress, no_progress
 from luthier.core.task import PromptTemplate
 from luthier.data import extraction
 from luthier.data.read import read
@@ -127,8 +128,9 @@ def resolve(
     *,
     splits: Splits | None = None,
     prompt: PromptTemplate | None = None,
+    progress: Progress = no_progress,
 ) -> Job:
-    """Read and check everything that does not need the weights.
+    """Read and check everything that does not need the weights. ``progress`` is told how reading long files goes on.
 
     ``splits`` and ``prompt`` stand in for the sections ``data`` and ``prompt``. Raises InputError, NotFoundError, DataError or
     UnsupportedError, whose messages say what to change.
@@ -136,7 +138,7 @@ def resolve(
     document = _read_document(config, overrides)
     run = read_run(document)
     of_kinds = _by_source(run)
-    data = _data(run.data, document, splits, store, of_kinds=of_kinds) if run.model.new is not None else None
+    data = _data(run.data, document, splits, store, progress, of_kinds=of_kinds) if run.model.new is not None else None
     base, made = _base(store, run, data[1].train if data is not None else None)
     if base.kind not in ("base", "adapter"):
         raise UnsupportedError(f"model.base must be a base model or an adapter; {base.name} is an {base.kind}")
@@ -147,7 +149,7 @@ def resolve(
         if needs
         else ()
     )
-    sources, splits = data or _data(run.data, document, splits, store, of_kinds=of_kinds)
+    sources, splits = data or _data(run.data, document, splits, store, progress, of_kinds=of_kinds)
     if of_kinds:
         _require_sources(run, sources, method)
     given = run.objective
@@ -214,11 +216,11 @@ def _by_source(run: RunConfig) -> bool:
 
 
 def _data(
-    data: DataConfig, document: Document, given: Splits | None, store: Store, *, of_kinds: bool
+    data: DataConfig, document: Document, given: Splits | None, store: Store, progress: Progress, *, of_kinds: bool
 ) -> tuple[tuple[Source, ...], Splits]:
     """The sources, if there are several, and the rows of all."""
-    sources = _sources(data, document, given=given, of_kinds=of_kinds)
-    reader = partial(_read, data, document, store if data.streaming else None)
+    sources = _sources(data, document, progress, given=given, of_kinds=of_kinds)
+    reader = partial(_read, data, document, store if data.streaming else None, progress)
     splits = joined(sources) if sources else _splits(data, reader, given=given)
     _check_splits(splits)
     return sources, splits
@@ -334,7 +336,9 @@ def _require_sources(run: RunConfig, sources: Sequence[Source], method: Part) ->
         )
 
 
-def _sources(data: DataConfig, document: Document, *, given: Splits | None, of_kinds: bool) -> tuple[Source, ...]:
+def _sources(
+    data: DataConfig, document: Document, progress: Progress, *, given: Splits | None, of_kinds: bool
+) -> tuple[Source, ...]:
     """Each source read and cut; of several kinds only where ``of_kinds``. Raises InputError or DataError for sources that cannot be mixed."""
     if data.sources and given is not None:
         raise InputError("give the data in the configuration or as splits, not both")
@@ -343,7 +347,7 @@ def _sources(data: DataConfig, document: Document, *, given: Splits | None, of_k
         own = {key: getattr(source, key) for key in ("path", "train", "validation", "test")}
         read = {key: getattr(source, key) or getattr(data, key) for key in ("limit", "columns")}
         one = data.model_copy(update={**own, **read, "sources": ()})
-        splits = _splits(one, partial(_read, one, document, None), given=None)
+        splits = _splits(one, partial(_read, one, document, None, progress), given=None)
         _check_splits(splits)
         found.append(Source(source.called, named(splits, source.called), source.weight or 1.0))
     kinds = {source.splits.train.kind: source.name for source in found}
@@ -366,12 +370,11 @@ def _mixing(data: DataConfig, sources: Sequence[Source]) -> list[Any]:
     return [shares, [source.as_list() for source in sources]]
 
 
-def _read(data: DataConfig, document: Document, store: Store | None, path: str) -> Dataset:
+def _read(data: DataConfig, document: Document, store: Store | None, progress: Progress, path: str) -> Dataset:
     """A file in memory, or with a ``store`` from there."""
-    if store is not None:
-        place = Path(document.path(path))
-        return stream(store, place, skip_bad=data.skip_bad, limit=data.limit, columns=data.columns)
-    return read(document.path(path), skip_bad=data.skip_bad, limit=data.limit, columns=data.columns)
+    how: dict[str, Any] = {"skip_bad": data.skip_bad, "limit": data.limit, "columns": data.columns}
+    place = document.path(path)
+    return read(place, **how, progress=progress) if store is None else stream(store, place, **how, progress=progress)
 
 
 def _prompt(run: RunConfig, base: ModelRecord, splits: Splits, *, given: PromptTemplate | None) -> PromptTemplate:

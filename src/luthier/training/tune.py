@@ -102,7 +102,7 @@ def tune(
         )
     store = store or open_store()
     overrides = tuple(overrides)
-    job = resolve(config, overrides, store, splits=splits, prompt=prompt)
+    job = resolve(config, overrides, store, splits=splits, prompt=prompt, progress=progress)
     helped = followed(job, None if splits is not None or prompt is not None else config, overrides)
     with claim(store, job.name):
         before = earlier(store, job) if resume else None
