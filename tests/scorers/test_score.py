@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,14 @@ def calls() -> Case:
     return Case([Target(t) for t in wanted], [Answer(t) for t in tagged], [Answer(t) for t in OTHERS])
 
 
+def entities() -> Case:
+    """The first word is a thing; a wrong answer names another word, and another kind."""
+    words = [text.split()[0] for text in TEXTS]
+    told = [json.dumps([{"type": "THING", "text": word, "start": 0, "end": len(word)}]) for word in words]
+    other = [json.dumps([{"type": "PLACE", "text": text[1:3], "start": 1, "end": 3}]) for text in TEXTS]
+    return Case([Target(t) for t in told], [Answer(t) for t in told], [Answer(t) for t in other])
+
+
 def instructions() -> Case:
     meta = {"instruction_id_list": ["punctuation:no_comma", "startend:quotation"], "kwargs": [{}, {}]}
     perfect = [Answer(f'"{t}"') for t in TEXTS]
@@ -101,6 +109,10 @@ def instructions() -> Case:
 
 CASES: Mapping[str, Case] = {
     "number": numbers(),
+    "mae": replace(numbers(), best=0.0),
+    "rmse": replace(numbers(), best=0.0),
+    "entity_f1": entities(),
+    "extraction_f1": entities(),
     "pearson": numbers(),
     "spearman": numbers(),
     "accuracy": labels(),

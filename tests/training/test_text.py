@@ -52,7 +52,7 @@ def test_decoders_learn_to_write_documents(tiny_decoder: str, corpus: Path) -> N
     assert result.model.meta["objective"] == "causal_lm" and result.model.meta["prompt"] is None
     assert len(curve(result)) == 3 and curve(result)[-1] < curve(result)[0]
     assert load_model(open_store(), result.model.name).context_length == 512
-    with pytest.raises(InputError, match="prompt is for labelled and question data; text rows are trained on"):
+    with pytest.raises(InputError, match="text rows are trained on as they are"):
         tune(settings(tiny_decoder, corpus, prompt={"instruction": "Write"}))
     with pytest.raises(UnsupportedError, match="infill needs special tokens"):
         tune(settings(tiny_decoder, corpus, objective="infill", name="other"))

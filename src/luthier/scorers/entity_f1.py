@@ -33,7 +33,10 @@ def combine(totals: Floats, config: Config) -> Floats:
 
 
 def _read(answer: Answer, target: Target) -> tuple[Found, Found, str]:
-    wanted = _entities(find_json(target.text, "whole"), target.input)
+    try:
+        wanted = _entities(find_json(target.text, "whole"), target.input)
+    except ValueError as error:
+        return {}, {}, f"target: {error}"
     try:
         return wanted, _entities(find_json(answer.text, "anywhere"), target.input), ""
     except ValueError as error:

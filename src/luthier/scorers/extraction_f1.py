@@ -39,7 +39,10 @@ def combine(totals: Floats, config: Config) -> Floats:
 
 
 def _read(answer: Answer, target: Target, config: Config) -> tuple[Found, Found, str]:
-    wanted = _found(find_json(target.text, "whole"), config)
+    try:
+        wanted = _found(find_json(target.text, "whole"), config)
+    except ValueError as error:
+        return {}, {}, f"target: {error}"
     try:
         return wanted, _found(find_json(answer.text, "anywhere"), config), ""
     except ValueError as error:
