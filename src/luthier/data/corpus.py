@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import DataError
-from luthier.data.files import KINDS, PLAIN, Broken, hub_rows, rows_of
+from luthier.data.columnar import hub_rows
+from luthier.data.files import KINDS, PLAIN, Broken, rows_of
 
 _LONGEST = 200_000
 _CARRIED = 2_000

@@ -1,4 +1,4 @@
-"""Files into rows: JSON Lines, JSON, CSV, TSV, Parquet, plain text and hub datasets, each row with its line.
+"""Files into rows: JSON Lines, JSON, CSV, TSV, Parquet and plain text, each row with its line.
 
 A row that cannot be read comes as ``Broken`` with the reason, so that one report can name them all. Files are read once, from
 front to back; only ``.json`` is held in memory as a whole. A file of plain text is one document.
@@ -18,7 +18,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeAlias
 
-from luthier.core.errors import DataError, MissingExtraError, OfflineError, nearest
+from luthier.core.errors import DataError, nearest
+from luthier.data.columnar import parquet_rows
 
 MAX_LINE_BYTES = 256 * 2**20
 MAX_UNPACKED_BYTES = 8 * 2**30
@@ -70,7 +71,7 @@ def rows_of(path: Path) -> Iterator[tuple[int, Row]]:
     _check_file(path)
     try:
         if kind == "parquet":
-            yield from _parquet_rows(path)
+            yield from parquet_rows(path)
             return
         with _open(path) as file:
             if kind == "json":
@@ -408,75 +409,6 @@ def _cell(cell: str) -> Any:
         except ValueError:
             return cell
     return cell
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        names = _class_names(json.loads((table.schema_arrow.metadata or {}).get(b"huggingface", b"{}")))
-        number = 0
-        for batch in table.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, _named(row, names)
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
-
-
-def hub_rows(name: str) -> Iterator[tuple[int, Row]]:
-    """Rows of ``hub:org/name[/config][:split]`` (split ``train`` by default); code of the dataset's own is never run.
-
-    Raises MissingExtraError without the ``datasets`` library, OfflineError when the hub cannot be reached, DataError for an unknown
-    dataset.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{name} needs the package 'datasets', which is not installed.", hint="pip install 'luthier[hub]'"
-        ) from error
-    address, _, split = name.removeprefix("hub:").partition(":")
-    parts = address.split("/")
-    if not 2 <= len(parts) <= 3 or not all(parts):
-        raise DataError(f"a hub dataset is written hub:org/name[/config][:split]; got {name!r}")
-    try:
-        found = datasets.load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train")
-    except (ConnectionError, TimeoutError) as error:
-        raise OfflineError(
-            f"cannot reach the hub for {name}: {error}", hint="fetch it where there is a network, and read it as a file"
-        ) from error
-    except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"cannot read {name}: {error}") from error
-    names = {field: f.names for field, f in found.features.items() if isinstance(f, datasets.ClassLabel)}
-    for number, row in enumerate(found, 1):
-        yield number, _named(row, names)
-
-
-def _class_names(metadata: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of class numbers, as hub datasets write them into Parquet files."""
-    features = metadata.get("info", {}).get("features", {})
-    return {k: f["names"] for k, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
-
-
-def _named(row: Mapping[str, Any], names: Mapping[str, list[str]]) -> dict[str, Any]:
-    out = {key: _plain(value) for key, value in row.items()}
-    for field, known in names.items():
-        value = out.get(field)
-        if isinstance(value, int) and 0 <= value < len(known):
-            out[field] = known[value]
-    return out
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON knows it: empty members of structures are left out, dates and decimals become text."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value if value is None or isinstance(value, str | int | float | bool | bytes) else str(value)
 
 
 def _type_name(value: Any) -> str:

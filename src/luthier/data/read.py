@@ -17,8 +17,9 @@ from luthier.core.dataset import Dataset, Example, RowProblem
 from luthier.core.digest import digest_json
 from luthier.core.errors import DataError, InputError, did_you_mean
 from luthier.core.run import Progress, no_progress
+from luthier.data.columnar import hub_rows
 from luthier.data.fields import RowError
-from luthier.data.files import Broken, Row, bare_name, folder_rows, hub_rows, rows_of
+from luthier.data.files import Broken, Row, bare_name, folder_rows, rows_of
 from luthier.data.formats import FIELD_NAMES, FORMATS, Format, as_row, build, recognise
 
 SHOWN_PROBLEMS = 20

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from luthier.core.errors import DataError, InputError, did_you_mean
-from luthier.data.files import Row, bare_name, hub_rows, rows_of
+from luthier.data.columnar import hub_rows
+from luthier.data.files import Row, bare_name, rows_of
 
 HUB = "hub:"
 SAME: Mapping[str, tuple[str, ...]] = {

@@ -29,7 +29,8 @@ from luthier.store.database import Store, open_store
 from luthier.store.models import remove
 from luthier.training.config import RunConfig
 from luthier.training.resolve import Job, resolve
-from luthier.training.tune import Start, TuneResult, earlier, meta_of, require_free_name, tune
+from luthier.training.result import meta_of
+from luthier.training.tune import Start, TuneResult, earlier, require_free_name, tune
 
 if TYPE_CHECKING:
     from luthier.training.preflight import Prediction
