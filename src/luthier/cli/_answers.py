@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from luthier.core.dataset import Dataset
     from luthier.core.engine import Engine
+    from luthier.data.answers import Answered
     from luthier.objectives._rewards import Rewards
     from luthier.store.database import Store
 
@@ -91,6 +92,13 @@ def answers_command(
         opened.close()
         if rewards is not None:
             rewards.close()
+    _tell(made, model, keep, max_tokens)
+
+
+def _tell(made: Answered, model: str, keep: str, max_tokens: int) -> None:
+    """What was written, and what was left out."""
+    from luthier.cli import _print
+
     before = f", {made.earlier:,} of them there before" if made.earlier else ""
     _print.say(f"{made.rows:,} {'pairs' if keep == 'pair' else 'answers'} of {model} in {made.path}{before}")
     if made.mean_reward is not None:

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from luthier.core.dataset import Dataset, Example, RowProblem
+    from luthier.core.dataset import Dataset, Example
     from luthier.core.message import Conversation
     from luthier.core.task import PromptTemplate
-    from luthier.data.inspect import Copies, Inspection, Lengths
     from luthier.data.render import Renderer
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="JSONL, JSON, CSV, TSV, Parquet or hub:org/name[:split].")]
@@ -25,9 +22,6 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without broken 
 Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="A pulled model, for its tokens and template.")
 ]
-
-BAR = 40
-LISTED = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -79,7 +73,9 @@ def inspect_command(
     if as_json:
         _print.show_json(report.as_dict())
     else:
-        _show_inspection(report, file)
+        from luthier.cli._inspection import show_inspection
+
+        show_inspection(report, file)
     if report.problems and not skip_bad:
         raise typer.Exit(2)
 
@@ -180,6 +176,7 @@ def from_feedback_command(
 ) -> None:
     """Make training examples of traces with feedback. They hold what users wrote: check them for personal data."""
     from luthier.cli import _print
+    from luthier.cli._inspection import bars, show_problems
     from luthier.core.errors import InputError
     from luthier.data import feedback
     from luthier.data.read import write
@@ -192,9 +189,9 @@ def from_feedback_command(
     path = write(dataset, out or Path(f"{name}.jsonl"))
     counts = dataset.label_counts() if dataset.kind == "labelled" else {}
     if counts:
-        _print.show(_bars([(label, count) for label, count in sorted(counts.items(), key=lambda item: -item[1])]))
+        _print.show(bars([(label, count) for label, count in sorted(counts.items(), key=lambda item: -item[1])]))
     _print.say(f"{len(dataset):,} {dataset.kind} examples from feedback, {len(dataset.problems):,} statements not used")
-    _problems(dataset.problems)
+    show_problems(dataset.problems)
     _print.say(f"wrote {_escape(str(path))}; look for personal data before you pass it on")
 
 
@@ -235,19 +232,11 @@ def _tokens(name: str) -> tuple[Any, Renderer | None, int | None]:
 
 def _say_skipped(dataset: Dataset) -> None:
     from luthier.cli import _print
+    from luthier.cli._inspection import show_problems
 
     if dataset.problems:
         _print.warn(f"left out {len(dataset.problems):,} broken rows:")
-        _problems(dataset.problems)
-
-
-def _problems(problems: tuple[RowProblem, ...]) -> None:
-    from luthier.cli import _print
-
-    for problem in problems[:LISTED]:
-        _print.err().print(f"  {problem}", markup=False)
-    if len(problems) > LISTED:
-        _print.say(f"  ... and {len(problems) - LISTED:,} more")
+        show_problems(dataset.problems)
 
 
 def _escape(text: str) -> str:
@@ -315,99 +304,3 @@ def _show_row(renderer: Renderer, example: Example, dataset: Dataset, prompt: Pr
         _print.warn(
             f"assistant turns {turns} are not trained on: the template shows them otherwise than the model would say them"
         )
-
-
-# ---- inspect
-
-
-def _show_inspection(report: Inspection, file: str) -> None:
-    from luthier.cli import _print
-
-    show = _print.show
-    show(f"[bold]{_escape(file)}[/]  {report.rows:,} rows, kind [bold]{report.kind}[/], format {report.format}")
-    fields = ", ".join(
-        f"{name}" if count == report.rows else f"{name} ({count:,})" for name, count in report.fields.items()
-    )
-    show(f"fields: {_escape(fields)}")
-    show("")
-    show(_lengths_table(report.lengths, report.characters))
-    show(
-        _bars(
-            [
-                (f"{low:,} - {high:,}" if high > low else f"{low:,}", count)
-                for low, high, count in report.lengths.histogram
-            ]
-        )
-    )
-    if report.labels:
-        show(f"\n[bold]{len(report.labels)} {'types of entities' if report.kind == 'entities' else 'labels'}[/]")
-        show(_bars(_first(list(report.labels.items()), 30)))
-    if report.numbers:
-        show("\n[bold]targets[/]  " + "   ".join(f"{name} {value:.6g}" for name, value in report.numbers.items()))
-    if report.turns:
-        show("\n[bold]messages a conversation[/]")
-        show(_bars(_first([(str(turns), count) for turns, count in report.turns.items()], 15)))
-    show(f"\n[bold]languages[/] (guessed on {report.language_sample:,} rows)  {_language_line(report)}")
-    show(
-        f"[bold]copies[/]  exact {report.duplicates:,}   nearly the same {report.near_duplicates:,}"
-        + (f"   several labels {report.conflicts:,}" if report.kind == "labelled" else "")
-        + (f"   over {report.context_length:,} tokens {report.overlong:,}" if report.context_length else "")
-    )
-    _show_copies("texts with several labels", report.conflict_rows)
-    _show_copies("copies", report.duplicate_rows)
-    _show_copies("nearly the same", report.near_duplicate_rows)
-    for source in report.overlong_rows:
-        _print.out().print(f"  too long: {source}", markup=False)
-    for warning in report.warnings:
-        _print.warn(warning)
-    _problems(report.problems)
-
-
-def _lengths_table(*lengths: Lengths) -> RenderableType:
-    from luthier.cli import _print
-
-    columns = ["length in", "mean", "median", "90%", "99%", "longest", "all rows"]
-    rows = [
-        (x.unit, f"{x.mean:,.1f}", f"{x.p50:,}", f"{x.p90:,}", f"{x.p99:,}", f"{x.max:,}", f"{x.total:,}")
-        for x in lengths
-    ]
-    return _print.table(columns, rows, right=columns[1:])
-
-
-def _first(rows: list[tuple[str, int]], most: int) -> list[tuple[str, int]]:
-    """The first rows, and one for all that follow."""
-    rest = sum(count for _, count in rows[most:])
-    return [*rows[:most], ("others", rest)] if rest else rows
-
-
-def _bars(rows: list[tuple[str, int]]) -> RenderableType:
-    from rich.table import Table
-
-    most, total = max(count for _, count in rows) or 1, sum(count for _, count in rows) or 1
-    made = Table.grid(padding=(0, 1))
-    made.add_column(justify="right")
-    made.add_column(justify="right")
-    made.add_column(justify="right", style="dim")
-    made.add_column(style="cyan")
-    for label, count in rows:
-        eighths = round(count / most * BAR * 8)
-        bar = "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
-        made.add_row(_escape(label), f"{count:,}", f"{count / total:.1%}", bar or ("▏" if count else ""))
-    return made
-
-
-def _language_line(report: Inspection) -> str:
-    total = report.language_sample or 1
-    named = [(code, count) for code, count in report.languages.items() if count / total >= 0.01]
-    rest = total - sum(count for _, count in named)
-    parts = [f"{code} {count / total:.0%}" for code, count in named]
-    return ", ".join(parts + ([f"other {rest / total:.1%}"] if rest else []))
-
-
-def _show_copies(title: str, rows: tuple[Copies, ...]) -> None:
-    from luthier.cli import _print
-
-    for copies in rows[:5]:
-        lines = ", ".join(source.rsplit(":", 1)[-1] for source in copies.sources)
-        labels = f" ({', '.join(f'{k}: {v}' for k, v in copies.labels.items())})" if len(copies.labels) > 1 else ""
-        _print.out().print(f"  {title}: lines {lines}{labels}: {copies.text}", markup=False, style="dim")
