@@ -13,9 +13,9 @@ from luthier.data.extraction import (
     conversations,
     instruction,
     instruction_for,
-    language_of,
     schema_of,
 )
+from luthier.data.instructions import language_of
 from luthier.data.read import examples_from_rows, read, write
 
 MOVE = {
@@ -67,7 +67,7 @@ def test_relations_and_events() -> None:
 
 def test_chinese_texts_have_a_chinese_instruction() -> None:
     data = of([{"text": "张三在北京工作", "entities": [{"type": "地点", "start": 3, "end": 5}]}])
-    assert language_of(data.examples) == "zh"
+    assert language_of(example.text for example in data.examples) == "zh"
     assert instruction_for(data).splitlines()[2] == "实体类型:地点"
     assert instruction(schema_of(of(EVENTS).examples), "zh").splitlines()[3] == "事件类型及其论元角色:move(to、who)"
 

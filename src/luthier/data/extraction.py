@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from luthier.core.dataset import Dataset, Example
 from luthier.core.errors import DataError, InputError
 from luthier.core.message import Message
+from luthier.data.instructions import Language, language_of
 
-Language = Literal["en", "zh"]
 KINDS = ("entities", "extraction")
 PARTS = ("entities", "relations", "events")
-_CHINESE = re.compile(r"[\u3400-\u9fff]")
 _FORMS = {
     "entities": '{"type": ..., "text": ...}',
     "relations": '{"type": ..., "head": ..., "tail": ...}',
@@ -100,12 +98,6 @@ def answer(example: Example, parts: Iterable[str] = ()) -> str:
     return json.dumps({part: said.get(part, []) for part in PARTS if part in asked}, ensure_ascii=False)
 
 
-def language_of(examples: Sequence[Example]) -> Language:
-    """``zh`` where more than a fifth of the characters are Chinese, else ``en``."""
-    text = "".join(example.text for example in examples[:200])
-    return "zh" if len(_CHINESE.findall(text)) > 0.2 * max(len(text), 1) else "en"
-
-
 def instruction(schema: Schema, language: Language = "en") -> str:
     """What a model is told before the text."""
     says = _SAYS[language]
@@ -122,7 +114,7 @@ def instruction(schema: Schema, language: Language = "en") -> str:
 
 def instruction_for(dataset: Dataset) -> str:
     """The instruction of a dataset of either kind: all its types, in the language of its texts."""
-    return instruction(schema_of(dataset.examples), language_of(dataset.examples))
+    return instruction(schema_of(dataset.examples), language_of(example.text for example in dataset.examples))
 
 
 def conversations(
@@ -143,7 +135,7 @@ def conversations(
     from luthier.data.read import example_id
 
     whole = schema_of(dataset.examples)
-    said = language or language_of(dataset.examples)
+    said = language or language_of(example.text for example in dataset.examples)
     made = []
     for example in dataset.examples:
         schema = whole if negatives is None else _narrowed(whole, example, negatives, seed)

@@ -7,16 +7,25 @@ that is the row's ``{input}`` turns the task round (input inversion, Longpre et 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Language: TypeAlias = Literal["en", "zh"]
+_CHINESE = re.compile(r"[\u3400-\u9fff]")
+_LOOKED_AT = 200
 Words: TypeAlias = Literal["labelled", "question"]
 
 _PLACES = ("input", "answer", "rationale", "labels", "asks")
 _PLACE = re.compile("{(" + "|".join(_PLACES) + ")}")
+
+
+def language_of(texts: Iterable[str]) -> Language:
+    """``zh`` where more than a fifth of the characters of the first texts are Chinese, else ``en``."""
+    text = "".join(islice(texts, _LOOKED_AT))
+    return "zh" if len(_CHINESE.findall(text)) > 0.2 * max(len(text), 1) else "en"
 
 
 class Template(BaseModel):

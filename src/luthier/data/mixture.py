@@ -27,7 +27,7 @@ from luthier.core.errors import DataError, InputError
 from luthier.core.message import Message
 from luthier.core.run import Progress, no_progress
 from luthier.data.dedupe import content_key
-from luthier.data.instructions import OWN, Language, Template, filled
+from luthier.data.instructions import OWN, Language, Template, filled, language_of
 from luthier.data.read import example_id, read, write
 from luthier.data.shares import Mixture, stream
 
@@ -39,7 +39,6 @@ RATIONALES = ("rationale", "reasoning", "explanation", "chain_of_thought", "cot"
 _SHOWN = 5
 _MARK = "####"  # GSM8K (Cobbe et al. 2021) writes the final answer after it
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # and its sums for a calculator between these
-_CJK = re.compile(r"[\u3400-\u9fff]")
 
 
 class _Section(BaseModel):
@@ -231,7 +230,7 @@ def _pool(source: MixtureSource, found: Dataset, held: set[str]) -> _Pool:
             hint="luthier data inspect FILE shows what a file holds",
         )
     rows = [_row(key, example, source) for key, example in once.items()]
-    language = source.language or _language(rows)
+    language = source.language or language_of(row.input for row in rows)
     templates = source.templates or tuple(t for t in OWN if t.language == language)
     named = [
         (f"{found.kind}/{'own' if source.templates else language}/{number}", template)
@@ -271,12 +270,6 @@ def _row(key: str, example: Example, source: MixtureSource) -> _Row:
     if not answer.strip():
         raise DataError(f"{example.source or example.id}: a row of a mixture needs an answer; this one has none")
     return _Row(key, text, (source.labels or {}).get(answer, answer), rationale)
-
-
-def _language(rows: Sequence[_Row]) -> Language:
-    """Chinese where a fifth of the characters are Chinese."""
-    text = "".join(row.input for row in rows[:200])
-    return "zh" if len(_CJK.findall(text)) > 0.2 * max(1, len(text)) else "en"
 
 
 def _made(pool: _Pool, at: int, settings: MixtureConfig, draw: random.Random) -> Example:
