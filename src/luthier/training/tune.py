@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,14 +214,7 @@ def _execute(
         started(start)
     record_inputs(store, job, run)
     with ExitStack() as stack:
-        log = stack.enter_context(runs.MetricsLog(folder / runs.METRICS))
-        log.truncate_after(start.resumed_at)
-
-        def sink(record: Mapping[str, Any]) -> None:
-            log.write(record)
-            if metrics is not None:
-                metrics(record)
-
+        sink = stack.enter_context(_logged(folder, start.resumed_at, metrics))
         speed_up(model.module)
         if predicted is not None and predicted.checkpointing:
             stack.enter_context(checkpointed(model.module))
@@ -282,6 +275,20 @@ def _start(store: Store, job: Job, run: Run, prepared: Prepared, resumed_at: int
         advice(job.base, predicted.tokens, sum(lengths[0])) if predicted is not None else None,
         leaked(job.sources) if not job.by_source else 0,
     )
+
+
+@contextmanager
+def _logged(folder: Path, resumed_at: int, metrics: MetricSink | None) -> Iterator[MetricSink]:
+    """Records go into the run's log, which goes on after step ``resumed_at``, and to ``metrics``."""
+    with runs.MetricsLog(folder / runs.METRICS) as log:
+        log.truncate_after(resumed_at)
+
+        def sink(record: Mapping[str, Any]) -> None:
+            log.write(record)
+            if metrics is not None:
+                metrics(record)
+
+        yield sink
 
 
 def _untrained(validate: Callable[[], Mapping[str, float]] | None) -> Outcome:
