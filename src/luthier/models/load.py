@@ -378,6 +378,13 @@ def choose_dtype(name: str = "auto", device: torch.device | None = None) -> torc
     return known[name]
 
 
+def name_of_dtype(dtype: torch.dtype) -> str:
+    """Inverse of ``choose_dtype``."""
+    import torch
+
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
+
+
 def cpu_has_bf16(cpuinfo: str | None = None) -> bool:
     """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX or Arm BF16); elsewhere bf16 is emulated and slower than fp32.
 

@@ -9,6 +9,8 @@ against the one copy of it (``models.cascade``). Logits are computed only where 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -43,6 +45,19 @@ __all__ = [
 
 FORWARD_ON_CPU, FORWARD_ELSEWHERE = 32, 1024
 """What one more forward costs, in tokens of a large one: reading the weights and starting the kernels."""
+
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block, rows with gradients are one forward whatever they begin with: what they share is computed with each."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def packed_log_probs(module: Any, rows: Sequence[Row], device: torch.device) -> list[torch.Tensor]:
@@ -102,7 +117,7 @@ def _arranged(
     if not attends_fully(module):
         return [Row(row.prompt, [continuation]) for row in rows for continuation in row.continuations], None, 0
     prompts = [row.prompt for row in rows]
-    shared = common_prefix(prompts) if len(rows) > 1 else 0
+    shared = common_prefix(prompts) if len(rows) > 1 and not _alone.get() else 0
     shared = shared if most is None else min(shared, most)
     if shared < SHARE_AT_LEAST:
         return list(rows), None, 0

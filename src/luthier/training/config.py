@@ -184,7 +184,8 @@ class TrainConfig(_Section):
     ``metric`` is the name of a validation metric; it decides which weights are kept (for losses the lowest, else the highest).
     ``checkpointing`` computes the activations of each block again in the backward pass instead of keeping them: the same result for a third
     more time. ``auto`` does so only where the preflight says that the memory would not reach otherwise.
-    ``processes`` share every step, data parallel, on this machine; auto is one a GPU.
+    ``processes`` share every step, data parallel, on this machine; auto is one a GPU. ``shard`` lets each of them hold only its part of the
+    frozen weights (see ``training.shard``).
     ``optimizer`` is a name of the catalogue, or a name with its options. ``ema`` is the decay of an average of the weights, which is
     validated and kept instead of them. ``max_rise`` stops training when the median loss of ten steps is above that many times
     one more than that of the first ten (0 is off; see ``training.explosion``).
@@ -212,6 +213,7 @@ class TrainConfig(_Section):
     device: str = "auto"
     checkpointing: Literal["auto", "on", "off"] = "auto"
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    shard: Literal["on", "off"] = "off"
     optimizer: Chosen = Chosen(name="adamw")
     min_rate: float = Field(0.0, ge=0, lt=1)
     power: float | None = Field(None, gt=0)
@@ -226,6 +228,12 @@ class TrainConfig(_Section):
         return Curve(floor=self.min_rate, **{key: value for key, value in given.items() if value is not None})
 
     @model_validator(mode="after")
+    def _of_several(self) -> TrainConfig:
+        if self.shard == "on" and self.processes == 1:
+            raise ValueError("shard is for more than one process; give processes a number, or auto (one a GPU)")
+        return self
+
+    @model_validator(mode="after")
     def _of_the_schedule(self) -> TrainConfig:
         for key, value, owner in (("power", self.power, "polynomial"), ("cooldown", self.cooldown, "wsd")):
             if value is not None and self.schedule != owner:
@@ -233,6 +241,12 @@ class TrainConfig(_Section):
         if self.min_rate and self.schedule == "constant":
             raise ValueError("min_rate is for schedules that fall; the schedule is constant")
         return self
+
+    @field_validator("checkpointing", "shard", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """YAML reads a plain ``on`` as true."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @field_validator("optimizer", mode="before")
     @classmethod

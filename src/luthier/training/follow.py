@@ -10,11 +10,12 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.config import Document, from_mapping, read_yaml
-from luthier.core.errors import MismatchError, UnsupportedError
+from luthier.core.errors import InputError, MismatchError, UnsupportedError
 from luthier.core.run import no_progress
 
 if TYPE_CHECKING:
@@ -29,14 +30,21 @@ Followed = Callable[..., AbstractContextManager[None]]
 def followed(
     job: Job, config: str | Path | Mapping[str, Any] | Document | None, overrides: tuple[str, ...]
 ) -> Followed | None:
-    """What starts the other processes of ``train.processes``; None for one process. Raises UnsupportedError where a training cannot be shared."""
+    """What starts the other processes of ``train.processes``; None for one process. Raises UnsupportedError where a training cannot be shared, InputError for
+    shards of one."""
     asked = job.config.train.processes
     if asked == 1:
         return None
     from luthier.training.processes import followers, wanted
 
+    shards = job.config.train.shard == "on"
     count = wanted(asked, job.config.train.device)
     if count == 1:
+        if shards:
+            raise InputError(
+                f"train.shard=on is for more than one process; train.processes={asked} is one here",
+                hint="train.shard=off, or a number of processes: train.processes=2",
+            )
         return None
     objective, hint = job.objective.entry, "train.processes=1"
     if config is None:
@@ -49,6 +57,10 @@ def followed(
             f"objective {objective.name} looks at all rows of a step together, which several processes cannot",
             hint=hint,
         )
+    if shards:
+        from luthier.training.shard import require_shardable
+
+        require_shardable(job)
     if isinstance(config, Mapping):
         config = from_mapping(config)
     stated = config if isinstance(config, Document) else read_yaml(config)
@@ -72,8 +84,12 @@ def follow(asked: dict[str, Any]) -> None:
     from luthier.training import checkpoint
     from luthier.training.loop import train
     from luthier.training.prepare import prepare
+    from luthier.training.processes import own_gpu
     from luthier.training.resolve import resolve
+    from luthier.training.shard import sharded
+    from luthier.training.work import mean_loss
 
+    own_gpu()
     store = open_store(Path(asked["home"]))
     stated = Document(asked["values"], folder=Path(asked["folder"]))
     job = resolve(stated, asked["overrides"], store)
@@ -86,15 +102,24 @@ def follow(asked: dict[str, Any]) -> None:
     with ExitStack() as stack:
         if asked["checkpointing"]:
             stack.enter_context(checkpointed(model.module))
+        config, validate, shards = job.config.train, None, None
+        if asked["validates"]:
+            validate = dict[str, float]  # the leader validates
+        if config.shard == "on":
+            shards = stack.enter_context(sharded(model, config.device))
+            if asked["validates"]:
+                assert prepared.validation is not None
+                validate = partial(mean_loss, prepared.validation, max_tokens=config.max_tokens_per_batch)
         train(
             model.module,
             prepared.training,
-            job.config.train,
+            config,
             folder=folder,
             metrics=lambda record: None,
-            validate=dict if asked["validates"] else None,  # the leader validates
+            validate=validate,
             resume=checkpoint.latest(folder),
             steps=around(model, job.method.config) if around is not None else None,
+            shards=shards,
         )
 
 

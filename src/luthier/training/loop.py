@@ -33,6 +33,7 @@ from luthier.training.optimizer import Optimizer, builder
 from luthier.training.play import Update, play, updates
 from luthier.training.processes import Processes
 from luthier.training.schedule import rate
+from luthier.training.shard import Shards
 from luthier.training.tally import Tally
 from luthier.training.work import Row, Work, lengths_of, planned_steps, require_weight, sources_of
 
@@ -85,11 +86,12 @@ def train(
     resume: Checkpoint | None = None,
     progress: Progress = no_progress,
     steps: Steps | None = None,
+    shards: Shards | None = None,
 ) -> Outcome:
     """Train what requires a gradient in ``module`` on ``work``; checkpoints go to ``folder``, one record a step to ``metrics``.
 
     ``steps`` is what the method does around each step. With ``validate`` (called with the module in eval mode; returns flat metrics), the weights of the best validation are the
-    result, otherwise the last ones. With ``resume`` it goes on exactly where that checkpoint was taken.
+    result, otherwise the last ones. ``shards`` are those of ``module``, if it was cut: then every process has its ``validate``. With ``resume`` it goes on exactly where that checkpoint was taken.
 
     Raises DataError when all labels are masked, TrainingError when there is nothing to train, or the loss is not a number or explodes (the
     last checkpoint before stays), StoreError when
@@ -101,7 +103,15 @@ def train(
     if not any(p.requires_grad for p in module.parameters()):
         raise TrainingError("nothing to train: the method leaves no parameter that requires a gradient")
     loop = _Loop(
-        module, work, config, folder=folder, metrics=metrics, validate=validate, progress=progress, around=steps
+        module,
+        work,
+        config,
+        folder=folder,
+        metrics=metrics,
+        validate=validate,
+        progress=progress,
+        around=steps,
+        shards=shards,
     )
     return loop.run(resume)
 
@@ -124,8 +134,9 @@ class _Loop:
         validate: Callable[[], Mapping[str, float]] | None,
         progress: Progress,
         around: Steps | None = None,
+        shards: Shards | None = None,
     ) -> None:
-        self.around = around
+        self.around, self.shards = around, shards
         self.module, self.work, self.config, self.folder = module, work, config, folder
         self.metrics, self.validate, self.progress = metrics, validate, progress
         self.device = next(p for p in module.parameters() if p.requires_grad).device
@@ -302,17 +313,19 @@ class _Loop:
         weights = self._weights(batches, sources)
         wrong = ""
         for whole, source in zip_longest(batches, sources):
-            rows = self.processes.part(whole)
-            if wrong or not any(
-                row.weight for row in rows
-            ):  # none for this process, or all that the loss would count is masked
+            rows, counts = self._own(whole)
+            if wrong or not rows:
                 continue
             loss = self.work.loss(self.work.collate(rows))
             wrong = self._wrong(float(loss.value.detach()), "loss", rows)
+            if self.shards is not None:  # none begins a backward that another one does not
+                self.shards.settle()
+                self._require_nothing(wrong)
             if not wrong:
-                torch.autograd.backward(loss.value * (loss.count / weights[source]))
+                torch.autograd.backward(loss.value * (loss.count / weights[source] if counts else 0.0))
                 self.optimizer.accumulate()
-                tally.add(loss, source)
+                if counts:
+                    tally.add(loss, source)
         self._require_nothing(wrong)
         step = self.position.step + 1
         if self.processes.count > 1:
@@ -327,6 +340,16 @@ class _Loop:
         if self.average is not None:
             self.average.update()
         return norm
+
+    def _own(self, whole: Sequence[Row]) -> tuple[list[Row], bool]:
+        """This process's rows of a micro-batch, none when all that the loss would count is masked; and whether they count. Where weights lie in
+        parts, a process without any computes a row that does not, because the others wait for its parts."""
+        rows = self.processes.part(whole)
+        if any(row.weight for row in rows):
+            return rows, True
+        if self.shards is None:
+            return [], False
+        return [row for row in whole if row.weight][:1], False
 
     def _weights(self, batches: Update, sources: Sequence[str | None]) -> dict[str | None, float]:
         """What an update's losses are divided by, by source: all that they count, or what those of the source do over its share of the rows."""
@@ -398,7 +421,11 @@ class _Loop:
         at = self.position
         self.module.eval()
         with self._averaged(), torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            said = self.processes.tell(self.validate)
+            if self.shards is None:
+                said = self.processes.tell(self.validate)
+            else:
+                own = self.validate()
+                said = self.processes.tell(lambda: own)
             found = {f"validation_{k.removeprefix('validation_')}": float(v) for k, v in said.items()}
         self.module.train()
         if self._epoch_is_heard() and self.work.layout is not None:

@@ -244,9 +244,14 @@ def _predict(store: Store, job: Job, model: LoadedModel, amount: Amount, *, load
     """As ``predict``; ``again``: activations are computed again."""
     from luthier.models.load import choose_device
     from luthier.training.memory import free_mb, resident_mb
+    from luthier.training.processes import wanted
 
-    device = model.device if loaded else choose_device(job.config.train.device)
-    shape = shape_of(model, job.config.train)
+    train = job.config.train
+    cut = train.shard == "on"
+    device = model.device if loaded and not cut else choose_device(train.device)
+    shape = shape_of(model, train)
+    if cut:
+        shape = _in_parts(shape, model, wanted(train.processes, train.device))
     earlier = _earlier(store)
     flops = _flops(shape, amount, again)
     speed, based_on = _speed(earlier, job, model.dtype, device)
@@ -292,6 +297,15 @@ def _predict(store: Store, job: Job, model: LoadedModel, amount: Amount, *, load
         parts={name: round(value, 1) for name, value in shown.items()},
         checkpointing=again,
     )
+
+
+def _in_parts(shape: Shape, model: LoadedModel, count: int) -> Shape:
+    """As one of ``count`` processes needs it that share the frozen weights of the blocks: its parts, and two whole blocks for a while."""
+    from luthier.training.shard import frozen_bytes, in_parts
+
+    frozen = frozen_bytes(model.module, shape.bytes_each)
+    whole = min(2, len(in_parts(model.module))) / max(len(in_parts(model.module)), 1)
+    return replace(shape, weight_bytes=shape.parameters * shape.bytes_each - frozen + frozen * max(1 / count, whole))
 
 
 def _weights_mb(store: Store, record: ModelRecord, like: LoadedModel) -> float:

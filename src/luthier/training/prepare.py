@@ -53,7 +53,7 @@ def prepare(store: Store, job: Job, progress: Progress, shared: Shared | None) -
 def _model(store: Store, job: Job, progress: Progress, shared: Shared | None) -> LoadedModel:
     import torch
 
-    from luthier.models.load import load_model
+    from luthier.models.load import choose_device, choose_dtype, load_model, name_of_dtype
     from luthier.models.merge import merge
 
     progress("load", 0, 1)
@@ -63,7 +63,10 @@ def _model(store: Store, job: Job, progress: Progress, shared: Shared | None) ->
     load = shared.load if shared is not None else load_model
     held = job.method.entry.optional("quantization") if job.base.kind == "base" else None
     quantization = held(job.method.config) if held is not None else None
-    model = load(store, job.base, dtype=train.dtype, device=train.device, labels=labels, quantization=quantization)
+    dtype, device = train.dtype, train.device
+    if train.shard == "on":  # the device gets its part alone, a block at a time
+        dtype, device = name_of_dtype(choose_dtype(dtype, choose_device(device))), "cpu"
+    model = load(store, job.base, dtype=dtype, device=device, labels=labels, quantization=quantization)
     if job.base.kind == "adapter":
         model = merge(model)
         model.base = job.base

@@ -45,6 +45,12 @@ def wanted(processes: int | Literal["auto"], device: str) -> int:
     return processes
 
 
+def own_gpu() -> None:
+    """Let ``cuda`` mean this process's own GPU from now on, where there are GPUs."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 class Processes:
     """The processes of this training. With one of them nothing is sent anywhere."""
 

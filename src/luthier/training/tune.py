@@ -102,6 +102,10 @@ def tune(
     store = store or open_store()
     overrides = tuple(overrides)
     job = resolve(config, overrides, store, splits=splits, prompt=prompt, progress=progress)
+    if scorer is not None and job.config.train.shard == "on":
+        raise UnsupportedError(
+            "a scorer runs in one process, and with train.shard=on none has the whole model", hint="train.shard=off"
+        )
     helped = followed(job, None if splits is not None or prompt is not None else config, overrides)
     with claim(store, job.name):
         before = earlier(store, job) if resume else None
@@ -199,6 +203,7 @@ def _execute(
     from luthier.training import checkpoint
     from luthier.training.loop import train
     from luthier.training.memory import peak_mb, reset_peak
+    from luthier.training.shard import sharded
 
     folder = runs.folder(store, run.id)
     point = checkpoint.latest(folder)
@@ -226,6 +231,9 @@ def _execute(
                 stack.enter_context(
                     helped(store, folder, run=run.id, validates=validate is not None, checkpointing=recompute)
                 )
+            shards = None
+            if helped is not None and job.config.train.shard == "on":
+                shards = stack.enter_context(sharded(model, job.config.train.device))
             outcome = train(
                 model.module,
                 work,
@@ -236,6 +244,7 @@ def _execute(
                 resume=point,
                 progress=progress,
                 steps=around(model, job.method.config) if around is not None else None,
+                shards=shards,
             )
         if after is not None:
             after(model, work.rows, job.objective.config, progress)
