@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from luthier.models.prefix import PrefixMemory
-from luthier.models.score import Row, packed_log_probs, score_batches, score_rows
+from luthier.models.score import Row, alone, packed_log_probs, score_batches, score_rows
 
 CPU = torch.device("cpu")
 WORDS = 61
@@ -119,6 +119,21 @@ def test_shared_beginnings_are_computed_once(model: LlamaForCausalLM) -> None:
     score_rows(model, [Row([*head, 1], [[2, 3], [2, 4]]), Row([*head, 5], [[2, 3], [2, 4]])], CPU)
     hook.remove()
     assert seen == [(1, 24)]  # beginning, two last prompt tokens, after each the one token that both labels begin with
+
+
+def test_alone_what_rows_share_is_computed_with_each(model: LlamaForCausalLM) -> None:
+    seen: list[tuple[int, ...]] = []
+    rows = [Row([*range(40), 1], [[2, 3], [2, 4]]), Row([*range(40), 5], [[2, 3], [2, 4]])]
+    expected = packed_log_probs(model, rows, CPU)
+    hook = model.model.embed_tokens.register_forward_hook(lambda _m, args, _out: seen.append(tuple(args[0].shape)))
+    packed_log_probs(model, rows, CPU)
+    assert seen == [(1, 40), (2, 2)]
+    with alone():
+        found = packed_log_probs(model, rows, CPU)
+    hook.remove()
+    assert seen[2:] == [(2, 42)], "one forward"
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 def few_shot_rows(seed: int, subjects: int = 3, questions: int = 7) -> list[Row]:

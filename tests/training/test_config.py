@@ -83,3 +83,12 @@ def test_defaults_fill_only_what_nobody_gave_and_later_layers_win() -> None:
 
 def test_a_shorthand_and_an_option_together() -> None:
     assert config({}, "method=lora", "method.rank=4").method.options == {"rank": 4}
+
+
+def test_switches_are_written_as_yaml_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\nmethod: lora\ntrain: {checkpointing: on, processes: 2}\n")
+    train = read_run(read_yaml(path, ["train.shard=on"])).train
+    assert (train.checkpointing, train.shard) == ("on", "on")
+    train = read_run(read_yaml(path, ["train.checkpointing=off", "train.shard=off"])).train
+    assert (train.checkpointing, train.shard) == ("off", "off")

@@ -51,6 +51,17 @@ def test_memory_is_the_arithmetic_of_the_optimizer() -> None:
     assert preflight._memory(frozen, amount)["activations"] == 0
 
 
+def test_parts_of_the_frozen_weights_and_two_blocks_are_what_a_process_holds(tiny_decoder: str, tickets: Path) -> None:
+    store = open_store()
+    shared = resolve(settings(tiny_decoder, tickets, processes=4, shard="on"), (), store)
+    model = preflight.outline(store, shared)
+    shape = preflight.shape_of(model, shared.config.train)
+    blocks = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32)
+    found = preflight._in_parts(shape, model, 4).weights_mb * 1e6 / shape.bytes_each
+    assert found == pytest.approx(shape.parameters - blocks + blocks / 4 + blocks)  # it has two blocks
+    assert look_ahead(store, shared).fits
+
+
 def test_memory_and_operations_are_those_of_the_chosen_optimizer(tiny_decoder: str) -> None:
     from luthier.models.load import load_model
     from luthier.training.optimizer import cost, trained

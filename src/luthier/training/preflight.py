@@ -304,8 +304,9 @@ def _in_parts(shape: Shape, model: LoadedModel, count: int) -> Shape:
     from luthier.training.shard import frozen_bytes, in_parts
 
     frozen = frozen_bytes(model.module, shape.bytes_each)
-    whole = min(2, len(in_parts(model.module))) / max(len(in_parts(model.module)), 1)
-    return replace(shape, weight_bytes=shape.parameters * shape.bytes_each - frozen + frozen * max(1 / count, whole))
+    number = len(in_parts(model.module))
+    share = 1 / count + min(2, number) / max(number, 1)
+    return replace(shape, weight_bytes=shape.parameters * shape.bytes_each + frozen * (share - 1))
 
 
 def _weights_mb(store: Store, record: ModelRecord, like: LoadedModel) -> float:
