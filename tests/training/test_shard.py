@@ -166,6 +166,8 @@ def test_a_forward_that_one_process_alone_would_make_ends_all(goes_on: int) -> N
     [
         ("full", "method full trains the weights of the blocks themselves"),
         ("qlora", "method qlora holds its base in 4 bits"),
+        ("diff_pruning", "computes weights of the blocks of frozen ones"),
+        ("prompt", "their gradient comes back by keys and values alone"),
     ],
 )
 def test_methods_without_frozen_weights_to_cut_are_refused(

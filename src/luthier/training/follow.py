@@ -102,9 +102,10 @@ def follow(asked: dict[str, Any]) -> None:
     with ExitStack() as stack:
         if asked["checkpointing"]:
             stack.enter_context(checkpointed(model.module))
-        config, validate, shards = job.config.train, None, None
+        config, shards = job.config.train, None
+        validate: Callable[[], Mapping[str, float]] | None = None
         if asked["validates"]:
-            validate = dict[str, float]  # the leader validates
+            validate = dict  # the leader validates
         if config.shard == "on":
             shards = stack.enter_context(sharded(model, config.device))
             if asked["validates"]:

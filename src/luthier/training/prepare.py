@@ -63,7 +63,8 @@ def _model(store: Store, job: Job, progress: Progress, shared: Shared | None) ->
     load = shared.load if shared is not None else load_model
     held = job.method.entry.optional("quantization") if job.base.kind == "base" else None
     quantization = held(job.method.config) if held is not None else None
-    dtype, device = train.dtype, train.device
+    dtype: str = train.dtype
+    device = train.device
     if train.shard == "on":  # the device gets its part alone, a block at a time
         dtype, device = name_of_dtype(choose_dtype(dtype, choose_device(device))), "cpu"
     model = load(store, job.base, dtype=dtype, device=device, labels=labels, quantization=quantization)

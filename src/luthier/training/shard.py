@@ -17,6 +17,7 @@ from torch import nn
 
 from luthier.core.errors import UnsupportedError
 from luthier.models.checkpointing import blocks
+from luthier.models.soft_prompt import EMBEDDINGS, is_soft
 from luthier.training.processes import Processes
 
 if TYPE_CHECKING:
@@ -52,7 +53,22 @@ def require_shardable(job: Job) -> None:
 
 
 def in_parts(module: nn.Module) -> list[tuple[nn.Module, list[nn.Parameter]]]:
-    """The blocks of ``module`` with their frozen parameters, as far as they can be cut; sketches will do."""
+    """The blocks of ``module`` with their frozen parameters, as far as they can be cut; sketches will do.
+
+    Raises UnsupportedError for weights that are computed of others, and for soft prompts whose gradient comes past a block's output.
+    """
+    if any(hasattr(each, "parametrizations") for each in module.modules()):
+        raise UnsupportedError(
+            "the method computes weights of the blocks of frozen ones, which are in parts", hint=_OFF
+        )
+    if is_soft(module):
+        config: Any = module.active_peft_config
+        if config.peft_type in EMBEDDINGS and config.task_type == "CAUSAL_LM":
+            raise UnsupportedError(
+                "virtual tokens that are embeddings go through the blocks by themselves, and their gradient comes back by keys and values "
+                "alone, when a block's parts are not gathered",
+                hint=f"a soft prompt that is keys and values (method=prefix), or {_OFF}",
+            )
     found = [(block, [p for p in block.parameters() if not p.requires_grad and p.ndim]) for block in blocks(module)]
     return [(block, frozen) for block, frozen in found if frozen]
 
