@@ -102,3 +102,13 @@ def test_refusals(tiny_decoder: str, tiny_encoder: str, chats: Path, tmp_path: P
 def test_auto_is_one_process_without_gpus() -> None:
     assert processes.wanted("auto", "cpu") == 1
     assert processes.wanted(3, "cpu") == 3
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    processes.own_gpu()
+    assert taken == [3]
