@@ -116,15 +116,11 @@ def train(cell: Mapping[str, Any], rows: Path, steps: int, seed: int) -> None:
         "objective": cell["objective"],
         "train": {"max_steps": steps, "seed": seed, "checkpoint_every": 10_000, "max_tokens_per_batch": 1024},
     }
-    if cell["objective"] in ("causal_lm", "masked_lm") or isinstance(cell["objective"], dict):
-        config["objective"] = {"length": 256, **_named(cell["objective"])} if cell["objective"] != "sft" else "sft"
+    if cell["objective"] in ("causal_lm", "masked_lm"):
+        config["objective"] = {"name": cell["objective"], "length": 256}
     seen: list[Any] = []
     done = tune(config, started=seen.append).summary
     print(json.dumps({**done["predicted"], "took": done["peak_mb"], "parts": dict(seen[0].predicted.parts)}))
-
-
-def _named(objective: Any) -> dict[str, Any]:
-    return dict(objective) if isinstance(objective, dict) else {"name": objective}
 
 
 # ---- all of them

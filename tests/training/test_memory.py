@@ -87,3 +87,20 @@ def test_products_of_ever_new_shapes_take_no_more_memory() -> None:
 def test_a_limit_that_the_environment_sets_stays() -> None:
     code = "import os, luthier; print(os.environ['LRU_CACHE_CAPACITY'])"
     assert (_told(code), _told(code, LRU_CACHE_CAPACITY="7")) == (128, 7)
+
+
+LEFT = """
+import psutil, torch
+from luthier.training.memory import give_back
+blocks = [torch.ones(20_000) for _ in range(3_000)]  # 240 MB in pieces of the heap
+fence = torch.ones(20_000)  # what is in use above them keeps glibc from giving them back by itself
+del blocks
+before = psutil.Process().memory_info().rss
+give_back()
+print(before - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_memory_that_was_freed_is_given_back() -> None:
+    assert _told(LEFT) > 150e6

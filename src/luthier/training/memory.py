@@ -69,6 +69,13 @@ _LARGEST_MMAP_THRESHOLD = 32 * 1024 * 1024
 _KEEP, _TRIM_AGAIN = 2**31 - 1, 64 * 1024 * 1024
 
 
+def give_back() -> None:
+    """Return freed memory that glibc still holds to the system, so that it does not count as what the process needs."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
 @contextmanager
 def kept_heap() -> Iterator[None]:
     """While entered, glibc keeps freed memory instead of giving it back to the system.
@@ -87,4 +94,4 @@ def kept_heap() -> Iterator[None]:
         yield
     finally:
         library.mallopt(_TRIM_THRESHOLD, _TRIM_AGAIN)
-        library.malloc_trim(0)
+        give_back()

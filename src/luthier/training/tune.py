@@ -202,12 +202,13 @@ def _execute(
     from luthier.models.fast import speed_up
     from luthier.training import checkpoint
     from luthier.training.loop import train
-    from luthier.training.memory import peak_mb, reset_peak
+    from luthier.training.memory import give_back, peak_mb, reset_peak
     from luthier.training.shard import sharded
 
     folder = runs.folder(store, run.id)
     point = checkpoint.latest(folder)
     prepared = prepare(store, job, progress, shared)
+    give_back()  # what the rows, and what the objective asked the untrained model, took and left
     model, work, validation = prepared.model, prepared.training, prepared.validation
     after = job.objective.entry.optional("after")
     trainable, _ = _parameter_counts(model)
