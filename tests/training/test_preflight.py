@@ -199,6 +199,15 @@ def test_runs_that_were_mostly_overhead_say_nothing_of_other_methods(tiny_decode
         assert look_ahead(store, job).based_on == expected
 
 
+def test_runs_in_another_dtype_say_nothing_of_the_speed(tiny_decoder: str, tickets: Path) -> None:
+    store = open_store()
+    job = resolve(settings(tiny_decoder, tickets, dtype="fp32"), (), store)
+    for dtype, expected in (("torch.bfloat16", "a short calibration"), ("torch.float32", "1 earlier run of other")):
+        run = start(store, "tune", "past", {}, {})
+        finish(store, run.id, "done", {"predicted": _past(job, method="other", worked=1e12) | {"dtype": dtype}})
+        assert look_ahead(store, job).based_on.startswith(expected)
+
+
 def test_a_time_limit_bounds_the_prediction(tiny_decoder: str, tickets: Path) -> None:
     store = open_store()
     told = look_ahead(store, resolve(settings(tiny_decoder, tickets, max_seconds=1e-4), (), store))

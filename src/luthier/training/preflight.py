@@ -377,12 +377,16 @@ def outcome(prediction: Prediction, job: Job, *, peak_mb: float, train_s: float,
 
     A run that ended early (patience, time, Ctrl-C) is compared over the steps that it made.
     """
+    from luthier.models.load import choose_device, choose_dtype
+
     share = steps / prediction.steps if prediction.steps else 1.0
+    train = job.config.train
     started = prediction.parts.get("process", 0.0)
     return {
         "base": job.base.name,
         "method": job.method.entry.name,
         "objective": job.objective.entry.name,
+        "dtype": str(choose_dtype(train.dtype, choose_device(train.device))),
         "peak_mb": round(prediction.peak_mb, 1),
         "train_s": round(prediction.train_s * share, 3),
         "raw_mb": round(prediction.raw_mb, 1),
@@ -466,7 +470,8 @@ def _speed(
     same = [e["flops"] / e["seconds"] for e in _like(earlier, job) if e["seconds"] > 0 and e["flops"] > 0]
     if same:
         return _median(same, 1.0), f"{_runs(len(same))} of {job.method.entry.name} on {job.base.name}"
-    other = [e for e in earlier if e["seconds"] > 0 and e["worked"] > _WORTH_COUNTING]
+    alike = [e for e in earlier if e.get("dtype", str(dtype)) == str(dtype)]  # bf16 is several times as fast as fp32
+    other = [e for e in alike if e["seconds"] > 0 and e["worked"] > _WORTH_COUNTING]
     if other:
         speeds = [e["flops"] / e["seconds"] for e in other[:_REMEMBERED]]
         return _median(speeds, 1.0), f"{_runs(len(speeds))} of other methods or models"
