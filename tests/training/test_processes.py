@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from luthier.core.errors import InputError, TrainingError, UnsupportedError
 from luthier.models.weights import read_tensors
@@ -45,6 +46,7 @@ def tensors(result: TuneResult) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_train_what_one_does(tiny_decoder: str, chats: Path) -> None:
+    assert PartialState().num_processes == 1  # who has asked before gets another answer afterwards
     one, two = ([], [])  # type: ignore[var-annotated]
     alone = run(tiny_decoder, chats, "alone", metrics=one.append)
     both = run(tiny_decoder, chats, "both", "train.processes=2", metrics=two.append)

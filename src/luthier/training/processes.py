@@ -61,6 +61,8 @@ class Processes:
 
             state = PartialState(cpu=device.type != "cuda", timeout=_PATIENCE)
             self.index, self.count = state.process_index, state.num_processes
+            if self.count != started_with():
+                raise TrainingError(f"this process is one of {self.count}, not of {started_with()} that were started")
 
     @property
     def leads(self) -> bool:
@@ -130,6 +132,7 @@ def followers(count: int, folder: Path, arguments: Sequence[str]) -> Iterator[No
                 command = [sys.executable, "-m", "luthier.training.follow", *arguments]
                 started.append(subprocess.Popen(command, env={**os.environ, **common, **place}, stdout=log, stderr=log))
         os.environ.update({**common, "RANK": "0", "LOCAL_RANK": "0"})
+        leave()  # accelerate remembers for good that this process was alone, if anything has asked it before
         try:
             yield
         except RuntimeError as error:  # a connection that was closed: say why it was
@@ -160,9 +163,9 @@ def _explained(error: RuntimeError, started: Sequence[subprocess.Popen[bytes]], 
 
 
 def leave() -> None:
-    """Take this process out of its group, if it is in one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        from accelerate import PartialState
+    """Take this process out of its group, if it is in one, and let accelerate look anew when it is asked next."""
+    from accelerate import PartialState
 
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        PartialState._reset_state()
+    PartialState._reset_state()
