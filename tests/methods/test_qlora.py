@@ -155,7 +155,7 @@ def test_the_engine_answers_on_the_quantized_base_beside_the_plain_one(model: Lo
 
 def test_tuned_from_a_run_and_predicted_with_the_bytes_it_takes(model: LoadedModel) -> None:
     from luthier.models.shapes import load_shapes, parameter_counts
-    from luthier.training.preflight import shape_of
+    from luthier.training.cost import shape_of
 
     plain = parameter_counts(model)[1]
     linear = sum(i * o for i, o in linear_layers(model.module).values())

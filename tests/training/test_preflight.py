@@ -16,9 +16,10 @@ from luthier.models.weights import read_tensors
 from luthier.store.artifacts import path_of
 from luthier.store.database import open_store
 from luthier.store.runs import finish, list_runs, start
-from luthier.training import preflight
+from luthier.training import cost, preflight
 from luthier.training.config import TrainConfig
-from luthier.training.preflight import Shape, amount_of, look_ahead, outcome, predict, sketch
+from luthier.training.cost import Shape, amount_of
+from luthier.training.preflight import look_ahead, outcome, predict, sketch
 from luthier.training.resolve import Job, resolve
 from luthier.training.tune import Start, tune
 
@@ -42,50 +43,51 @@ def test_steps_and_tokens_are_those_of_the_loop() -> None:
 
 
 def test_memory_is_the_arithmetic_of_the_optimizer() -> None:
-    amount = preflight.Amount(1, 1, 0, 100)
+    amount = cost.Amount(1, 1, 0, 100)
     trained = Shape(1_000_000, 1_000_000, True, 0, 8, 16, 2, 0, 2)
-    assert preflight._memory(trained, amount)["optimizer"] == pytest.approx(2 + 4 + 4 + 8 + 4)
+    assert cost.memory(trained, amount)["optimizer"] == pytest.approx(2 + 4 + 4 + 8 + 4)
     exact = Shape(1_000_000, 1_000_000, True, 0, 8, 16, 2, 0, 4)
-    assert preflight._memory(exact, amount)["optimizer"] == pytest.approx(4 + 8 + 4)
+    assert cost.memory(exact, amount)["optimizer"] == pytest.approx(4 + 8 + 4)
     frozen = Shape(1_000_000, 10, False, 0, 8, 16, 2, 0, 4)
-    assert preflight._memory(frozen, amount)["activations"] == 0
+    assert cost.memory(frozen, amount)["activations"] == 0
 
 
 def test_parts_of_the_frozen_weights_and_two_blocks_are_what_a_process_holds(tiny_decoder: str, tickets: Path) -> None:
     store = open_store()
     shared = resolve(settings(tiny_decoder, tickets, processes=4, shard="on"), (), store)
     model = preflight.outline(store, shared)
-    shape = preflight.shape_of(model, shared.config.train)
+    shape = cost.shape_of(model, shared.config.train)
     blocks = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32)
-    found = preflight._in_parts(shape, model, 4).weights_mb * 1e6 / shape.bytes_each
+    found = cost.divided(shape, model, 4).weights_mb * 1e6 / shape.bytes_each
     assert found == pytest.approx(shape.parameters - blocks + blocks / 4 + blocks)  # it has two blocks
     assert look_ahead(store, shared).fits
 
 
 def test_memory_and_operations_are_those_of_the_chosen_optimizer(tiny_decoder: str) -> None:
     from luthier.models.load import load_model
-    from luthier.training.optimizer import cost, trained
+    from luthier.training.optimizer import cost as cost_of
+    from luthier.training.optimizer import trained
 
     model = load_model(open_store(), tiny_decoder, dtype="fp32", device="cpu")
     model.module.requires_grad_(True)
-    amount, found = preflight.Amount(1, 1, 0, 1), {}
+    amount, found = cost.Amount(1, 1, 0, 1), {}
     for name in ("adamw", "sgd", "adafactor", "muon"):
         config = TrainConfig(optimizer=name)
-        shape = preflight.shape_of(model, config)
-        told = cost(config.optimizer, list(trained(model.module).values()))
+        shape = cost.shape_of(model, config)
+        told = cost_of(config.optimizer, list(trained(model.module).values()))
         assert shape.update == told
-        memory = preflight._memory(shape, amount)
+        memory = cost.memory(shape, amount)
         hidden = memory["activations"] + memory["logits"]
         expected = 8 * shape.trainable + told.state_bytes + max(told.working_bytes - 1e6 * hidden, 0)
         assert memory["optimizer"] == pytest.approx(expected / 1e6)
-        found[name] = (told.state_bytes, preflight._flops(shape, amount))
+        found[name] = (told.state_bytes, cost.operations(shape, amount))
     assert found["adamw"][0] == 8 * shape.trainable == 2 * found["sgd"][0]
     assert found["adafactor"][0] < 0.2 * found["adamw"][0]
     assert found["muon"][1] > found["adamw"][1]
-    averaged = preflight._memory(preflight.shape_of(model, TrainConfig(ema=0.9)), amount)["optimizer"]
-    plain = preflight._memory(preflight.shape_of(model, TrainConfig()), amount)["optimizer"]
+    averaged = cost.memory(cost.shape_of(model, TrainConfig(ema=0.9)), amount)["optimizer"]
+    plain = cost.memory(cost.shape_of(model, TrainConfig()), amount)["optimizer"]
     assert averaged - plain == pytest.approx(4e-6 * shape.trainable)
-    without = preflight._flops(preflight.shape_of(model), amount)
+    without = cost.operations(cost.shape_of(model), amount)
     assert found["adamw"][1] == pytest.approx(without), "the default"
 
 
@@ -96,19 +98,19 @@ def test_an_optimizer_for_other_parameters_is_refused_before_training(tiny_encod
 
 
 def test_flops_follow_what_is_trained() -> None:
-    amount = preflight.Amount(0, 10, 0, 10)
-    whole = preflight._flops(Shape(100, 100, True, 0, 8, 16, 2, 0, 2), amount)
-    adapter = preflight._flops(Shape(100, 1, True, 0, 8, 16, 2, 0, 2), amount)
-    head = preflight._flops(Shape(100, 1, False, 0, 8, 16, 2, 0, 2), amount)
+    amount = cost.Amount(0, 10, 0, 10)
+    whole = cost.operations(Shape(100, 100, True, 0, 8, 16, 2, 0, 2), amount)
+    adapter = cost.operations(Shape(100, 1, True, 0, 8, 16, 2, 0, 2), amount)
+    head = cost.operations(Shape(100, 1, False, 0, 8, 16, 2, 0, 2), amount)
     assert (whole, adapter, head) == (6 * 100 * 10, (4 * 100 + 2) * 10, 6 * 10)
 
 
 def test_a_token_goes_through_one_stack_of_an_encoder_decoder(tiny_t5: str) -> None:
     from luthier.models.load import load_model
 
-    shape = preflight.shape_of(load_model(open_store(), tiny_t5, dtype="fp32", device="cpu"))
+    shape = cost.shape_of(load_model(open_store(), tiny_t5, dtype="fp32", device="cpu"))
     assert (shape.stacks, shape.layers, shape.width, shape.inner, shape.vocabulary) == (2, 2, 32, 64, 384)
-    assert preflight._body(shape) == (shape.parameters - 384 * 32) // 2
+    assert cost.body(shape) == (shape.parameters - 384 * 32) // 2
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_a_sketch_counts_what_the_loaded_model_has(
     tuned = tune(settings(name, tickets, method, max_steps=1), started=seen.append)
     job = resolve(settings(name, tickets, method, max_steps=1), (), store)
     model, lengths, validation, _ = sketch(store, job)
-    shape = preflight.shape_of(model)
+    shape = cost.shape_of(model)
     assert shape.trainable == seen[0].trainable_parameters == tuned.summary["trainable_parameters"]
     assert shape.parameters == seen[0].total_parameters
     assert (len(lengths), len(validation)) == (seen[0].rows, seen[0].validation_rows)

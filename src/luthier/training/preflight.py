@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.model import ModelRecord
-from luthier.data.batch import plan
 from luthier.store.runs import list_runs
+from luthier.training.cost import STEP_FLOPS, Amount, amount_of, body, divided, memory, operations, shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from luthier.models.load import LoadedModel
     from luthier.store.database import Store
     from luthier.training.config import TrainConfig
-    from luthier.training.optimizers._update import Cost
     from luthier.training.resolve import Job
     from luthier.training.shared import Shared
     from luthier.training.sources import Layout
@@ -36,52 +35,7 @@ _IMPORTED_MB = (
 )
 _EFFICIENCY = 0.35  # share of a bare multiplication's speed that training reaches (measured, SmolLM2-135M on two cores)
 _REMEMBERED = 20
-_STEP_FLOPS = 2e8  # what a step costs besides, in operations: Python, small tensors
-_UPDATE_FLOPS = 20  # a trained parameter's update
 _WORTH_COUNTING = 1e11  # operations; a run of less says more about overhead than about speed
-_ENCODER = 2.2  # of a decoder's activations: masks of dropout, and the attention weights that its dropout keeps (measured, MiniLM)
-_DECODER = 1.25  # gradients on their way, and what the allocator keeps in pieces of other sizes (measured, SmolLM2-135M with LoRA)
-_LOGIT_ROWS = 128  # objectives compute logits in pieces of this many rows
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What of a model decides its cost; weights in 4 bits count one by one. ``flows``: the gradient goes through the body, so its
-    activations are kept. A token goes through one of the ``stacks`` of ``layers`` each: an encoder-decoder's source through the
-    encoder, its target through the decoder."""
-
-    parameters: int
-    trainable: int
-    flows: bool
-    embeddings: int
-    width: int
-    inner: int
-    layers: int
-    vocabulary: int
-    bytes_each: int
-    weight_bytes: float = 0.0  # what the weights take when some are in 4 bits; 0: parameters times bytes_each
-    stacks: int = 1
-    update: Cost | None = None  # of the optimizer's rule; None: of AdamW
-    averaged: bool = False  # an average of the weights is kept
-    words: int = 0  # that an encoder's language-model head knows, while it has one
-
-    @property
-    def weights_mb(self) -> float:
-        """Memory of the weights."""
-        return (self.weight_bytes or self.parameters * self.bytes_each) / 1e6
-
-
-@dataclass(frozen=True)
-class Amount:
-    """What is run through it: tokens in all, of them those of validations, the padded size of the largest micro-batch that training comes
-    to, and the most rows of one. ``kept_logits``: for how many tokens of it the backward pass keeps the logits."""
-
-    steps: int
-    tokens: int
-    validation_tokens: int
-    largest: int
-    rows: int = 0
-    kept_logits: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,85 +86,6 @@ class Prediction:
         return Prediction(**{**data, "errors": Errors(**errors) if errors else None})
 
 
-def shape_of(model: LoadedModel, train: TrainConfig | None = None) -> Shape:
-    """Count a model's parameters, whether its weights are there or only sketched (torch's ``meta`` device), and what the optimizer of
-    ``train`` costs on them. Raises InputError where that is for other parameters."""
-    from luthier.models.adapters import inner_of
-    from luthier.models.quantize import held_bytes, unseen
-    from luthier.training.optimizer import cost, trained
-
-    body = inner_of(model)
-    config = body.config.get_text_config()
-    counts = [(p.numel(), p.requires_grad) for p in model.module.parameters()]
-    table = body.get_input_embeddings()
-    return Shape(
-        parameters=sum(n for n, _ in counts) + unseen(model.module),
-        trainable=sum(n for n, trained in counts if trained),
-        flows=any(p.requires_grad for p in body.parameters()),
-        embeddings=int(table.weight.numel()) if table is not None else 0,
-        width=int(config.hidden_size),
-        inner=_inner(config),
-        layers=int(config.num_hidden_layers),
-        vocabulary=int(config.vocab_size) if model.architecture != "encoder" else 0,
-        stacks=2 if model.architecture == "encoder-decoder" else 1,
-        bytes_each=model.dtype.itemsize,
-        weight_bytes=held_bytes(model.module, model.dtype.itemsize) if model.quantization is not None else 0.0,
-        update=cost(train.optimizer, list(trained(model.module).values())) if train is not None else None,
-        averaged=train is not None and train.ema is not None,
-        words=_words(model),
-    )
-
-
-def _words(model: LoadedModel) -> int:
-    from luthier.models.adapters import inner_of
-
-    head = model.module.lm_head if model.architecture == "encoder" else None
-    return int(inner_of(model).config.vocab_size) if head is not None else 0
-
-
-def _inner(config: Any) -> int:
-    """Width of the feed-forward layers."""
-    for name in ("intermediate_size", "d_ff", "encoder_ffn_dim"):
-        if getattr(config, name, None):
-            return int(getattr(config, name))
-    return 4 * int(config.hidden_size)
-
-
-def amount_of(
-    lengths: Sequence[int],
-    validation: Sequence[int],
-    config: TrainConfig,
-    layout: Layout | None = None,
-    *,
-    whole: bool = False,
-) -> Amount:
-    """How many steps and tokens ``config`` makes of rows of these lengths, of several sources where ``layout`` says so. ``whole``: the
-    objective takes the rows of a step together."""
-    from luthier.training.work import planned_steps
-
-    shape: dict[str, Any] = {"batch_size": config.batch_size, "max_tokens": config.max_tokens_per_batch}
-    if layout is None:
-        steps = plan(lengths, **shape, seed=config.seed, epoch=0)
-    else:
-        steps = layout.plan(lengths, **shape, seed=config.seed, epoch=0, group=True)
-    drawn = [lengths[i] for step in steps for rows in step for i in rows]
-    total, _ = planned_steps(config, drawn, len(steps))
-    every = config.validate_every or len(steps)
-    each = sum(drawn) / len(steps)
-    made = [rows for step in steps[:total] for rows in step]
-    if whole:  # all rows of a step, in forwards within the budget
-        joined = [[i for rows in step for i in rows] for step in steps[:total]]
-        largest, rows_at_once = (
-            max(sum(lengths[i] for i in rows) for rows in joined),
-            max(map(len, joined)),
-        )
-        largest = min(largest, max(config.max_tokens_per_batch, *lengths))
-    else:
-        largest = max(len(rows) * max(lengths[i] for i in rows) for rows in made)
-        rows_at_once = max(map(len, made))
-    return Amount(total, round(total * each), -(-total // every) * sum(validation), largest, rows_at_once)
-
-
 def predict(
     store: Store,
     job: Job,
@@ -251,14 +126,14 @@ def _predict(store: Store, job: Job, model: LoadedModel, amount: Amount, *, load
     device = model.device if loaded and not cut else choose_device(train.device)
     shape = shape_of(model, train)
     if cut:
-        shape = _in_parts(shape, model, wanted(train.processes, train.device))
+        shape = divided(shape, model, wanted(train.processes, train.device))
     earlier = _earlier(store)
-    flops = _flops(shape, amount, again)
+    flops = operations(shape, amount, again)
     speed, based_on = _speed(earlier, job, model.dtype, device)
     train_s = flops / speed
     limit = job.config.train.max_seconds
-    forward = 2.0 * (_body(shape) if shape.flows else shape.trainable) * amount.validation_tokens / speed
-    parts = _memory(shape, amount, again)
+    forward = 2.0 * (body(shape) if shape.flows else shape.trainable) * amount.validation_tokens / speed
+    parts = memory(shape, amount, again)
     share = job.method.entry.optional("activation_share")
     if share is not None:
         parts["activations"] *= share(job.method.config)
@@ -297,16 +172,6 @@ def _predict(store: Store, job: Job, model: LoadedModel, amount: Amount, *, load
         parts={name: round(value, 1) for name, value in shown.items()},
         checkpointing=again,
     )
-
-
-def _in_parts(shape: Shape, model: LoadedModel, count: int) -> Shape:
-    """As one of ``count`` processes needs it that share the frozen weights of the blocks: its parts, and two whole blocks for a while."""
-    from luthier.training.shard import frozen_bytes, in_parts
-
-    frozen = frozen_bytes(model.module, shape.bytes_each)
-    number = len(in_parts(model.module))
-    share = 1 / count + min(2, number) / max(number, 1)
-    return replace(shape, weight_bytes=shape.parameters * shape.bytes_each + frozen * (share - 1))
 
 
 def _weights_mb(store: Store, record: ModelRecord, like: LoadedModel) -> float:
@@ -362,7 +227,7 @@ def training_mb(model: LoadedModel, config: TrainConfig | None = None) -> float:
 
     shape = shape_of(model, config)
     amount = Amount(1, 0, 0, (config or TrainConfig()).max_tokens_per_batch)
-    return shape.weights_mb + sum(_memory(shape, amount).values())
+    return shape.weights_mb + sum(memory(shape, amount).values())
 
 
 def look_ahead(store: Store, job: Job, shared: Shared | None = None) -> Prediction:
@@ -392,7 +257,7 @@ def outcome(prediction: Prediction, job: Job, *, peak_mb: float, train_s: float,
         "raw_mb": round(prediction.raw_mb, 1),
         "took_mb": round(max(peak_mb - started, 0.0), 1),
         "flops": prediction.flops * share,
-        "worked": max(prediction.flops * share - steps * _STEP_FLOPS, 0.0),
+        "worked": max(prediction.flops * share - steps * STEP_FLOPS, 0.0),
         "memory_error": round(abs(prediction.peak_mb - peak_mb) / peak_mb, 4) if peak_mb else 0.0,
         "time_error": round(abs(prediction.train_s * share - train_s) / train_s, 4) if train_s else 0.0,
         "seconds": round(train_s, 3),
@@ -414,41 +279,6 @@ def _shapes_only(store: Store, job: Job) -> LoadedModel:
 def _no_features(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Features of rows whose body is frozen: there are no weights to compute them, and only their number matters."""
     return input_ids.new_zeros((len(input_ids), 1))
-
-
-def _body(shape: Shape) -> int:
-    """Parameters that every token is multiplied with: all but the table of embeddings, which is looked up."""
-    return max((shape.parameters - shape.embeddings) // shape.stacks, 1)
-
-
-def _flops(shape: Shape, amount: Amount, again: bool = False) -> float:
-    update = shape.update.flops if shape.update is not None else _UPDATE_FLOPS * shape.trainable
-    steps = amount.steps * (_STEP_FLOPS + update)
-    if not shape.flows:  # features were computed once; what is left is the head
-        return steps + 6.0 * shape.trainable * amount.tokens
-    trained = min(shape.trainable, _body(shape))
-    return steps + ((6.0 if again else 4.0) * _body(shape) + 2.0 * trained) * amount.tokens
-
-
-def _memory(shape: Shape, amount: Amount, again: bool = False) -> dict[str, float]:
-    """MB by what needs them."""
-    exact = shape.bytes_each == 4
-    kept, working = (shape.update.state_bytes, shape.update.working_bytes) if shape.update else (8 * shape.trainable, 0)
-    # a step: raw gradient, fp32 sum and master where the model is not in fp32; keeping the best: a copy of the masters
-    each = (4 if exact else 2 + 4 + 4) + 4 + (4 if shape.averaged else 0)
-    optimizer = (shape.trainable * each + kept) / 1e6
-    layer: float = shape.bytes_each * (6 * shape.width + 4 * shape.inner) + 12 * shape.width
-    if not shape.vocabulary or shape.stacks > 1:
-        layer *= _ENCODER
-    else:
-        layer *= _DECODER
-    if again:  # the inputs of all blocks, and one block at a time
-        layer = layer / shape.layers + shape.bytes_each * shape.width
-    activations = amount.largest * layer * shape.layers / 1e6 if shape.flows else 0.0
-    logits = _LOGIT_ROWS * (shape.vocabulary or shape.words) * 10 / 1e6
-    logits += amount.kept_logits * shape.vocabulary * (shape.bytes_each + 12) / 1e6  # in fp32, with two gradients
-    optimizer += max(working / 1e6 - activations - logits, 0.0)  # an update takes place when these are free again
-    return {"optimizer": optimizer, "activations": activations, "logits": logits}
 
 
 def _earlier(store: Store) -> list[dict[str, Any]]:

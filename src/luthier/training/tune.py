@@ -116,7 +116,8 @@ def tune(
         if before is not None:
             run = runs.resume(store, before.id)
         else:
-            from luthier.training.preflight import outline, shape_of
+            from luthier.training.cost import shape_of
+            from luthier.training.preflight import outline
 
             # a method that cannot go in, or an optimizer that is for other parameters, says so before a weight is read
             shape_of(outline(store, job, shared), job.config.train)
