@@ -66,8 +66,8 @@ def test_an_objective_takes_a_part_of_the_methods_learning_rate(tiny_decoder: st
     path.write_text("".join(json.dumps({"prompt": f"p{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(9)))
     found = job(tiny_decoder, path, objective="dpo")
     usual = job(tiny_decoder, path, objective="reward").config.train.learning_rate
-    assert found.config.train.learning_rate == pytest.approx(0.05 * usual)
-    assert found.origins["train.learning_rate"] == "default of method lora, times 0.05 for objective dpo"
+    assert found.config.train.learning_rate == pytest.approx(0.2 * usual)
+    assert found.origins["train.learning_rate"] == "default of method lora, times 0.2 for objective dpo"
     given = job(tiny_decoder, path, "train.learning_rate=0.3", objective="dpo")
     assert given.config.train.learning_rate == 0.3
 

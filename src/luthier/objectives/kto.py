@@ -45,7 +45,7 @@ __all__ = ["KINDS"]
 ARCHITECTURES = ("decoder", "encoder-decoder")
 DEFAULT_FOR: tuple[str, ...] = ()
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {}
-RATE_FACTOR = 0.05
+RATE_FACTOR = 0.2
 """Of a method's learning rate, as for dpo."""
 LOSS_ONLY = ("beta", "desirable_weight", "undesirable_weight")
 
