@@ -122,7 +122,7 @@ def tune(
             # a method that cannot go in, or an optimizer that is for other parameters, says so before a weight is read
             shape_of(outline(store, job, shared), job.config.train)
             run = runs.start(store, "tune", job.name, job.values(), job.origins, job.key)
-        try:
+        with _ended(store, run):
             record, summary = _execute(
                 store,
                 job,
@@ -135,18 +135,29 @@ def tune(
                 shared=shared,
                 helped=helped,
             )
-        except Halt as halt:
-            _end(store, run, "interrupted", f"given up: {halt}")
-            halt.run = run.id
-            raise
-        except KeyboardInterrupt:
-            _end(store, run, "interrupted", "interrupted")
-            raise
-        except Exception as error:
-            shown = error.message if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
-            _end(store, run, "failed", shown)
-            raise
         return TuneResult(runs.finish(store, run.id, "done", summary), record, summary)
+
+
+@contextmanager
+def _ended(store: Store, run: Run) -> Iterator[None]:
+    """What ends the run before it is done is on its record."""
+    try:
+        yield
+    except Halt as halt:
+        _end(store, run, "interrupted", f"given up: {halt}")
+        halt.run = run.id
+        raise
+    except KeyboardInterrupt:
+        _end(store, run, "interrupted", "interrupted")
+        raise
+    except Exception as error:
+        _end(
+            store,
+            run,
+            "failed",
+            error.message if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}",
+        )
+        raise
 
 
 def _end(store: Store, run: Run, status: RunStatus, why: str) -> None:
