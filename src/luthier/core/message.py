@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,13 +22,39 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that an assistant may call; ``parameters`` is its JSON schema as JSON text (``strict``: arguments always follow it)."""
+
+    name: str
+    description: str = ""
+    parameters: str = '{"type": "object", "properties": {}}'
+    strict: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that chat templates and the OpenAI wire format read."""
+        function: dict[str, Any] = {"name": self.name, "description": self.description}
+        function["parameters"] = json.loads(self.parameters)
+        return {"type": "function", "function": function | ({"strict": True} if self.strict else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture in a user turn: an ``https:`` or ``data:`` URL, and after how many characters of the turn's text it stands."""
+
+    url: str
+    at: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. ``role`` is one of ``system user assistant tool``."""
+    """One turn. ``role`` is one of ``system user assistant tool``. ``images`` only engines with the parameter ``images`` can see."""
 
     role: str
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    images: tuple[Image, ...] = ()
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -43,7 +70,23 @@ class Message:
             ]
         if self.tool_call_id is not None:
             out["tool_call_id"] = self.tool_call_id
+        if self.images:
+            out["content"] = self._parts()
         return out
+
+    def _parts(self) -> list[dict[str, Any]]:
+        """Text and images in order, as the OpenAI wire format writes them."""
+        parts: list[dict[str, Any]] = []
+        start = 0
+        for image in sorted(self.images, key=lambda each: each.at):
+            if image.at > start:
+                parts.append({"type": "text", "text": self.content[start : image.at]})
+                start = image.at
+            shown = {"url": image.url} | ({"detail": image.detail} if image.detail else {})
+            parts.append({"type": "image_url", "image_url": shown})
+        if start < len(self.content):
+            parts.append({"type": "text", "text": self.content[start:]})
+        return parts
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Message:
@@ -62,8 +105,6 @@ class Message:
                 raise InputError("message.tool_calls entries need a function name")
             arguments = function.get("arguments", "{}")
             if not isinstance(arguments, str):
-                import json
-
                 arguments = json.dumps(arguments, ensure_ascii=False)
             calls.append(ToolCall(function["name"], arguments, str(call.get("id", ""))))
         return Message(role, content, tuple(calls), data.get("tool_call_id"))

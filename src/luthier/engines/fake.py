@@ -74,6 +74,7 @@ class FakeEngine:
         self._config = config
         self._info = EngineInfo(
             model=name,
+            parameters=frozenset({"top_k", "repetition_penalty"}),
             engine="fake",
             capabilities=frozenset({GENERATE, STREAM, SCORE, EMBED}),
             model_digest=digest_json([name, config.model_dump(exclude={"latency_s"})]),

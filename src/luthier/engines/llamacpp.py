@@ -108,6 +108,7 @@ def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the nam
     server = model.shared.setdefault(("llamacpp", settings), LlamaServer(settings))
     info = EngineInfo(
         model=model.name,
+        parameters=frozenset({"top_k", "repetition_penalty"}),
         engine="llamacpp",
         capabilities=frozenset({GENERATE, STREAM, SCORE}),
         model_digest=record.digest,

@@ -121,6 +121,7 @@ class OpenAIEngine:
             capabilities.add(SCORE)
         self._info = EngineInfo(
             model=name,
+            parameters=frozenset({"top_k", "repetition_penalty"}),
             engine="openai",
             capabilities=frozenset(capabilities),
             template_digest=renderer.digest if renderer is not None else "",

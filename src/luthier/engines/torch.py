@@ -121,6 +121,7 @@ def _info(name: str, record: ModelRecord, loaded: LoadedModel, key: str | None) 
     held += loaded.light.nbytes(key) if loaded.light is not None else 0
     return EngineInfo(
         model=name,
+        parameters=frozenset({"top_k", "repetition_penalty"}),
         engine="torch",
         capabilities=frozenset(can),
         model_digest=record.digest,
