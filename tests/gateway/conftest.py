@@ -58,6 +58,7 @@ class Scripted:
             base_digest="b" * 64,
             template_digest="t" * 64,
             context_length=512,
+            parameters=frozenset({"top_k", "repetition_penalty"}),
         )
 
     def generate(

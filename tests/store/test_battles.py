@@ -7,7 +7,6 @@ import pytest
 from sqlalchemy import text
 
 from luthier.core.errors import InputError, StoreError
-from luthier.core.trace import Trace
 from luthier.store import database
 from luthier.store.battles import (
     Battle,
@@ -21,7 +20,7 @@ from luthier.store.battles import (
 )
 from luthier.store.database import HEAD, Store
 from luthier.store.migrations import upgrade
-from luthier.store.traces import list_traces, record_trace
+from luthier.store.traces import list_traces
 
 
 def battle(number=0, **changes):
@@ -94,13 +93,23 @@ def test_a_store_of_the_first_schema_keeps_what_it_has(home):
     with engine.begin() as connection:
         upgrade(connection, "0001")
         assert not connection.dialect.has_table(connection, "battles")
-    old = Store(database.home(home), engine)
-    record_trace(old, Trace("t1", "2026-01-01T00:00:00.000Z", "m", "chat", answer="kept"))
-    assert old.version() == "0001"
+        row = {
+            "id": "t1",
+            "created_at": "2026-01-01T00:00:00.000Z",
+            "model": "m",
+            "operation": "chat",
+            "answer": "kept",
+        }
+        row |= dict.fromkeys(("model_digest", "base_digest", "template_digest", "prompt_digest"), "")
+        row |= {"messages": "[]", "parameters": "{}", "prompt_tokens": 0, "completion_tokens": 0}
+        row |= {"latency_s": 0.0, "cost": 0.0, "finish_reason": "stop", "error": ""}
+        names = ", ".join(row)
+        connection.execute(text(f"INSERT INTO traces ({names}) VALUES ({', '.join(f':{name}' for name in row)})"), row)
+    assert Store(database.home(home), engine).version() == "0001"
     engine.dispose()
     store = Store.open(home)
     assert store.version() == HEAD != "0001"
-    assert [t.answer for t in list_traces(store)] == ["kept"]
+    assert [(t.answer, t.tenant, t.details) for t in list_traces(store)] == [("kept", "local", {})]
     assert record_battles(store, [battle()]) == 1
     with store.read() as connection:
         assert connection.execute(text("PRAGMA integrity_check")).scalar() == "ok"

@@ -9,12 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Trace:
-    """One served request. Times are seconds; ``cost`` is in the price list's currency (0.0 when none is set)."""
+    """One served request. Times are seconds; ``cost`` is in the price list's currency (0.0 when none is set).
+
+    ``tenant`` and ``key_id`` say whose it is, ``session`` which conversation of theirs (what the client calls it), ``route`` by which route it
+    came to ``model``, ``cache`` whether it was answered out of one (``exact``, ``semantic``). ``details`` holds what the gateway decided on the
+    way: lists of plain mappings under the name of the part that decided (``route``, ``guardrails``, ``cache``, ``tool_calls``).
+    """
 
     id: str
     created_at: str
     model: str
-    operation: str  # chat, completion, embedding
+    operation: str  # chat, completion, embedding, rerank
     messages: tuple[Mapping[str, Any], ...] = ()
     answer: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -29,6 +34,12 @@ class Trace:
     cost: float = 0.0
     finish_reason: str = ""
     error: str = ""
+    tenant: str = "local"
+    key_id: str = ""
+    session: str = ""
+    route: str = ""
+    cache: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,12 @@ def _answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", openapi_extra=_schema(ChatRequest))
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
-        return await answer(service, request, read_chat(service, await read_body(request, ChatRequest)))
+        return await answer(service, request, read_chat(await read_body(request, ChatRequest)))
 
     @app.post("/v1/completions", openapi_extra=_schema(CompletionRequest))
     async def completions(request: Request) -> Response:
         """Continue raw text."""
-        return await answer(service, request, read_completion(service, await read_body(request, CompletionRequest)))
+        return await answer(service, request, read_completion(await read_body(request, CompletionRequest)))
 
     @app.post("/v1/embeddings", openapi_extra=_schema(EmbeddingRequest))
     async def embeddings(request: Request) -> Response:

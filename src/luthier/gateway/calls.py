@@ -17,9 +17,9 @@ from typing import Generic, TypeVar
 
 from starlette.types import Receive
 
-from luthier.core.engine import STREAM, Engine, Generation, Sampling
+from luthier.core.engine import STREAM, Engine, Generation, Sampling, TokenLogprob
 from luthier.core.errors import EngineError, LuthierError
-from luthier.core.message import Prompt
+from luthier.core.message import Prompt, ToolCall
 
 Made = TypeVar("Made")
 Result = TypeVar("Result")
@@ -29,11 +29,13 @@ logger = logging.getLogger("luthier.gateway")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text of choice ``index``; the last one of a choice carries its whole generation."""
+    """Text of choice ``index``, the tokens it is made of, calls that are complete; the last one of a choice carries its whole generation."""
 
     index: int
     text: str
     generation: Generation | None = None
+    tokens: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class ClientGoneError(Exception):
@@ -44,7 +46,7 @@ class Call(Generic[Made]):
     """``work`` in a thread. It is given an event that is set when nobody waits for the result any more.
 
     ``finished`` is called in that thread with the error (or None) and the seconds that it took, before the reader hears of the end.
-    Belongs to the event loop that makes it.
+    ``run`` begins a function in a thread (``gateway.workers``); without it the call has a new one. Belongs to the event loop that makes it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Call(Generic[Made]):
         *,
         finished: Callable[[Exception | None, float], None],
         merge: Callable[[list[Made]], list[Made]] = lambda made: made,
+        run: Callable[[Callable[[], object]], object] | None = None,
     ) -> None:
         self._work = work
         self._finished = finished
@@ -64,11 +67,11 @@ class Call(Generic[Made]):
         self._ended = False
         self._error: Exception | None = None
         self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="luthier-call", daemon=True)
+        self._begin = run or _in_new_thread
 
     def start(self) -> None:
         """Begin."""
-        self.thread.start()
+        self._begin(self._run)
 
     def stop(self) -> None:
         """Nobody waits for the result any more."""
@@ -120,25 +123,34 @@ class Call(Generic[Made]):
             self.stopped.set()
 
 
+def _in_new_thread(task: Callable[[], object]) -> None:
+    threading.Thread(target=task, name="luthier-call", daemon=True).start()
+
+
 def merge_pieces(made: list[Piece]) -> list[Piece]:
     """Adjoining pieces of one choice as one."""
+    if len(made) < 2:
+        return made
     out: list[Piece] = []
-    texts: list[str] = []
+    run: list[Piece] = []
     for piece in made:
-        if out and out[-1].index == piece.index and out[-1].generation is None:
-            out[-1] = piece
-        else:
-            _set_text(out, texts)
-            out.append(piece)
-        texts.append(piece.text)
-    _set_text(out, texts)
-    return out
+        if run and (run[-1].index != piece.index or run[-1].generation is not None):
+            out.append(_joined(run))
+            run = []
+        run.append(piece)
+    return [*out, _joined(run)]
 
 
-def _set_text(out: list[Piece], texts: list[str]) -> None:
-    if len(texts) > 1:
-        out[-1] = replace(out[-1], text="".join(texts))
-    texts.clear()
+def _joined(run: list[Piece]) -> Piece:
+    if len(run) == 1:
+        return run[0]
+    return Piece(
+        run[0].index,
+        "".join(piece.text for piece in run),
+        run[-1].generation,
+        tuple(token for piece in run for token in piece.tokens),
+        tuple(call for piece in run for call in piece.tool_calls),
+    )
 
 
 def generate(
@@ -157,7 +169,7 @@ def generate(
         return
     if sampling.seed is None and sampling.temperature > 0.0:
         answers = engine.generate([prompt for prompt in prompts for _ in range(n)], sampling)
-        yield from (Piece(index, answer.text, answer) for index, answer in enumerate(answers))
+        yield from (_whole(index, answer) for index, answer in enumerate(answers))
         return
     answers = []
     for j in range(n):
@@ -165,7 +177,7 @@ def generate(
             return
         if j == 0 or sampling.temperature > 0.0:
             answers = engine.generate(prompts, _seeded(sampling, j))
-        yield from (Piece(index * n + j, answer.text, answer) for index, answer in enumerate(answers))
+        yield from (_whole(index * n + j, answer) for index, answer in enumerate(answers))
 
 
 def _one(engine: Engine, prompt: Prompt, sampling: Sampling, index: int, stopped: threading.Event) -> Iterator[Piece]:
@@ -173,12 +185,12 @@ def _one(engine: Engine, prompt: Prompt, sampling: Sampling, index: int, stopped
         return
     if STREAM not in engine.info.capabilities:
         (answer,) = engine.generate([prompt], sampling)
-        yield Piece(index, answer.text, answer)
+        yield _whole(index, answer)
         return
     deltas = engine.stream(prompt, sampling)
     try:
         for delta in deltas:
-            yield Piece(index, delta.text, delta.generation)
+            yield Piece(index, delta.text, delta.generation, delta.tokens, delta.tool_calls)
             if delta.generation is not None or stopped.is_set():
                 return
         raise EngineError(f"{engine.info.model} ended an answer without saying so")
@@ -186,6 +198,10 @@ def _one(engine: Engine, prompt: Prompt, sampling: Sampling, index: int, stopped
         close = getattr(deltas, "close", None)
         if close is not None:
             close()
+
+
+def _whole(index: int, answer: Generation) -> Piece:
+    return Piece(index, answer.text, answer, answer.tokens, answer.tool_calls)
 
 
 def _seeded(sampling: Sampling, j: int) -> Sampling:

@@ -7,14 +7,14 @@ from typing import Any
 
 from luthier.core.engine import Generation
 from luthier.gateway.answer import Asked
-from luthier.gateway.service import Service
+from luthier.gateway.calls import Piece
 from luthier.gateway.wire import ChatRequest, RequestError
 
 
 class ChatFormat:
     """Chat completions and their chunks."""
 
-    def whole(self, head: Mapping[str, Any], choices: list[Generation], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, head: Mapping[str, Any], choices: list[Generation], usage: dict[str, Any]) -> dict[str, Any]:
         """A ``chat.completion``."""
         return {
             **head,
@@ -35,24 +35,24 @@ class ChatFormat:
         """The chunk that says who speaks."""
         return [_chunk(head, index, {"role": "assistant", "content": ""}, None)]
 
-    def piece(self, head: Mapping[str, Any], index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-        """A piece of the answer, or its end."""
-        return _chunk(head, index, {"content": text} if text else {}, finish_reason)
+    def piece(self, head: Mapping[str, Any], piece: Piece) -> list[dict[str, Any]]:
+        """A piece of the answer, and its end."""
+        chunks = [_chunk(head, piece.index, {"content": piece.text}, None)] if piece.text else []
+        if piece.generation is not None:
+            chunks.append(_chunk(head, piece.index, {}, piece.generation.finish_reason))
+        return chunks
 
 
-def read_chat(service: Service, body: ChatRequest) -> Asked:
-    """The request as the engine sees it. Raises RequestError for an unknown model, or messages that ask nothing."""
-    served = service.model(body.model)
+def read_chat(body: ChatRequest) -> Asked:
+    """The request as the layers see it. Raises RequestError for messages that ask nothing."""
     conversation = tuple(message.message() for message in body.messages)
     if not any(message.role == "user" for message in conversation):
         raise RequestError("messages need at least one user turn; got none", param="messages", code="invalid_value")
     return Asked(
         operation="chat",
         body=body,
-        served=served,
         prompts=(conversation,),
         messages=(tuple(message.as_dict() for message in conversation),),
-        default_tokens=served.max_new_tokens,
         format=ChatFormat(),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from luthier.gateway.caller import Caller
 from luthier.gateway.keys import Keys, is_loopback
 from luthier.gateway.wire import RequestError, error_body
 
@@ -100,6 +101,7 @@ class Door:
                     code="host_not_allowed",
                 )
         scope["luthier.trusted"] = not self.keys or self.keys.allow(headers.get("authorization"))
+        scope["luthier.caller"] = Caller()
         if not scope["luthier.trusted"] and scope["path"] not in OPEN_PATHS:
             given = "the one that came is not known" if headers.get("authorization") else "none came"
             raise RequestError(

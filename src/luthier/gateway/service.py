@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import threading
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from luthier.core.engine import Engine, Generation
 from luthier.core.errors import InputError, NotFoundError, did_you_mean
 from luthier.core.model import ModelRecord
+from luthier.gateway.backend import answers
 from luthier.gateway.keys import Keys
+from luthier.gateway.layers import Ask, compose
 from luthier.gateway.limits import Gate
+from luthier.gateway.routes import direct
 from luthier.gateway.traces import TraceWriter
 from luthier.gateway.wire import RequestError
+from luthier.gateway.workers import Workers
 from luthier.store.database import Store
 from luthier.store.models import find
 from luthier.store.traces import record_traces
 from luthier.strategies._labels import answer_with_labels, labels_of, prompt_counter, tokenizer_folder
+
+if TYPE_CHECKING:
+    from luthier.gateway.exchange import Exchange
+
+logger = logging.getLogger("luthier.gateway")
 
 
 @dataclass(frozen=True)
@@ -31,8 +41,11 @@ class Price:
 
     def of(self, answer: Generation, *, with_prompt: bool = True) -> float:
         """The cost of an answer; the prompt of several choices is paid once."""
-        prompt = answer.prompt_tokens * self.prompt if with_prompt else 0.0
-        return (prompt + answer.completion_tokens * self.completion) / 1e6
+        return self.of_tokens(answer.prompt_tokens if with_prompt else 0, answer.completion_tokens)
+
+    def of_tokens(self, prompt: int, completion: int = 0) -> float:
+        """The cost of so many tokens."""
+        return (prompt * self.prompt + completion * self.completion) / 1e6
 
 
 def read_prices(texts: Iterable[str], models: Sequence[str]) -> dict[str, Price]:
@@ -121,15 +134,22 @@ def serve_as(name: str, engine: Engine, store: Store, price: Price) -> Served:
 
 @dataclass
 class Service:
-    """A running server's state. ``gate`` belongs to the event loop; everything else is safe from several threads."""
+    """A running server's state. ``gate`` and ``ask`` belong to the event loop; everything else is safe from several threads.
+
+    ``ask`` is the outermost layer; it may be replaced while the server runs: questions that are on their way keep the one they began with.
+    """
 
     models: Mapping[str, Served]
     store: Store
     keys: Keys
     gate: Gate
     traces: TraceWriter
+    workers: Workers = field(default_factory=Workers)
     started: float = field(default_factory=time.monotonic)
-    _threads: set[threading.Thread] = field(default_factory=set)
+    ask: Ask = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ask = assemble(self)
 
     @staticmethod
     def open(models: Mapping[str, Served], store: Store, keys: Keys, *, max_concurrent: int, max_queue: int) -> Service:
@@ -137,28 +157,49 @@ class Service:
         writer = TraceWriter(lambda batch: record_traces(store, batch))
         return Service(models, store, keys, Gate(max_concurrent, max_queue), writer)
 
+    async def admit(self, exchange: Exchange) -> None:
+        """Let a request in. Raises LuthierError when its caller may not ask this model (404: others' models are not shown)."""
+        exchange.caller.require("inference")
+        if not exchange.caller.sees(exchange.model):
+            self.refuse_model(exchange.model, [name for name in self.models if exchange.caller.sees(name)])
+
+    def finish(self, exchange: Exchange, error: str = "") -> None:
+        """A request is over: its traces are handed to the writer. The second call does nothing."""
+        if exchange.finished:
+            return
+        exchange.finish(error)
+        for trace in exchange.traces():
+            self.traces.put(trace)
+            logger.info(
+                "%s %s %s %d+%d tokens %.3f s %s",
+                trace.operation, trace.model, trace.finish_reason or "failed", trace.prompt_tokens, trace.completion_tokens,
+                trace.latency_s, trace.id,
+            )  # fmt: skip
+
     def model(self, name: str) -> Served:
         """The model that a request names. Raises RequestError 404 with the names that are served."""
         served = self.models.get(name)
         if served is None:
-            near = did_you_mean(name, self.models).replace("Allowed:", "Served here:")
-            others = "" if near.startswith("Served") else f" Served here: {', '.join(sorted(self.models))}."
-            raise RequestError(
-                f"model {name!r} is not served. {near}{others}", status=404, param="model", code="model_not_found"
-            )
+            self.refuse_model(name, list(self.models))
         return served
 
-    def track(self, thread: threading.Thread) -> None:
-        """Remember a thread that may still make a trace."""
-        self._threads = {each for each in self._threads if each.is_alive()} | {thread}
+    def refuse_model(self, name: str, known: Sequence[str]) -> NoReturn:
+        """Raise RequestError 404 with the names that are served."""
+        near = did_you_mean(name, known).replace("Allowed:", "Served here:")
+        others = "" if near.startswith("Served") else f" Served here: {', '.join(sorted(known))}."
+        raise RequestError(
+            f"model {name!r} is not served. {near}{others}", status=404, param="model", code="model_not_found"
+        )
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Wait for threads that still work, then write the traces that wait. Safe to call twice."""
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
+        """Wait for calls that still run, then write the traces that wait. Safe to call twice."""
+        self.workers.join(timeout_s)
         self.traces.close()
+
+
+def assemble(service: Service) -> Ask:
+    """The layers of a service around the call of its engines (``gateway.layers``)."""
+    return compose([direct(service)], partial(answers, service))
 
 
 def _unix(iso: str) -> int:

@@ -75,7 +75,15 @@ traces = Table(
     Column("cost", Float, nullable=False),
     Column("finish_reason", String(32), nullable=False),
     Column("error", Text, nullable=False),
+    Column("tenant", String(128), nullable=False, server_default="local"),
+    Column("key_id", String(64), nullable=False, server_default=""),
+    Column("session", String(512), nullable=False, server_default=""),
+    Column("route", String(128), nullable=False, server_default=""),
+    Column("cache", String(16), nullable=False, server_default=""),
+    Column("details", JSON, nullable=False, server_default="{}"),
     Index("ix_traces_model", "model", "created_at"),
+    Index("ix_traces_tenant", "tenant", "created_at"),
+    Index("ix_traces_session", "session"),
 )
 
 feedback = Table(

@@ -80,11 +80,14 @@ def list_feedback(store: Store, model: str | None = None) -> list[tuple[Trace, F
 
 def _row(trace: Trace) -> dict[str, Any]:
     row = {field.name: getattr(trace, field.name) for field in fields(trace)}
-    return row | {"messages": [dict(each) for each in trace.messages], "parameters": dict(trace.parameters)}
+    plain = {"parameters": dict(trace.parameters), "details": dict(trace.details)}
+    return row | {"messages": [dict(each) for each in trace.messages], **plain}
 
 
 def _trace(row: RowMapping | Mapping[str, Any]) -> Trace:
     values = {field.name: row[field.name] for field in fields(Trace)}
     return Trace(
-        **values | {"messages": tuple(values["messages"] or ()), "parameters": dict(values["parameters"] or {})}
+        **values
+        | {"messages": tuple(values["messages"] or ())}
+        | {name: dict(values[name] or {}) for name in ("parameters", "details")}
     )

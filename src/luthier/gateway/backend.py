@@ -1,0 +1,62 @@
+"""The bottom of the layers: a question that has its target is answered by that engine, in a thread, when it is its turn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from luthier.gateway.calls import Call, Piece, generate, merge_pieces
+
+if TYPE_CHECKING:
+    from luthier.gateway.layers import Question
+    from luthier.gateway.service import Served, Service
+
+Made = TypeVar("Made")
+
+logger = logging.getLogger("luthier.gateway")
+
+
+async def answers(service: Service, question: Question) -> AsyncIterator[Piece]:
+    """The pieces of all answers to ``question``, as the engine makes them. Leaving the iteration stops the engine at its next token.
+
+    Raises RequestError when the server is full or stops, LuthierError for what the engine refuses or fails at.
+    """
+    served = question.served
+    assert served is not None  # a route comes before
+    engine, prompts, sampling = served.engine, question.prompts, question.sampling
+
+    def work(stopped: threading.Event) -> Iterator[Piece]:
+        return generate(engine, prompts, sampling, question.n, pieces=question.stream, stopped=stopped)
+
+    async for piece in call(service, served, work, merge=merge_pieces):
+        yield piece
+
+
+async def call(
+    service: Service,
+    served: Served,
+    work: Callable[[threading.Event], Iterator[Made]],
+    *,
+    merge: Callable[[list[Made]], list[Made]] = lambda made: made,
+) -> AsyncIterator[Made]:
+    """What ``work`` yields in a thread, after a turn at the gate; the turn is given back when the thread is done."""
+    await service.gate.enter()
+    loop = asyncio.get_running_loop()
+
+    def finished(error: Exception | None, took_s: float) -> None:
+        try:
+            loop.call_soon_threadsafe(service.gate.leave, took_s)
+        except RuntimeError:
+            logger.debug("a call ended after the server; nobody waits for its turn")
+
+    running: Call[Made] = Call(work, finished=finished, merge=merge, run=service.workers.run)
+    running.start()
+    results = running.results()
+    try:
+        async for made in results:
+            yield made
+    finally:
+        running.stop()

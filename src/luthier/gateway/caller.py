@@ -1,0 +1,45 @@
+"""Who asks: the tenant and key behind a request, and what they may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from luthier.core.errors import LuthierError
+
+SCOPES = ("inference", "feedback", "traces", "batch", "admin")
+"""What a key may be allowed: ask models, say something of answers, read traces, files and batches, and run the server."""
+
+
+class ForbiddenError(LuthierError):
+    """A known caller who may not do this."""
+
+    http_status = 403
+    code = "forbidden"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """``tenant`` owns what a request leaves behind: traces, cached answers, files. ``key_id`` names a key without giving it away.
+
+    ``models`` are shell patterns of names that may be asked. A server without keys has one caller, who may do everything.
+    """
+
+    tenant: str = "local"
+    key_id: str = ""
+    scopes: frozenset[str] = frozenset(SCOPES)
+    models: tuple[str, ...] = ("*",)
+
+    def may(self, scope: str) -> bool:
+        """Whether ``scope`` is among the caller's."""
+        return scope in self.scopes
+
+    def require(self, scope: str) -> None:
+        """Raise ForbiddenError unless the caller has ``scope``."""
+        if scope not in self.scopes:
+            held = ", ".join(sorted(self.scopes)) or "none"
+            raise ForbiddenError(f"this needs a key with the scope {scope!r}; the one that came has: {held}")
+
+    def sees(self, model: str) -> bool:
+        """Whether the caller may ask ``model``."""
+        return any(fnmatchcase(model, pattern) for pattern in self.models)

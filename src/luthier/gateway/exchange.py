@@ -1,0 +1,147 @@
+"""One request on its way through the gateway: who asked what, what happened to it, and the traces that are made of that."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.engine import Generation
+from luthier.core.trace import Trace
+from luthier.gateway.caller import Caller
+from luthier.gateway.calls import Piece
+from luthier.store.home import new_id, now
+
+if TYPE_CHECKING:
+    from luthier.gateway.service import Served
+
+GONE = "the client closed its connection"
+
+logger = logging.getLogger("luthier.gateway")
+
+
+@dataclass
+class Exchange:
+    """A request, from its arrival to its last trace. Belongs to the event loop.
+
+    ``messages``: what the trace keeps, one entry a prompt. ``served`` is what answers (the last target that was tried). ``details`` is
+    where the layers write what they decided, each under its own name: lists of plain mappings, kept in the trace. ``finishers`` are called
+    once, when the request is over, before its traces are made.
+    """
+
+    operation: str
+    model: str
+    caller: Caller
+    messages: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    parameters: dict[str, Any] = field(default_factory=dict)
+    n: int = 1
+    session: str = ""
+    served: Served | None = None
+    route: str = ""
+    cache: str = ""
+    details: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    finishers: list[Callable[[Exchange], object]] = field(default_factory=list)
+    id: str = field(default_factory=lambda: new_id("trace"))
+    created_at: str = field(default_factory=now)
+    created: int = field(default_factory=lambda: int(time.time()))
+    start: float = field(default_factory=time.perf_counter)
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    first_s: dict[int, float] = field(default_factory=dict)
+    end_s: dict[int, float] = field(default_factory=dict)
+    made: dict[int, Generation] = field(default_factory=dict)
+    error: str = ""
+    prompt_tokens: int = 0
+    finished: bool = False
+
+    def say(self, layer: str, **what: Any) -> None:
+        """Keep a decision for the trace."""
+        self.details.setdefault(layer, []).append(what)
+
+    def note(self, piece: Piece) -> None:
+        """Remember a piece of an answer."""
+        at = time.perf_counter() - self.start
+        self.texts.setdefault(piece.index, []).append(piece.text)
+        if piece.generation is None:
+            self.first_s.setdefault(piece.index, at)
+        else:
+            self.made[piece.index] = piece.generation
+            self.end_s[piece.index] = at
+            whole = len(self.texts[piece.index]) == 1  # not streamed: the engine knows when its first token came
+            early = piece.generation.latency_s - piece.generation.first_token_s if whole else 0.0
+            self.first_s.setdefault(piece.index, max(0.0, at - max(0.0, early)))
+
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Tokens so far: of prompts (one that has several choices counts once), of answers, and of prompts that were cached."""
+        prompt = sum(g.prompt_tokens for index, g in self.made.items() if index % self.n == 0)
+        cached = sum(g.cached_tokens for index, g in self.made.items() if index % self.n == 0)
+        return prompt or self.prompt_tokens, sum(g.completion_tokens for g in self.made.values()), cached
+
+    @property
+    def cost(self) -> float:
+        """What the answers so far cost; an answer out of a cache costs nothing."""
+        if self.served is None or self.cache:
+            return 0.0
+        prompt, completion, _ = self.usage
+        return self.served.price.of_tokens(prompt, completion)
+
+    def trace_id(self, index: int) -> str:
+        """The trace of a choice: the response's id, for later choices with their number."""
+        return self.id if index == 0 else f"{self.id}.{index}"
+
+    def finish(self, error: str = "") -> None:
+        """The request is over. The second call does nothing."""
+        if self.finished:
+            return
+        self.finished, self.error = True, error
+        for finisher in self.finishers:
+            try:
+                finisher(self)
+            except Exception:  # what one of them gets wrong must not cost the others their end
+                logger.exception("request %s could not be finished as it should", self.id)
+
+    def traces(self) -> Iterator[Trace]:
+        """A trace for each choice that was begun; for a request that failed before, one with the error."""
+        for index in sorted(self.texts) or [0]:
+            yield self._trace(index)
+
+    def _trace(self, index: int) -> Trace:
+        served, answer = self.served, self.made.get(index)
+        info = served.engine.info if served is not None else None
+        price = (
+            served.price.of(answer, with_prompt=index % self.n == 0) if served and answer and not self.cache else 0.0
+        )
+        if self.operation in ("embedding", "rerank"):
+            price = self.cost
+        details = {name: list(said) for name, said in self.details.items()}
+        if answer is not None and answer.tool_calls:
+            calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in answer.tool_calls]
+            details["tool_calls"] = calls
+        return Trace(
+            id=self.trace_id(index),
+            created_at=self.created_at,
+            model=served.name if served is not None else self.model,
+            operation=self.operation,
+            messages=self.messages[index // self.n] if self.messages else (),
+            answer="".join(self.texts.get(index, ())),
+            parameters=self.parameters,
+            model_digest=info.model_digest if info else "",
+            base_digest=info.base_digest if info else "",
+            template_digest=info.template_digest if info else "",
+            prompt_digest=info.prompt_digest if info else "",
+            prompt_tokens=answer.prompt_tokens if answer else self.prompt_tokens,
+            completion_tokens=answer.completion_tokens if answer else 0,
+            first_token_s=self.first_s.get(index),
+            latency_s=self.end_s.get(index, time.perf_counter() - self.start),
+            cost=price,
+            finish_reason=answer.finish_reason if answer else "" if self.error or self.texts else "stop",
+            error="" if answer else self.error,
+            tenant=self.caller.tenant,
+            key_id=self.caller.key_id,
+            session=self.session,
+            route=self.route,
+            cache=self.cache,
+            details=details,
+        )
