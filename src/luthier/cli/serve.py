@@ -37,6 +37,9 @@ def serve(
         list[str] | None,
         typer.Option(metavar="[MODEL=]IN,OUT", help="Price per million prompt and answer tokens, for traces."),
     ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", metavar="FILE", help="YAML with routes, limits, caches, guardrails.")
+    ] = None,
     grace_s: Annotated[float, typer.Option(help="Seconds that running requests get at the end.")] = 20.0,
 ) -> None:
     """Serve models to any OpenAI client, and keep a trace of every answer.
@@ -62,6 +65,7 @@ def serve(
         max_concurrent=max_concurrent,
         max_queue=max_queue,
         price=price or (),
+        config=config,
         grace_s=grace_s,
     )
 

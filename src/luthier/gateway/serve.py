@@ -20,6 +20,7 @@ from luthier.core.engine import GENERATE, Engine
 from luthier.core.errors import InputError, NotFoundError
 from luthier.engines._open import UNSTORED
 from luthier.gateway.app import build_app
+from luthier.gateway.config import read_config
 from luthier.gateway.keys import check_bind, is_loopback, read_keys
 from luthier.gateway.service import Price, Service, read_prices, serve_as
 from luthier.store.database import Store, open_store
@@ -39,7 +40,7 @@ class Settings:
     ``engine`` and ``options`` choose what answers. ``api_key_env`` names the environment variable with the keys (separated by
     commas); without one the server is reachable from this machine only. ``max_concurrent`` requests are computed at once and
     ``max_queue`` wait; more get a 429. ``adapters_of`` serves every adapter of these bases, and the bases. ``price`` holds ``IN,OUT`` or ``MODEL=IN,OUT`` per million tokens. On SIGTERM or Ctrl-C
-    running requests get ``grace_s`` seconds to finish.
+    running requests get ``grace_s`` seconds to finish. ``config`` is a YAML file, or a mapping, with the rest: see ``gateway.config``.
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +54,7 @@ class Settings:
     grace_s: float = 20.0
     store: Store | Path | str | None = None
     adapters_of: Sequence[str] = ()
+    config: Path | str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         checks = (
@@ -116,7 +118,7 @@ def serve(models: Models, *, announce: Callable[[Address], None] | None = None, 
 
     ``models`` are names that ``luthier.load`` knows (adapters of one base share its memory), patterns of names such as ``tickets-*``, or
     open engines by name, which stay open. ``settings`` are the fields of ``Settings``: host, port, engine, options, api_key_env,
-    max_concurrent, max_queue, price, grace_s, store, adapters_of. ``announce`` is called when the server answers; the default writes the address and examples to stdout.
+    max_concurrent, max_queue, price, grace_s, store, adapters_of, config. ``announce`` is called when the server answers; the default writes the address and examples to stdout.
 
     Raises InputError for a public host without keys, a port that is in use, and bad settings, before any model is loaded;
     NotFoundError for unknown models.
@@ -202,6 +204,7 @@ def _prepared(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[_Se
     chosen = Settings(**settings)
     keys = read_keys(chosen.api_key_env)
     check_bind(chosen.host, keys)
+    config = read_config(chosen.config)
     store = chosen.store if isinstance(chosen.store, Store) else open_store(chosen.store)
     names = _names(models, chosen.adapters_of, store)
     prices = read_prices(chosen.price, names)
@@ -214,7 +217,9 @@ def _prepared(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[_Se
             for engine in engines.values():
                 stack.callback(engine.close)
         served = {name: serve_as(name, engine, store, prices.get(name, Price())) for name, engine in engines.items()}
-        service = Service.open(served, store, keys, max_concurrent=chosen.max_concurrent, max_queue=chosen.max_queue)
+        service = Service.open(
+            served, store, keys, max_concurrent=chosen.max_concurrent, max_queue=chosen.max_queue, config=config
+        )
         stack.callback(service.close)
         yield _server(service, chosen, listening), Address(_base_url(chosen.host, listening), service)
 

@@ -14,6 +14,7 @@ from luthier.core.engine import Engine, Generation
 from luthier.core.errors import InputError, NotFoundError, did_you_mean
 from luthier.core.model import ModelRecord
 from luthier.gateway.backend import answers
+from luthier.gateway.config import GatewayConfig
 from luthier.gateway.keys import Keys
 from luthier.gateway.layers import Ask, compose
 from luthier.gateway.limits import Gate
@@ -144,6 +145,7 @@ class Service:
     keys: Keys
     gate: Gate
     traces: TraceWriter
+    config: GatewayConfig = field(default_factory=GatewayConfig)
     workers: Workers = field(default_factory=Workers)
     started: float = field(default_factory=time.monotonic)
     ask: Ask = field(init=False)
@@ -152,10 +154,18 @@ class Service:
         self.ask = assemble(self)
 
     @staticmethod
-    def open(models: Mapping[str, Served], store: Store, keys: Keys, *, max_concurrent: int, max_queue: int) -> Service:
+    def open(
+        models: Mapping[str, Served],
+        store: Store,
+        keys: Keys,
+        *,
+        max_concurrent: int,
+        max_queue: int,
+        config: GatewayConfig | None = None,
+    ) -> Service:
         """A service whose traces go to ``store``."""
         writer = TraceWriter(lambda batch: record_traces(store, batch))
-        return Service(models, store, keys, Gate(max_concurrent, max_queue), writer)
+        return Service(models, store, keys, Gate(max_concurrent, max_queue), writer, config or GatewayConfig())
 
     async def admit(self, exchange: Exchange) -> None:
         """Let a request in. Raises LuthierError when its caller may not ask this model (404: others' models are not shown)."""

@@ -1,0 +1,31 @@
+"""The gateway's configuration file: one YAML mapping, one section for each part of the gateway.
+
+Each section's model lives beside the code that it configures; this file only puts them together. ``luthier serve --config gateway.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from luthier.core.config import from_mapping, read_yaml, validate
+
+
+class GatewayConfig(BaseModel):
+    """The sections. Everything is optional: without a file the gateway serves what the command line names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def read_config(source: str | Path | Mapping[str, Any] | None) -> GatewayConfig:
+    """The configuration in a YAML file or a mapping; None is all defaults.
+
+    Raises InputError that names the file, the line and the key for what is wrong.
+    """
+    if source is None:
+        return GatewayConfig()
+    document = from_mapping(source) if isinstance(source, Mapping) else read_yaml(source)
+    return validate(GatewayConfig, document.values, where="gateway", origins=document.origins)
