@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
 from luthier.core import catalog
-from luthier.core.engine import EMBED, GENERATE, SCORE, STREAM, Engine, Sampling, ScoreRequest
-from luthier.core.errors import InputError
-from luthier.core.message import Message, user
+from luthier.core.engine import (
+    EMBED,
+    GENERATE,
+    SCORE,
+    STREAM,
+    Constraint,
+    Engine,
+    Generation,
+    Sampling,
+    ScoreRequest,
+    answer_whole,
+    check_health,
+    require_parameters,
+)
+from luthier.core.errors import EngineError, InputError
+from luthier.core.message import Image, Message, Prompt, Tool, user
+from luthier.engines._fake_words import word_id
 
 
 def make(name: str = "fake", **options: Any) -> Engine:
@@ -124,3 +142,164 @@ def test_progress_counts_every_item() -> None:
     make().generate([user("a"), user("b")], Sampling(), lambda *args: seen.append(args))
     make().score([ScoreRequest("a", ("b",))], lambda *args: seen.append(args))
     assert seen == [("generate", 1, 2), ("generate", 2, 2), ("score", 1, 1)]
+
+
+LOOK_UP = Tool(
+    "look_up",
+    parameters='{"type": "object", "required": ["n"], "properties": {"n": {"type": "integer", "minimum": 3}}}',
+)
+MAIL = Tool("mail")
+QUESTION = user("q")
+
+
+def ask(sampling: Sampling, prompt: Prompt = QUESTION, **options: Any) -> Generation:
+    engine = make(**options)
+    require_parameters(engine.info, [prompt], sampling)
+    (answer,) = engine.generate([prompt], sampling)
+    streamed = list(engine.stream(prompt, sampling))
+    last = streamed[-1].generation
+    assert last is not None
+    for field in ("text", "token_ids", "tokens", "tool_calls", "finish_reason", "completion_tokens"):
+        assert getattr(last, field) == getattr(answer, field)
+    assert "".join(delta.text for delta in streamed) == answer.text
+    assert tuple(token for delta in streamed for token in delta.tokens) == answer.tokens
+    assert tuple(call for delta in streamed for call in delta.tool_calls) == answer.tool_calls
+    return answer
+
+
+def test_logprobs_belong_to_the_text() -> None:
+    answer = ask(Sampling(logprobs=3), answers={"q": " one two\nthree "})
+    assert b"".join(token.data for token in answer.tokens) == b" one two\nthree "
+    assert answer.logprob == pytest.approx(sum(token.logprob for token in answer.tokens))
+    for token in answer.tokens:
+        assert token.top[0][0] == token.data
+        assert len(dict(token.top)) == 3
+        assert [value for _, value in token.top] == sorted((value for _, value in token.top), reverse=True)
+        assert sum(math.exp(value) for _, value in token.top) < 1.0
+    assert all(token.top == () for token in ask(Sampling(logprobs=0)).tokens)
+    assert ask(Sampling()).tokens == ()
+
+
+def test_a_banned_word_is_not_said_and_a_wished_one_is() -> None:
+    plain = ask(Sampling()).text.split()
+    banned = ask(Sampling(logit_bias=((word_id(plain[0]), -100.0),))).text.split()
+    assert plain[0] not in banned
+    assert [word for word in plain if word != plain[0]] == [
+        b for b, p in zip(banned, plain, strict=True) if p != plain[0]
+    ]
+    assert set(ask(Sampling(logit_bias=((word_id("parcel"), 100.0),))).text.split()) == {"parcel"}
+    assert ask(Sampling(logit_bias=((word_id("two"), -100.0),)), answers={"q": "one two three"}).text == "one three"
+
+
+def test_penalties_forbid_repetition_and_min_p_changes_the_draw() -> None:
+    prompts = [user(f"question {i}") for i in range(30)]
+    engine = make()
+    repeats = [len(a.text.split()) - len(set(a.text.split())) for a in engine.generate(prompts, Sampling())]
+    assert sum(repeats) > 0
+    for sampling in (Sampling(presence_penalty=2.0), Sampling(frequency_penalty=2.0)):
+        less = [len(a.text.split()) - len(set(a.text.split())) for a in engine.generate(prompts, sampling)]
+        assert sum(less) < sum(repeats)
+    drawn = [ask(Sampling(temperature=1.0, seed=1, min_p=value)).text for value in (0.0, 0.1, 0.2)]
+    assert len(set(drawn)) == 3
+
+
+SCHEMA = {
+    "type": "object",
+    "required": ["name", "sort", "parts"],
+    "properties": {
+        "name": {"type": "string", "minLength": 6},
+        "sort": {"enum": ["a", "b"]},
+        "parts": {"type": "array", "minItems": 2, "items": {"$ref": "#/$defs/part"}},
+    },
+    "$defs": {"part": {"anyOf": [{"type": "number", "exclusiveMinimum": 4}, {"type": "null"}]}},
+}
+
+
+def test_a_constrained_answer_is_valid() -> None:
+    assert isinstance(json.loads(ask(Sampling(constraint=Constraint("json"))).text), dict)
+    schema = Sampling(constraint=Constraint("json_schema", json.dumps(SCHEMA)))
+    jsonschema.validate(json.loads(ask(schema).text), SCHEMA)
+    told = '{"name": "abcdefg", "sort": "b", "parts": [5, null]}'
+    assert ask(schema, answers={"q": told}).text == told
+    choice = Sampling(constraint=Constraint("choice", '["yes", "no"]'))
+    assert ask(choice).text in ("yes", "no")
+    assert ask(choice, answers={"q": "no"}).text == "no"
+    with pytest.raises(InputError, match="schema is not valid"):
+        ask(Sampling(constraint=Constraint("json_schema", '{"type": 3}')))
+
+
+def test_tools_are_called_when_told_or_forced() -> None:
+    told = {"parcel": {"name": "look_up", "arguments": {"n": 7}}}
+    tools = (LOOK_UP, MAIL)
+    called = ask(Sampling(tools=tools), user("my parcel"), tool_calls=told)
+    assert [(c.name, json.loads(c.arguments)) for c in called.tool_calls] == [("look_up", {"n": 7})]
+    assert (called.text, called.finish_reason) == ("", "tool_calls")
+    assert called.completion_tokens > 0
+    for sampling in (Sampling(tools=tools, tool_choice="none"), Sampling(tools=(MAIL,)), Sampling()):
+        assert ask(sampling, user("my parcel"), tool_calls=told).finish_reason == "stop"
+    forced = ask(Sampling(tools=tools, tool_choice="required")).tool_calls
+    assert [(c.name, json.loads(c.arguments)["n"] >= 3) for c in forced] == [("look_up", True)]
+    assert (
+        ask(Sampling(tools=tools, tool_choice="mail"), user("my parcel"), tool_calls=told).tool_calls[0].name == "mail"
+    )
+    assert ask(Sampling(tools=tools, tool_choice="required", max_new_tokens=1)).finish_reason == "length"
+
+
+def test_the_answer_to_a_tool_is_text_and_only_one_call_when_so_asked() -> None:
+    two = {"q": [{"name": "look_up", "arguments": {"n": 3}}, {"name": "mail", "arguments": "not json"}]}
+    calls = ask(Sampling(tools=(LOOK_UP, MAIL)), tool_calls=two).tool_calls
+    assert [c.name for c in calls] == ["look_up", "mail"]
+    assert calls[0].id != calls[1].id
+    assert calls[1].arguments == "not json"
+    one = ask(Sampling(tools=(LOOK_UP, MAIL), parallel_tool_calls=False), tool_calls=two).tool_calls
+    assert [c.name for c in one] == ["look_up"]
+    heard = (*user("q"), Message("assistant", "", calls[:1]), Message("tool", "it is here", tool_call_id=calls[0].id))
+    assert ask(Sampling(tools=(LOOK_UP, MAIL)), heard, tool_calls=two).finish_reason == "stop"
+
+
+def test_images_are_counted() -> None:
+    pictures = (Image("data:image/png;base64,AA=="), Image("https://example.org/b.png"))
+    seen = ask(Sampling(), (Message("user", "q", images=pictures),))
+    assert seen.text.startswith("2 images: ")
+    assert seen.prompt_tokens == ask(Sampling()).prompt_tokens + 2
+
+
+def test_it_fails_as_it_is_told_to() -> None:
+    engine = make(fail={"bad": "no luck", "once": {"message": "busy", "retry_after_s": 3, "times": 1}})
+    with pytest.raises(EngineError, match="no luck") as raised:
+        engine.stream(user("a bad one"), Sampling())
+    assert (raised.value.retryable, raised.value.retry_after_s) == (True, None)
+    with pytest.raises(EngineError, match="busy") as raised:
+        engine.generate([user("once")], Sampling())
+    assert raised.value.retry_after_s == 3
+    assert engine.generate([user("once"), user("good")], Sampling())[0].finish_reason == "stop"
+    check_health(engine, 1.0)
+    down = make(fail={"": {"message": "down", "retryable": False}})
+    for call in (lambda: down.generate([user("q")], Sampling()), lambda: check_health(down, 1.0)):
+        with pytest.raises(EngineError, match="down") as raised:
+            call()
+        assert not raised.value.retryable
+
+
+def test_it_breaks_off_in_the_middle() -> None:
+    engine = make(answers={"q": "one two three"}, break_after=2)
+    deltas = engine.stream(user("q"), Sampling())
+    assert [next(deltas).text, next(deltas).text] == ["one", " two"]
+    with pytest.raises(EngineError, match="broke off"):
+        next(deltas)
+    with pytest.raises(EngineError, match="broke off"):
+        engine.generate([user("q")], Sampling())
+    assert engine.generate([user("q")], Sampling(max_new_tokens=2))[0].text == "one two"
+
+
+def test_silence_ends_when_it_is_stopped() -> None:
+    engine, stopped = make(hang_s=60.0), threading.Event()
+    with pytest.raises(EngineError, match="said nothing"):
+        check_health(engine, 0.01)
+    answers: list[Generation | None] = []
+    thread = threading.Thread(target=lambda: answers.append(answer_whole(engine, user("q"), Sampling(), stopped)))
+    thread.start()
+    stopped.set()
+    thread.join(10.0)
+    assert answers == [None]
+    assert answer_whole(make(), user("q"), Sampling(), threading.Event()).text == ask(Sampling()).text  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from luthier.core.engine import GENERATE, Generation, Sampling
+from luthier.core.engine import GENERATE, STREAM, Delta, EngineInfo, Generation, Sampling
 from luthier.core.errors import EngineError, InputError
 from luthier.core.message import user
 from luthier.gateway.calls import Call, ClientGoneError, Piece, generate, merge_pieces, unless_gone
@@ -196,3 +196,29 @@ def test_unless_gone() -> None:
         assert cancelled.is_set()
 
     asyncio.run(scenario())
+
+
+def test_a_whole_answer_is_asked_for_whole_where_that_can_be_stopped() -> None:
+    asked: list[str] = []
+
+    class Whole:
+        info = EngineInfo("m", "whole", frozenset({GENERATE, STREAM}))
+
+        def answer(self, prompt: Any, sampling: Sampling, stopped: threading.Event) -> Generation | None:
+            asked.append("answer")
+            return None if sampling.seed == 7 else Generation("whole", (1,), (2,), "stop")
+
+        def stream(self, prompt: Any, sampling: Sampling) -> Iterator[Delta]:
+            asked.append("stream")
+            yield Delta("streamed", Generation("streamed", (1,), (2,), "stop"))
+
+    engine: Any = Whole()
+
+    def texts(sampling: Sampling, *, pieces: bool) -> list[str]:
+        made = generate(engine, [user("q")], sampling, 1, pieces=pieces, stopped=threading.Event())
+        return [piece.text for piece in made]
+
+    assert texts(Sampling(), pieces=False) == ["whole"]
+    assert texts(Sampling(seed=7), pieces=False) == []  # stopped before it was done
+    assert texts(Sampling(), pieces=True) == ["streamed"]
+    assert asked == ["answer", "answer", "stream"]

@@ -6,6 +6,7 @@ them. Evaluation, the tournament and the gateway know nothing else. Calls are sa
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -13,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from luthier.core.errors import InputError, UnsupportedError
+from luthier.core.errors import EngineError, InputError, UnsupportedError
 from luthier.core.message import Prompt, Tool, ToolCall
 from luthier.core.run import Progress, no_progress
 
@@ -256,3 +257,49 @@ def require_parameters(info: EngineInfo, prompts: Sequence[Prompt], sampling: Sa
             f"{', '.join(lacking)}: {info.model} on engine {info.engine} does not support "
             f"{'this' if len(lacking) == 1 else 'these'}; it supports: {can}"
         )
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """An engine that makes a whole answer without handing out its pieces, and can be told to stop."""
+
+    def answer(self, prompt: Prompt, sampling: Sampling, stopped: threading.Event) -> Generation | None:
+        """One answer, or None when ``stopped`` was set before it was done: soon after that nothing is computed for it any more."""
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """An engine that can say whether it is well without answering anything."""
+
+    def healthy(self, timeout_s: float) -> None:
+        """Return when it can take requests; raise EngineError when it cannot, or says nothing within ``timeout_s``."""
+
+
+def answer_whole(engine: Engine, prompt: Prompt, sampling: Sampling, stopped: threading.Event) -> Generation | None:
+    """One answer that nobody reads before it is done, or None when ``stopped`` was set first.
+
+    An engine that is not ``Stoppable`` is streamed, because a stream can be left at each piece; one that cannot stream either
+    answers to the end. Raises EngineError for a stream that ends without saying so.
+    """
+    if stopped.is_set():
+        return None
+    if isinstance(engine, Stoppable):
+        return engine.answer(prompt, sampling, stopped)
+    if STREAM not in engine.info.capabilities:
+        return engine.generate([prompt], sampling)[0]
+    deltas = engine.stream(prompt, sampling)
+    try:
+        for delta in deltas:
+            if delta.generation is not None or stopped.is_set():
+                return delta.generation
+        raise EngineError(f"{engine.info.model} ended an answer without saying so")
+    finally:
+        close = getattr(deltas, "close", None)
+        if close is not None:
+            close()
+
+
+def check_health(engine: Engine, timeout_s: float) -> None:
+    """Raise EngineError when ``engine`` can tell that it is not well. One that cannot tell counts as well."""
+    if isinstance(engine, Checkable):
+        engine.healthy(timeout_s)

@@ -83,10 +83,21 @@ class TrainingError(LuthierError):
 
 
 class EngineError(LuthierError):
-    """An engine failed while answering (remote endpoint down, out of memory)."""
+    """An engine failed while answering (remote endpoint down, out of memory).
+
+    ``retryable``: the same request may succeed a moment later (overload, silence, a lost connection); ``retry_after_s`` is how long the
+    engine asked to wait before, when it did.
+    """
 
     exit_code = 6
     http_status = 502
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, retryable: bool = False, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
 
 
 class EvaluationError(LuthierError):

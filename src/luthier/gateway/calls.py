@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from starlette.types import Receive
 
-from luthier.core.engine import STREAM, Engine, Generation, Sampling, TokenLogprob
+from luthier.core.engine import STREAM, Engine, Generation, Sampling, Stoppable, TokenLogprob, answer_whole
 from luthier.core.errors import EngineError, LuthierError
 from luthier.core.message import Prompt, ToolCall
 
@@ -158,14 +158,14 @@ def generate(
 ) -> Iterator[Piece]:
     """``n`` answers to each prompt; choice ``i * n + j`` is the j-th answer to prompt i.
 
-    One answer is streamed from the engine even when the client wants it whole, because a stream can be stopped. Several whole
-    answers go to the engine as a batch, which is faster. With a seed, answer j is drawn with ``seed + j``; greedy answers to one
+    One answer is streamed from the engine even when the client wants it whole, because a stream can be stopped; an engine that can stop
+    without being streamed (``Stoppable``) is asked for the whole. Several whole answers go to the engine as a batch, which is faster. With a seed, answer j is drawn with ``seed + j``; greedy answers to one
     prompt are equal, so they are computed once.
     """
     if len(prompts) * n == 1 or (pieces and STREAM in engine.info.capabilities):
         for index, prompt in enumerate(prompts):
             for j in range(n):
-                yield from _one(engine, prompt, _seeded(sampling, j), index * n + j, stopped)
+                yield from _one(engine, prompt, _seeded(sampling, j), index * n + j, stopped, pieces=pieces)
         return
     if sampling.seed is None and sampling.temperature > 0.0:
         answers = engine.generate([prompt for prompt in prompts for _ in range(n)], sampling)
@@ -180,12 +180,15 @@ def generate(
         yield from (_whole(index * n + j, answer) for index, answer in enumerate(answers))
 
 
-def _one(engine: Engine, prompt: Prompt, sampling: Sampling, index: int, stopped: threading.Event) -> Iterator[Piece]:
+def _one(
+    engine: Engine, prompt: Prompt, sampling: Sampling, index: int, stopped: threading.Event, *, pieces: bool
+) -> Iterator[Piece]:
     if stopped.is_set():
         return
-    if STREAM not in engine.info.capabilities:
-        (answer,) = engine.generate([prompt], sampling)
-        yield _whole(index, answer)
+    if (not pieces and isinstance(engine, Stoppable)) or STREAM not in engine.info.capabilities:
+        answer = answer_whole(engine, prompt, sampling, stopped)
+        if answer is not None:
+            yield _whole(index, answer)
         return
     deltas = engine.stream(prompt, sampling)
     try:
