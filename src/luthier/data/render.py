@@ -158,6 +158,13 @@ class Renderer:
         whole = self._lead + content + self._tail + (self._end or self.tokenizer.eos_token or "")
         return list(self._encode([[_Segment("", False, mark), _Segment(whole, True, mark)]])[0][1])
 
+    def plain_ids(self, text: str) -> list[int]:
+        """Ids of ``text`` inside of a turn: the text of special tokens is tokenised as ordinary text."""
+        mark = _unused_mark([text])
+        return list(
+            self._encode([[_Segment("", False, ""), _Segment(self._break_special(text, mark), True, mark)]])[0][1]
+        )
+
     @cached_property
     def pairs(self) -> PairEncoder:
         """Raw prompts with their continuations, cut into tokens together."""
