@@ -169,7 +169,7 @@ def ask(sampling: Sampling, prompt: Prompt = QUESTION, **options: Any) -> Genera
 
 def test_logprobs_belong_to_the_text() -> None:
     answer = ask(Sampling(logprobs=3), answers={"q": " one two\nthree "})
-    assert b"".join(token.data for token in answer.tokens) == b" one two\nthree "
+    assert b"".join(token.data for token in answer.tokens) == b" one two\nthree"
     assert answer.logprob == pytest.approx(sum(token.logprob for token in answer.tokens))
     for token in answer.tokens:
         assert token.top[0][0] == token.data

@@ -12,9 +12,21 @@ import pytest
 
 from luthier.core import catalog
 from luthier.core.dataset import Dataset, Example, Splits
-from luthier.core.engine import EMBED, GENERATE, SCORE, STREAM, Engine, Generation, Sampling, ScoreRequest
+from luthier.core.engine import (
+    EMBED,
+    GENERATE,
+    PARAMETERS,
+    SCORE,
+    STREAM,
+    Constraint,
+    Engine,
+    Generation,
+    Sampling,
+    ScoreRequest,
+    check_health,
+)
 from luthier.core.errors import InputError, UnsupportedError
-from luthier.core.message import Message, user
+from luthier.core.message import Message, Tool, user
 from luthier.core.model import ModelRecord
 from luthier.core.task import PromptTemplate, Task
 from luthier.data.prompts import save_prompt
@@ -23,6 +35,7 @@ from luthier.store.database import open_store
 from luthier.store.models import register
 from luthier.strategies._build import prepare_strategy, wrap_strategy
 from luthier.strategies._load import load
+from luthier.strategies._thinking import DRAWING
 
 LABELS = ("billing", "delivery", "refund")
 PROMPT = PromptTemplate("Sort into {labels}.", "Mail: {input}", LABELS)
@@ -65,6 +78,34 @@ def test_the_docstrings_that_users_read() -> None:
         assert len(entry.config_class.model_fields) <= 15
 
 
+def honoured(name: str, options: dict[str, Any]) -> frozenset[str]:
+    if name == "best_of_n":
+        return frozenset(PARAMETERS) - {"beams"} - ({"tools"} if "judge" in options else set())
+    return frozenset(PARAMETERS) if name in ("zero_shot", "few_shot", "instruction") else DRAWING
+
+
+@every
+def test_what_an_engine_says_it_honours_reaches_the_model(
+    home: Path, spy: Any, name: str, options: dict[str, Any]
+) -> None:
+    """Each parameter alone, as often as the model is asked."""
+    asked: dict[str, Any] = {
+        "min_p": 0.2, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.5, "top_k": 9,
+        "logit_bias": ((7, 3.0),), "logprobs": 2, "constraint": Constraint("choice", '["yes"]'),
+        "tools": (Tool("look"),),
+    }  # fmt: skip
+    for parameter, value in asked.items():
+        inner = spy()
+        engine = built(inner, name, options)
+        sampling = replace(SAMPLING, temperature=0.8, **{parameter: value})
+        if not sampling.parameters() <= engine.info.parameters:
+            continue
+        engine.generate([QUESTIONS[0]], sampling)
+        drawn = [each for each in inner.samplings if each.temperature > 0 or parameter not in ("min_p", "top_k")]
+        assert drawn
+        assert all(getattr(each, parameter) == value for each in drawn)
+
+
 @every
 def test_it_is_an_engine_that_says_what_it_can_do(home: Path, spy: Any, name: str, options: dict[str, Any]) -> None:
     inner = spy()
@@ -73,8 +114,10 @@ def test_it_is_an_engine_that_says_what_it_can_do(home: Path, spy: Any, name: st
     can = {GENERATE, STREAM, EMBED} | ({SCORE} if name in SCORING else set())
     assert engine.info.capabilities == can
     assert engine.info.prompt_digest
-    unchanged = inner.info.with_(prompt_digest=engine.info.prompt_digest, capabilities=frozenset(can))
-    assert engine.info == unchanged
+    told = {"prompt_digest": engine.info.prompt_digest, "capabilities": frozenset(can)}
+    assert engine.info == inner.info.with_(**told, parameters=engine.info.parameters)
+    assert engine.info.parameters == honoured(name, options) & inner.info.parameters
+    check_health(engine, 1.0)
     assert np.array_equal(engine.embed(["a", "b"]), inner.embed(["a", "b"]))
     engine.close()
     assert inner.closed == 1

@@ -8,7 +8,7 @@ import pytest
 
 from luthier.core.engine import ContinuationScore, Sampling
 from luthier.core.errors import EngineError, InputError, NotFoundError, UnsupportedError
-from luthier.core.message import Message, user
+from luthier.core.message import Message, Tool, user
 from luthier.engines.fake import Config as FakeConfig
 from luthier.engines.fake import FakeEngine
 from luthier.strategies import _load
@@ -119,6 +119,17 @@ def test_conversations_of_several_turns_are_answered_so_too(home: Path, spy: Any
     answers = wrap(inner, Config(samples=2)).generate([turns, "raw text"], SEEDED)
     assert inner.asked == [turns, "raw text"] * 2
     assert [answer.calls for answer in answers] == [2, 2]
+
+
+def test_calls_and_tokens_of_the_best_answer_are_kept_and_streamed(home: Path, spy: Any) -> None:
+    told = {"arguments": {"n": 1}, "name": "look"}
+    engine = wrap(spy(tool_calls={"q": told}), Config(samples=2))
+    sampling = Sampling(seed=0, tools=(Tool("look"),), logprobs=1)
+    (answer,) = engine.generate([user("q")], sampling)
+    assert [call.name for call in answer.tool_calls] == ["look"]
+    assert [d.tool_calls for d in engine.stream(user("q"), sampling) if d.tool_calls] == [answer.tool_calls]
+    texts = list(engine.stream(user("other"), sampling))
+    assert b"".join(t.data for d in texts for t in d.tokens).decode() == "".join(d.text for d in texts)
 
 
 def test_a_sample_that_fails_is_left_out(home: Path, spy: Any) -> None:

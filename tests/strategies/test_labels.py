@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from luthier.core.engine import GENERATE, SCORE, STREAM, ContinuationScore, Sampling
+from luthier.core.engine import GENERATE, SCORE, STREAM, ContinuationScore, Sampling, check_health
 from luthier.core.errors import EngineError
 from luthier.core.message import user
 from luthier.engines.fake import Config, FakeEngine
@@ -106,3 +106,22 @@ def test_engines_that_need_no_help_stay_as_they_are(scorer: Any) -> None:
     assert answer_with_labels(unable, LABELS) is unable
     closed = make_fake(labels=LABELS)
     assert answer_with_labels(closed, LABELS) is closed
+
+
+def test_a_label_below_min_p_of_the_likeliest_is_never_drawn(scorer: Any) -> None:
+    engine = answer_with_labels(scorer, LABELS)
+    assert engine.info.parameters == {"top_k", "min_p"}
+
+    def drawn(min_p: float) -> set[str]:
+        return {g.text for g in engine.generate([ASKED] * 500, Sampling(temperature=1.0, min_p=min_p, seed=2))}
+
+    least, middle = math.exp(-2.0), math.exp(-1.0)  # how likely the other two are, by the likeliest
+    assert drawn(least * 0.99) == set(LABELS)
+    assert drawn(least * 1.01) == {"refund", "late delivery"}
+    assert drawn(middle * 1.01) == {"refund"}
+
+
+def test_health_is_the_inner_engines() -> None:
+    check_health(answer_with_labels(make_fake(), LABELS), 1.0)
+    with pytest.raises(EngineError, match="down"):
+        check_health(answer_with_labels(make_fake(fail={"": "down"}), LABELS), 1.0)

@@ -8,6 +8,7 @@ from luthier.core.engine import SCORE, Generation, Sampling, ScoreRequest
 from luthier.core.errors import EngineError, InputError, UnsupportedError
 from luthier.core.message import Message, user
 from luthier.strategies._thinking import (
+    DRAWING,
     Ask,
     Talk,
     Thinking,
@@ -77,7 +78,9 @@ def test_an_engine_that_thinks_does_not_score(spy: Any) -> None:
     inner = spy()
     engine = Thinking(inner, twice, "digest")
     assert SCORE in inner.info.capabilities
-    assert engine.info == inner.info.with_(prompt_digest="digest", capabilities=inner.info.capabilities - {SCORE})
+    assert engine.info == inner.info.with_(
+        prompt_digest="digest", capabilities=inner.info.capabilities - {SCORE}, parameters=DRAWING
+    )
     with pytest.raises(UnsupportedError, match="cannot score"):
         engine.score([ScoreRequest(user("q"), ("a",))])
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
-from luthier.core.engine import Sampling, ScoreRequest
-from luthier.core.errors import InputError
-from luthier.core.message import Message, user
+from luthier.core.engine import Sampling, ScoreRequest, answer_whole, check_health
+from luthier.core.errors import EngineError, InputError
+from luthier.core.message import Image, Message, user
 from luthier.core.task import PromptTemplate
 from luthier.engines.fake import Config as FakeConfig
 from luthier.engines.fake import FakeEngine
@@ -74,6 +76,31 @@ def test_every_call_reaches_the_engine() -> None:
     assert np.array_equal(wrapped.embed(["q"]), fake.embed(["q"]))
     assert isinstance(wrapped, Prompted)
     wrapped.close()
+
+
+def test_images_stand_where_they_stood_in_the_text() -> None:
+    wrapped = wrap(FakeEngine("fake", FakeConfig()), Config(prompt=PROMPT))
+    assert isinstance(wrapped, Prompted)
+    shown = wrapped.rewrite((Message("user", "left  right", images=(Image("data:,a", 5), Image("data:,b", 11))),))
+    turn = shown[-1]
+    assert isinstance(turn, Message)
+    assert turn.content == "Message: left  right"
+    parts = turn.as_dict()["content"]
+    assert [part.get("text", "image") for part in parts] == ["Message: left ", "image", " right", "image"]
+
+
+def test_a_whole_answer_and_health_are_the_inner_engines() -> None:
+    fake = FakeEngine("fake", FakeConfig())
+    wrapped = wrap(fake, Config(prompt=PROMPT))
+    asked, stopped = PromptTemplate.from_dict(PROMPT).messages("q"), threading.Event()
+    answer = answer_whole(wrapped, user("q"), Sampling(), stopped)
+    assert answer is not None
+    assert answer.text == fake.generate([asked], Sampling())[0].text
+    stopped.set()
+    assert answer_whole(wrapped, user("q"), Sampling(), stopped) is None
+    check_health(wrapped, 1.0)
+    with pytest.raises(EngineError, match="down"):
+        check_health(wrap(FakeEngine("fake", FakeConfig(fail={"": "down"})), Config(prompt=PROMPT)), 1.0)
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ class FakeEngine:
             told = self._config.answers[max(known, key=len)]
             if not isinstance(told, str):
                 told = told[(sampling.seed or 0) % len(told)] if sampling.temperature > 0 else told[0]
-            return "".join(word for word in pieces(told) if not banned(word, sampling))
+            return "".join(word for word in pieces(told.rstrip()) if not banned(word, sampling))
         labels = [label for label in self._config.labels if not banned(label, sampling)]
         if labels:
             if sampling.temperature > 0:

@@ -27,6 +27,7 @@ from luthier.core.engine import (
     Sampling,
     ScoreRequest,
     Vectors,
+    check_health,
 )
 from luthier.core.errors import EngineError, LuthierError, NotFoundError
 from luthier.core.message import Prompt
@@ -60,11 +61,15 @@ class LabelEngine:
         self.inner = inner
         self._labels = labels
         self._count = count
-        self._info = inner.info.with_(labels=labels, capabilities=inner.info.capabilities | {GENERATE, STREAM})
+        self._info = inner.info.with_(
+            labels=labels,
+            capabilities=inner.info.capabilities | {GENERATE, STREAM},
+            parameters=frozenset({"top_k", "min_p"}),
+        )
 
     @property
     def info(self) -> EngineInfo:
-        """The inner engine's, with the labels."""
+        """The inner engine's, with the labels, and with the parameters by which one of them is drawn."""
         return self._info
 
     def generate(
@@ -95,6 +100,10 @@ class LabelEngine:
         """The inner engine's."""
         return self.inner.embed(texts, progress)
 
+    def healthy(self, timeout_s: float) -> None:
+        """Raises EngineError when the inner engine is not well."""
+        check_health(self.inner, timeout_s)
+
     def close(self) -> None:
         """Close the inner engine."""
         self.inner.close()
@@ -118,7 +127,7 @@ class LabelEngine:
 
 
 def _choose(logprobs: Sequence[float], sampling: Sampling, chance: np.random.Generator) -> int:
-    """The index of the likeliest label, or one drawn with temperature, top_k and top_p."""
+    """The index of the likeliest label, or one drawn with temperature, top_k, top_p and min_p."""
     if any(math.isnan(each) for each in logprobs):
         raise EngineError("a label's log-probability is not a number")
     best = max(range(len(logprobs)), key=lambda index: logprobs[index])
@@ -128,6 +137,7 @@ def _choose(logprobs: Sequence[float], sampling: Sampling, chance: np.random.Gen
     order = np.argsort(-shares, kind="stable")[: sampling.top_k or None]
     kept = shares[order] / shares[order].sum()
     within = np.cumsum(kept) - kept < sampling.top_p - 1e-9  # the likeliest always is
+    within &= kept >= sampling.min_p * kept[0]
     drawn = chance.choice(order[within], p=kept[within] / kept[within].sum())
     return int(drawn)
 

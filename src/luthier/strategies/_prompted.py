@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.digest import digest_json
 from luthier.core.engine import ContinuationScore as Scored
-from luthier.core.engine import Delta, Engine, EngineInfo, Generation, Sampling, ScoreRequest, Vectors
+from luthier.core.engine import (
+    Delta,
+    Engine,
+    EngineInfo,
+    Generation,
+    Sampling,
+    ScoreRequest,
+    Vectors,
+    answer_whole,
+    check_health,
+)
 from luthier.core.errors import InputError
-from luthier.core.message import Prompt
+from luthier.core.message import Conversation, Message, Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.core.task import PromptTemplate
 from luthier.data.prompts import load_prompt, resolve_prompt
@@ -81,9 +93,16 @@ class Prompted:
 
     def rewrite_all(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """``rewrite`` of each."""
-        texts = [prompt[0].content for prompt in prompts if not isinstance(prompt, str) and is_question(prompt)]
-        shown = zip(texts, self.shots_for(texts) if texts else (), strict=True)
-        return [self.template.messages(*next(shown)) if is_question(prompt) else prompt for prompt in prompts]
+        turns = [prompt[0] for prompt in prompts if not isinstance(prompt, str) and is_question(prompt)]
+        texts = [turn.content for turn in turns]
+        shown = zip(turns, self.shots_for(texts) if texts else (), strict=True)
+        return [self._asked(*next(shown)) if is_question(prompt) else prompt for prompt in prompts]
+
+    def _asked(self, turn: Message, shots: Sequence[tuple[str, str]]) -> Conversation:
+        *before, last = self.template.messages(turn.content, shots)
+        start = max(last.content.rfind(turn.content), 0)
+        images = tuple(replace(image, at=start + image.at) for image in turn.images)
+        return (*before, replace(last, images=images) if images else last)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
@@ -94,6 +113,14 @@ class Prompted:
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:
         """The answer piece by piece."""
         return self.inner.stream(self.rewrite(prompt), sampling)
+
+    def answer(self, prompt: Prompt, sampling: Sampling, stopped: threading.Event) -> Generation | None:
+        """One whole answer; None when ``stopped`` was set before it was done."""
+        return answer_whole(self.inner, self.rewrite(prompt), sampling, stopped)
+
+    def healthy(self, timeout_s: float) -> None:
+        """Raises EngineError when the inner engine is not well."""
+        check_health(self.inner, timeout_s)
 
     def score(self, requests: Sequence[ScoreRequest], progress: Progress = no_progress) -> list[tuple[Scored, ...]]:
         """Log-likelihoods, one tuple a request, in order."""

@@ -4,6 +4,9 @@ Such a strategy is a talk: a generator that yields what it wants to ask, is sent
 step: what all of them ask next is one batch. The answer's ``text`` is the final answer alone, ``reasoning`` the thoughts, token counts and
 latency are of all calls together. Log-likelihoods of labels cannot be asked of an engine that thinks first, so it does not ``score``.
 
+Of the optional parameters it honours those that say how every token is drawn: a form, tools or images would bind the thoughts as well,
+and log-probabilities would be of tokens that are not the answer's. A strategy that chooses among whole answers can honour more.
+
 A stream gives the answer in one piece when the thinking is over; while it lasts, empty pieces come, so that a reader who leaves
 ends it.
 """
@@ -27,6 +30,7 @@ from luthier.core.engine import (
     Sampling,
     ScoreRequest,
     Vectors,
+    check_health,
     require,
 )
 from luthier.core.errors import EngineError, LuthierError, UnsupportedError
@@ -35,6 +39,10 @@ from luthier.core.run import Progress, no_progress
 from luthier.strategies._prompted import is_question
 
 _GIVE_UP = 3
+DRAWING = frozenset({
+    "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
+})  # fmt: skip
+"""The parameters that can hold for thoughts and answers alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +94,19 @@ class Thinking:
         *,
         every: bool = False,
         reward: Values | None = None,
+        parameters: frozenset[str] = DRAWING,
     ) -> None:
         require(inner, GENERATE)
         self.inner = inner
         self._think, self._every, self._reward = think, every, reward
         kept = (inner.info.capabilities - {SCORE}) | {STREAM}
-        self._info = inner.info.with_(prompt_digest=digest, capabilities=kept)
+        self._info = inner.info.with_(
+            prompt_digest=digest, capabilities=kept, parameters=inner.info.parameters & parameters
+        )
 
     @property
     def info(self) -> EngineInfo:
-        """The inner engine's, with the digest of this way of asking, and without ``score``."""
+        """The inner engine's, with the digest of this way of asking, without ``score`` and what cannot be honoured so."""
         return self._info
 
     def generate(
@@ -146,8 +157,8 @@ class Thinking:
                 wanted = talk.send(replies)
             except StopIteration as end:
                 answer: Generation = end.value
-                if answer.text:
-                    yield Delta(answer.text)
+                if answer.text or answer.tool_calls:
+                    yield Delta(answer.text, tokens=answer.tokens, tool_calls=answer.tool_calls)
                 yield Delta("", answer)
                 return
 
@@ -165,6 +176,10 @@ class Thinking:
         """Vectors of the bare texts, from the inner engine."""
         require(self, EMBED)
         return self.inner.embed(texts, progress)
+
+    def healthy(self, timeout_s: float) -> None:
+        """Raises EngineError when the inner engine is not well."""
+        check_health(self.inner, timeout_s)
 
     def close(self) -> None:
         """Close the inner engine, and what else the strategy opened."""
@@ -271,7 +286,7 @@ def thoughts(sampling: Sampling, tokens: int) -> Sampling:
 
 def read_off(sampling: Sampling) -> Sampling:
     """How an answer is read off the thoughts: greedily, so that all samples of a question make one batch."""
-    return Sampling(max_new_tokens=sampling.max_new_tokens, repetition_penalty=sampling.repetition_penalty)
+    return replace(sampling, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=None, stop=())
 
 
 def follow(conversation: Conversation, *turns: str) -> Conversation:

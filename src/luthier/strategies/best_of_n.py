@@ -12,7 +12,7 @@ from pydantic import Field
 from luthier.core.catalog import EntryConfig
 from luthier.core.dataset import Example
 from luthier.core.digest import digest_json
-from luthier.core.engine import Engine, Sampling
+from luthier.core.engine import PARAMETERS, Engine, Sampling
 from luthier.core.errors import InputError
 from luthier.core.message import Prompt, last_user_text
 from luthier.data.prompts import is_prompt_name
@@ -99,7 +99,10 @@ def wrap(engine: Engine, config: Config, store: Store | None = None) -> Engine:
         return cost_of(replace(made[chosen], samples=tuple(each.text for each in made)), made)
 
     decides = [inner.info.prompt_digest, config.samples, config.temperature, config.by, reward.digest if reward else ""]
-    return Thinking(inner, think, digest_json(["best_of_n", *decides]), every=True, reward=reward)
+    honoured = frozenset(PARAMETERS) - {"beams"}  # beams are not drawn; whole answers keep everything else
+    if reward is not None:
+        honoured -= {"tools"}  # a judge reads text
+    return Thinking(inner, think, digest_json(["best_of_n", *decides]), every=True, reward=reward, parameters=honoured)
 
 
 def _reward(config: Config, store: Store | None) -> Reward | None:
