@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
 
 IDLE_S = 30.0
 
+Task = Callable[[], object]
+
+logger = logging.getLogger("luthier.gateway")
+
 
 class Workers:
-    """Runs each task in a thread of its own; a thread that has nothing to do waits ``IDLE_S`` for another task and then ends."""
+    """Runs each task in a thread of its own; a thread that has nothing to do waits ``idle_s`` for another task and then ends."""
 
-    def __init__(self, name: str = "luthier-call") -> None:
-        self._name = name
-        self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._idle = 0
-        self._busy: set[threading.Thread] = set()
+    def __init__(self, name: str = "luthier-call", idle_s: float = IDLE_S) -> None:
+        self._name, self._idle_s = name, idle_s
+        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._idle = 0  # threads that wait for a task that nobody has promised them yet
+        self._busy = 0
 
-    def run(self, task: Callable[[], object]) -> None:
+    def run(self, task: Task) -> None:
         """Begin ``task``; returns at once. It must not raise."""
-        with self._lock:
+        with self._changed:
+            self._busy += 1
             if self._idle:
                 self._idle -= 1
                 self._tasks.put(task)
@@ -30,35 +36,29 @@ class Workers:
 
     def join(self, timeout_s: float) -> bool:
         """Wait until no task runs; False when the time was not enough."""
-        deadline = threading.TIMEOUT_MAX if timeout_s < 0 else timeout_s
-        with self._lock:
-            done = threading.Condition(self._lock)
-            self._done = done
-            return done.wait_for(lambda: not self._busy, deadline)
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._busy, timeout_s)
 
-    _done: threading.Condition | None = None
-
-    def _work(self, task: Callable[[], object] | None) -> None:
-        me = threading.current_thread()
+    def _work(self, first: Task) -> None:
+        task: Task | None = first
         while task is not None:
-            with self._lock:
-                self._busy.add(me)
             try:
                 task()
-            finally:
-                with self._lock:
-                    self._busy.discard(me)
-                    self._idle += 1
-                    if self._done is not None:
-                        self._done.notify_all()
+            except Exception:
+                logger.exception("a task that must not raise did")
+            task = None  # what it holds is not kept while the thread waits
+            with self._changed:
+                self._busy -= 1
+                self._idle += 1
+                self._changed.notify_all()
             task = self._next()
 
-    def _next(self) -> Callable[[], object] | None:
-        try:
-            return self._tasks.get(timeout=IDLE_S)
-        except queue.Empty:
-            with self._lock:
-                if self._idle:  # nobody counts on this thread
-                    self._idle -= 1
-                    return None
-        return self._tasks.get()  # a task was promised to it just now
+    def _next(self) -> Task | None:
+        while True:
+            try:
+                return self._tasks.get(timeout=self._idle_s)
+            except queue.Empty:
+                with self._changed:
+                    if self._idle:  # else a task is on its way to one of those who wait
+                        self._idle -= 1
+                        return None
