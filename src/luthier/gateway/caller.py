@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from luthier.core.errors import LuthierError
-
-SCOPES = ("inference", "feedback", "traces", "batch", "admin")
-"""What a key may be allowed: ask models, say something of answers, read traces, files and batches, and run the server."""
+from luthier.core.key import LOCAL, SCOPES
 
 
 class ForbiddenError(LuthierError):
@@ -25,7 +23,7 @@ class Caller:
     ``models`` are shell patterns of names that may be asked. A server without keys has one caller, who may do everything.
     """
 
-    tenant: str = "local"
+    tenant: str = LOCAL
     key_id: str = ""
     scopes: frozenset[str] = frozenset(SCOPES)
     models: tuple[str, ...] = ("*",)
