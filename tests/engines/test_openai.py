@@ -16,9 +16,19 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from luthier.core import catalog
-from luthier.core.engine import EMBED, GENERATE, SCORE, STREAM, Engine, Sampling, ScoreRequest
+from luthier.core.engine import (
+    EMBED,
+    GENERATE,
+    SCORE,
+    STREAM,
+    Constraint,
+    Engine,
+    Sampling,
+    ScoreRequest,
+    check_health,
+)
 from luthier.core.errors import EngineError, InputError, NotFoundError, UnsupportedError
-from luthier.core.message import Message, user
+from luthier.core.message import Image, Message, Tool, ToolCall, user
 from luthier.engines import openai as module
 
 KEY = "sk-very-secret-0123"
@@ -56,7 +66,12 @@ class Endpoint:
         self.at_once = self.most_at_once = 0
         self.gate: threading.Barrier | None = None
         self.echoes = True
+        self.owner = self.version = ""
+        self.well = True
         self.app = FastAPI()
+        self.app.get("/v1/models")(self.models)
+        self.app.get("/version")(lambda: {"version": self.version})
+        self.app.get("/health")(lambda: Response(status_code=200 if self.well else 503))
         self.app.post("/v1/chat/completions")(self.chat)
         self.app.post("/v1/completions")(self.completions)
         self.app.post("/v1/embeddings")(self.embeddings)
@@ -66,6 +81,12 @@ class Endpoint:
         self.bodies.append(body)
         self.keys.append(request.headers.get("authorization", ""))
         return body, self.before.pop(0)() if self.before else None
+
+    def models(self) -> Response:
+        if not self.owner:
+            return JSONResponse({"error": {"message": "nothing here"}}, status_code=404)
+        listed = [{"id": "some@model", "object": "model", "created": 1, "owned_by": self.owner}]
+        return JSONResponse({"object": "list", "data": listed})
 
     async def chat(self, request: Request) -> Response:
         body, instead = await self.read(request)
@@ -168,7 +189,8 @@ def test_a_conversation_goes_to_chat_with_exactly_the_sampling_that_was_set(endp
         "max_tokens": 256,
     }
     sampling = Sampling(9, temperature=0.5, top_p=0.9, top_k=5, repetition_penalty=1.1, seed=3, stop=("x",))
-    answer = connect(endpoint, limit_field="max_completion_tokens").generate([user("q")], sampling)[0]
+    options: dict[str, Any] = {"limit_field": "max_completion_tokens", "accepts": ["top_k", "repetition_penalty"]}
+    answer = connect(endpoint, **options).generate([user("q")], sampling)[0]
     sent = endpoint.bodies[-1]
     assert {k: v for k, v in sent.items() if k not in ("model", "messages")} == {
         "temperature": 0.5,
@@ -404,3 +426,282 @@ def test_bad_settings(name: str, options: dict[str, Any], text: str) -> None:
     entry = catalog.load("engines", "openai")
     with pytest.raises(InputError, match=text):
         entry(SimpleNamespace(name=name, record=None, base=None, store=None), entry.configure(options))
+
+
+VLLM = {
+    "top_p": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+FORMS = {
+    "json": Constraint("json"),
+    "json_schema": Constraint("json_schema", json.dumps(SCHEMA)),
+    "regex": Constraint("regex", "a+"),
+    "choice": Constraint("choice", '["yes", "no"]'),
+    "grammar": Constraint("grammar", 'root ::= "a"'),
+}
+
+
+def sent(endpoint: Endpoint) -> dict[str, Any]:
+    return {k: v for k, v in endpoint.bodies[-1].items() if k not in ("model", "messages", "max_tokens", "temperature")}
+
+
+def test_every_parameter_of_openai_is_sent_and_others_are_refused(endpoint: Endpoint) -> None:
+    engine = connect(endpoint)
+    tools = (Tool("look_up", "Looks", '{"type": "object"}', strict=True), Tool("mail"))
+    sampling = Sampling(
+        presence_penalty=0.5, frequency_penalty=-0.5, logit_bias=((7, -100.0), (9, 2.5)), logprobs=2, tools=tools,
+        tool_choice="mail", parallel_tool_calls=False, constraint=FORMS["json_schema"],
+    )  # fmt: skip
+    endpoint.before = [chat_answer("stop", content="a")]
+    picture = Image("data:image/png;base64,AA==", 4)
+    engine.generate([(Message("user", "see this", images=(picture,)),)], sampling)
+    assert sent(endpoint) == {
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "logit_bias": {"7": -100.0, "9": 2.5},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "tools": [tool.as_dict() for tool in tools],
+        "tool_choice": {"type": "function", "function": {"name": "mail"}},
+        "parallel_tool_calls": False,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA},
+        },
+    }
+    parts = [{"type": "text", "text": "see "}, {"type": "image_url", "image_url": {"url": picture.url}}]
+    assert endpoint.bodies[-1]["messages"][0]["content"] == [*parts, {"type": "text", "text": "this"}]
+    for refused in (Sampling(top_k=3), Sampling(min_p=0.1), Sampling(constraint=FORMS["regex"]), Sampling(beams=2)):
+        with pytest.raises(UnsupportedError, match=next(iter(refused.parameters()))):
+            engine.generate([user("q")], refused)
+        with pytest.raises(UnsupportedError):
+            engine.stream(user("q"), refused)
+    assert len(endpoint.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("owner", "version", "form", "expected"),
+    [
+        ("vllm", "0.24.0", "json", {"structured_outputs": {"json_object": True}}),
+        ("vllm", "0.24.0", "json_schema", {"structured_outputs": {"json": SCHEMA}}),
+        ("vllm", "0.24.0", "regex", {"structured_outputs": {"regex": "a+"}}),
+        ("vllm", "1.0.0rc1", "choice", {"structured_outputs": {"choice": ["yes", "no"]}}),
+        ("vllm", "odd", "grammar", {"structured_outputs": {"grammar": 'root ::= "a"'}}),
+        ("vllm", "0.9.2", "json", {"response_format": {"type": "json_object"}}),
+        ("vllm", "0.9.2", "json_schema", {"guided_json": SCHEMA}),
+        ("vllm", "0.9.2", "choice", {"guided_choice": ["yes", "no"]}),
+        ("vllm", "0.9.2", "grammar", {"guided_grammar": 'root ::= "a"'}),
+        ("somebody", "", "json", {"response_format": {"type": "json_object"}}),
+    ],
+)
+def test_a_form_is_asked_for_as_the_endpoint_understands_it(
+    endpoint: Endpoint, owner: str, version: str, form: str, expected: dict[str, Any]
+) -> None:
+    endpoint.owner, endpoint.version = owner, version
+    engine = connect(endpoint)
+    assert form in engine.info.parameters
+    engine.generate([user("q")], Sampling(constraint=FORMS[form]))
+    assert sent(endpoint) == (VLLM if owner == "vllm" else {}) | expected
+
+
+def test_what_a_vllm_is_not_told_would_come_from_the_models_files(endpoint: Endpoint) -> None:
+    endpoint.owner, endpoint.version = "vllm", "0.24.0"
+    engine = connect(endpoint)
+    engine.generate([user("q")], Sampling())
+    assert sent(endpoint) == VLLM
+    engine.generate([user("q")], Sampling(temperature=1.0, top_p=0.5, top_k=7, min_p=0.2, repetition_penalty=1.2))
+    assert sent(endpoint) == VLLM | {"top_p": 0.5, "top_k": 7, "min_p": 0.2, "repetition_penalty": 1.2}
+
+
+def test_an_endpoint_that_was_down_is_recognised_when_it_is_up(endpoint: Endpoint) -> None:
+    with serving(FastAPI()) as url:
+        pass
+    engine = connect(SimpleNamespace(url=url), retries=0)
+    assert "top_k" not in engine.info.parameters
+    with pytest.raises(EngineError, match="cannot reach") as raised:
+        check_health(engine, 1.0)
+    assert raised.value.retryable
+    endpoint.owner, endpoint.version = "vllm", "0.24.0"
+    engine._client.base_url = endpoint.url + "/"  # type: ignore[attr-defined]
+    engine._ask_again = 0.0  # type: ignore[attr-defined]
+    check_health(engine, 5.0)
+    assert {"top_k", "regex"} <= engine.info.parameters
+
+
+def test_what_an_operator_says_it_accepts(endpoint: Endpoint) -> None:
+    assert connect(endpoint, accepts=[]).info.parameters == frozenset()
+    assert connect(endpoint, accepts=["top_k", "regex"], structured="vllm").info.parameters == {"top_k", "regex"}
+    assert "json" not in connect(endpoint, structured="none").info.parameters
+    with pytest.raises(InputError, match=r"accepts: 'topk' .*'top_k'"):
+        connect(endpoint, accepts=["topk"])
+    with pytest.raises(InputError, match=r"accepts: regex cannot be written .*structured: openai"):
+        connect(endpoint, accepts=["regex"])
+
+
+def test_health(endpoint: Endpoint) -> None:
+    check_health(connect(endpoint), 5.0)  # it has no list of models, but it answers
+    endpoint.owner, endpoint.version = "vllm", "0.24.0"
+    engine = connect(endpoint)
+    check_health(engine, 5.0)
+    endpoint.well = False
+    with pytest.raises(EngineError, match="503"):
+        check_health(engine, 5.0)
+
+
+def test_several_drawn_answers_to_one_prompt_are_one_request(endpoint: Endpoint) -> None:
+    def three() -> Response:
+        choices = [
+            {"index": i, "message": {"role": "assistant", "content": "x" * i}, "finish_reason": "stop"} for i in (1, 2)
+        ]
+        usage = {"prompt_tokens": 7, "completion_tokens": 10, "total_tokens": 17}
+        return JSONResponse({"id": "1", "object": "chat.completion", "created": 1, "choices": choices, "usage": usage})
+
+    endpoint.before = [three]
+    seen: list[tuple[str, int, int]] = []
+    drawn = Sampling(temperature=1.0)
+    made = connect(endpoint, concurrency=1).generate([user("ab")] * 3, drawn, lambda *told: seen.append(told))
+    assert [answer.text for answer in made] == ["x", "xx", "ba"]  # it gave two of three, and was asked for one more
+    assert [body.get("n") for body in endpoint.bodies] == [3, None]
+    assert [answer.completion_tokens for answer in made] == [4, 6, 3]
+    assert seen == [("generate", 3, 3)]
+    connect(endpoint).generate([user("ab")] * 2, Sampling())
+    connect(endpoint).generate([user("ab")] * 2, Sampling(temperature=1.0, seed=1))
+    assert [body.get("n") for body in endpoint.bodies[2:]] == [None] * 4
+
+
+def chat_answer(finish: str, usage: Any = None, logprobs: Any = None, **message: Any) -> Callable[[], Response]:
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish, "logprobs": logprobs}
+    return lambda: JSONResponse({"id": "1", "object": "chat.completion", "choices": [choice], "usage": usage})
+
+
+CALLS = [
+    {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"n": 1}'}},
+    {"id": "c2", "type": "function", "function": {"name": "mail", "arguments": "{}"}},
+]
+READ_CALLS = (ToolCall("look_up", '{"n": 1}', "c1"), ToolCall("mail", "{}", "c2"))
+TOOLS = Sampling(tools=(Tool("look_up"), Tool("mail")))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (chat_answer("length", content="a"), ("a", "length")),
+        (chat_answer("content_filter", content=""), ("", "content_filter")),
+        (chat_answer("stop", content=None, refusal="No."), ("No.", "content_filter")),
+        (chat_answer("tool_calls", content=None, tool_calls=CALLS), ("", "tool_calls")),
+        (chat_answer("stop", content="", tool_calls=CALLS), ("", "tool_calls")),
+    ],
+)
+def test_how_an_answer_ended(endpoint: Endpoint, answer: Callable[[], Response], expected: tuple[str, str]) -> None:
+    endpoint.before = [answer]
+    (made,) = connect(endpoint).generate([user("q")], TOOLS)
+    assert (made.text, made.finish_reason) == expected
+    assert made.tool_calls == (READ_CALLS if expected[1] == "tool_calls" else ())
+
+
+def test_cached_tokens_and_reasoning(endpoint: Endpoint) -> None:
+    usage = {
+        "prompt_tokens": 90,
+        "completion_tokens": 2,
+        "total_tokens": 92,
+        "prompt_tokens_details": {"cached_tokens": 64},
+    }
+    endpoint.before = [chat_answer("stop", usage, content="42", reasoning="It must be 42.")]
+    (made,) = connect(endpoint).generate([user("q")], Sampling())
+    assert (made.cached_tokens, made.prompt_tokens, made.reasoning) == (64, 90, "It must be 42.")
+
+
+def test_logprobs_keep_the_bytes_of_half_characters(endpoint: Endpoint) -> None:
+    def token(text: str, data: list[int] | None, logprob: float, top: list[Any]) -> dict[str, Any]:
+        return {"token": text, "bytes": data, "logprob": logprob, "top_logprobs": top}
+
+    content = [
+        token("?", [0xC3], -0.25, [token("?", [0xC3], -0.25, []), token("u", [0x75], -2.0, [])]),
+        token("?", [0xA9], -0.5, []),
+        token("t", None, -1.0, []),
+    ]
+    endpoint.before = [chat_answer("stop", logprobs={"content": content}, content="ét")]
+    (made,) = connect(endpoint).generate([user("q")], Sampling(logprobs=2))
+    assert b"".join(each.data for each in made.tokens).decode() == "ét"
+    assert made.tokens[0].top == ((b"\xc3", -0.25), (b"u", -2.0))
+    assert made.logprob == -1.75
+    completion = {
+        "tokens": ["do", "ne"],
+        "token_logprobs": [-1.0, -0.5],
+        "top_logprobs": [{"da": -1.5, "do": -1.0}, {"ne": -0.5}],
+    }
+    choice = {"index": 0, "text": "done", "finish_reason": "stop", "logprobs": completion}
+    endpoint.before = [lambda: JSONResponse({"id": "1", "object": "text_completion", "choices": [choice]})]
+    (made,) = connect(endpoint).generate(["raw"], Sampling(logprobs=2))
+    assert endpoint.bodies[-1]["logprobs"] == 2
+    assert [each.data for each in made.tokens] == [b"do", b"ne"]
+    assert made.tokens[0].top == ((b"do", -1.0), (b"da", -1.5))
+
+
+def chunk(finish: str | None = None, **delta: Any) -> str:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return json.dumps({"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]})
+
+
+def part(index: int, id: str | None = None, name: str | None = None, arguments: str | None = None) -> dict[str, Any]:  # noqa: A002
+    return {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+@pytest.mark.parametrize("second", [1, 0])  # some servers say 0 for every call
+def test_streamed_calls_come_whole(endpoint: Endpoint, second: int) -> None:
+    events = [
+        chunk(content="Let me see."),
+        chunk(tool_calls=[part(0, "c1", "look_up", "")]),
+        chunk(tool_calls=[part(0, None, None, '{"n"')]),
+        chunk(tool_calls=[part(0, None, None, ": 1}")]),
+        chunk(tool_calls=[part(second, "c2", "mail", "{")]),
+        chunk(tool_calls=[part(second, None, None, "}")]),
+        chunk("tool_calls"),
+        "[DONE]",
+    ]
+    endpoint.before = [lambda: sse(events)]
+    deltas = list(connect(endpoint).stream(user("q"), TOOLS))
+    assert [delta.tool_calls for delta in deltas] == [(), READ_CALLS[:1], READ_CALLS[1:], ()]
+    assert deltas[0].text == "Let me see."
+    last = deltas[-1].generation
+    assert last is not None
+    assert (last.tool_calls, last.finish_reason) == (READ_CALLS, "tool_calls")
+
+
+@pytest.mark.parametrize(
+    ("code", "headers", "retryable", "after"),
+    [
+        (429, {"retry-after": "7"}, True, 7.0),
+        (429, {"retry-after-ms": "250", "retry-after": "7"}, True, 0.25),
+        (503, {"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, True, 0.0),
+        (503, {"retry-after": "soon"}, True, None),
+        (500, {}, True, None),
+        (401, {}, False, None),
+    ],
+)
+def test_an_error_says_whether_and_when_to_try_again(
+    endpoint: Endpoint, code: int, headers: dict[str, str], retryable: bool, after: float | None
+) -> None:
+    endpoint.before = [status(code, "no", **headers)]
+    with pytest.raises(EngineError) as raised:
+        connect(endpoint, retries=0).generate([user("q")], Sampling())
+    assert (raised.value.retryable, raised.value.retry_after_s) == (retryable, after)
+
+
+def test_broken_streams_may_be_tried_again_and_nonsense_may_not(endpoint: Endpoint) -> None:
+    failed = [CHUNK, '{"error": {"message": "ran out of memory"}}']
+    for events, retryable in (
+        ([CHUNK], True),
+        (failed, True),
+        ([CHUNK, chunk("error")], True),
+        ([CHUNK, "{bad"], False),
+    ):
+        endpoint.before = [lambda events=events: sse(events)]
+        with pytest.raises(EngineError) as raised:
+            list(connect(endpoint).stream(user("a"), Sampling()))
+        assert raised.value.retryable is retryable

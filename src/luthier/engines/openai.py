@@ -4,16 +4,20 @@ A conversation goes to ``/chat/completions``, where the endpoint applies its own
 With ``tokenizer`` set to a stored base model that the endpoint serves too, conversations are rendered here and sent as token ids
 to ``/completions``: the same ids as in training. Only then can the engine also ``score``, when the endpoint returns the prompt's
 log-probabilities (``echo``), as vLLM does.
+
+What the endpoint honours beyond the common core is found out from its list of models (vLLM and Luthier say who they are), or told with
+``accepts`` and ``structured``; the rest is refused, because many servers ignore what they do not know.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import httpx2
@@ -36,21 +40,23 @@ from luthier.core.engine import (
     ScoreRequest,
     Vectors,
     require,
+    require_parameters,
 )
 from luthier.core.errors import EngineError, InputError, NotFoundError, UnsupportedError
 from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.engines._concurrent import run_all
+from luthier.engines._openai_dialect import Dialect, Maker, Structured, choose, recognise, root
+from luthier.engines._openai_wire import Answer, retry_after_s, sampling_fields, shares
 
 if TYPE_CHECKING:
     from luthier.data.render import Renderer
     from luthier.engines._target import EngineTarget
     from luthier.store.database import Store
 
-Answer = TypeVar("Answer")
-
 DEFAULT_URL = "https://api.openai.com/v1"
 _EMBED_BATCH = 64
+_RECOGNISE_S, _ASK_AGAIN_S = 2.0, 30.0
 
 
 class Config(EntryConfig):
@@ -59,7 +65,9 @@ class Config(EntryConfig):
     ``api_key_env`` names the environment variable that holds the key. ``timeout_s`` bounds each silence of the endpoint. ``retries``
     counts further tries after connection errors and the statuses 408, 409, 429 and 5xx, with growing pauses. ``concurrency``
     requests run at once. ``tokenizer`` names a stored base model (see the module). ``limit_field`` is how the endpoint calls
-    the largest number of new tokens.
+    the largest number of new tokens. ``accepts`` names the optional parameters that it honours (left out: what is known of such an
+    endpoint); ``structured`` says how it is asked for a form: OpenAI's ``response_format``, ``vllm`` (``structured_outputs``), ``guided``
+    (vLLM before 0.12), or ``none``.
     """
 
     base_url: str = ""
@@ -70,6 +78,8 @@ class Config(EntryConfig):
     concurrency: int = Field(default=8, ge=1, le=256)
     tokenizer: str = ""
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    accepts: tuple[str, ...] | None = None
+    structured: Structured | None = None
 
 
 def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the name of the catalogue's function
@@ -110,6 +120,9 @@ class OpenAIEngine:
     def __init__(self, name: str, config: Config, key: str = "", renderer: Renderer | None = None) -> None:
         self._config, self._key, self._renderer = config, key, renderer
         self._served, self._url = config.model, config.base_url
+        self._lock, self._ask_again = threading.Lock(), 0.0
+        self._dialect = choose("openai", config.accepts, config.structured)
+        self._maker: Maker | None = "openai" if config.base_url == DEFAULT_URL else None
         self._client = openai.OpenAI(
             api_key=key or "none",
             base_url=self._url,
@@ -121,12 +134,13 @@ class OpenAIEngine:
             capabilities.add(SCORE)
         self._info = EngineInfo(
             model=name,
-            parameters=frozenset({"top_k", "repetition_penalty"}),
             engine="openai",
+            parameters=self._dialect.parameters,
             capabilities=frozenset(capabilities),
             template_digest=renderer.digest if renderer is not None else "",
             meta=(("url", self._url), ("served_model", self._served)),
         )
+        self._known()
 
     @property
     def info(self) -> EngineInfo:
@@ -136,25 +150,47 @@ class OpenAIEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
     ) -> list[Generation]:
-        """One answer a prompt, ``concurrency`` at once.
+        """One answer a prompt, ``concurrency`` at once; drawn answers to equal prompts are asked for in one request (``n``), whose
+        tokens are shared out by the length of the answers.
 
         Raises EngineError for an endpoint that fails or answers nonsense, InputError for a request that it refuses, NotFoundError
-        for a model that it does not have.
+        for a model that it does not have, UnsupportedError for a parameter that it does not honour.
         """
-        return run_all(
-            lambda prompt: self._generate(prompt, sampling),
-            prompts,
+        places: dict[Any, list[int]] = {}
+        together = sampling.temperature > 0 and sampling.seed is None
+        for place, prompt in enumerate(prompts):
+            places.setdefault(prompt if together else place, []).append(place)
+        groups = list(places.values())
+        made = run_all(
+            lambda group: self._generate(prompts[group[0]], sampling, len(group)),
+            groups,
             workers=self._config.concurrency,
             stage="generate",
-            progress=progress,
+            progress=lambda stage, done, total: progress(stage, done * len(prompts) // total, len(prompts)),
         )
+        answers = {
+            place: one for group, some in zip(groups, made, strict=True) for place, one in zip(group, some, strict=True)
+        }
+        return [answers[place] for place in range(len(prompts))]
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:
         """The answer as the endpoint sends it. The request starts at once; errors in it are raised here."""
-        start, ids = time.perf_counter(), self._ids(prompt)
         with self._explained():
-            pieces, read = self._request(prompt, ids, sampling, stream=True)
-        return self._read_stream(pieces, read, start, ids)
+            pieces, reader = self._request(prompt, sampling, stream=True)
+        return self._read_stream(pieces, reader())
+
+    def healthy(self, timeout_s: float) -> None:
+        """Raises EngineError for an endpoint that does not answer in time, or (vLLM) says that its engine is dead."""
+        self._known()
+        with self._explained(timeout_s):
+            try:
+                self._client.with_options(timeout=timeout_s, max_retries=0).models.list()
+            except openai.NotFoundError:
+                return  # it has no list of models, but it answers
+            if (self._maker or "").startswith("vllm"):
+                status = httpx2.get(root(self._client) + "/health", timeout=timeout_s).status_code
+                if status >= 500:
+                    raise EngineError(f"{self._url} answered {status} when asked for its health", retryable=True)
 
     def score(
         self, requests: Sequence[ScoreRequest], progress: Progress = no_progress
@@ -183,67 +219,75 @@ class OpenAIEngine:
         return tuple(self._renderer.prompt_ids(prompt)) if self._renderer is not None else ()
 
     def _request(
-        self, prompt: Prompt, ids: tuple[int, ...], sampling: Sampling, *, stream: bool
-    ) -> tuple[Any, Callable[[Any], str]]:
-        """Send one request; returns the client's answer and how to read the text of a choice."""
-        arguments: dict[str, Any] = {"model": self._served, "temperature": sampling.temperature}
-        extra: dict[str, Any] = {}
-        if sampling.top_p != 1.0:
-            arguments["top_p"] = sampling.top_p
-        if sampling.seed is not None:
-            arguments["seed"] = sampling.seed
-        if sampling.stop:
-            arguments["stop"] = list(sampling.stop)
-        if sampling.top_k:
-            extra["top_k"] = sampling.top_k
-        if sampling.repetition_penalty != 1.0:
-            extra["repetition_penalty"] = sampling.repetition_penalty
+        self, prompt: Prompt, sampling: Sampling, *, stream: bool = False, n: int = 1
+    ) -> tuple[Any, Callable[[], Answer]]:
+        """Send one request; returns the client's answer and what reads a choice of it."""
+        start, ids = time.perf_counter(), self._ids(prompt)
+        chat = not ids and not isinstance(prompt, str)
+        dialect = self._known()
+        require_parameters(self._info, [prompt], sampling)
+        arguments, extra = sampling_fields(sampling, dialect, chat=chat)
+        arguments["model"] = self._served
+        if n > 1:
+            arguments["n"] = n
         if stream:
             arguments |= {"stream": True, "stream_options": {"include_usage": True}}
-        if not ids and not isinstance(prompt, str):
+        if not isinstance(prompt, str) and chat:
             arguments[self._config.limit_field] = sampling.max_new_tokens
             arguments["messages"] = [message.as_dict() for message in prompt]
             answer = self._client.chat.completions.create(**arguments, extra_body=extra or None)
-            return answer, _chat_delta if stream else _chat_text
-        arguments |= {"max_tokens": sampling.max_new_tokens, "prompt": list(ids) or prompt}
-        return self._client.completions.create(**arguments, extra_body=extra or None), _text
+        else:
+            arguments |= {"max_tokens": sampling.max_new_tokens, "prompt": list(ids) or prompt}
+            answer = self._client.completions.create(**arguments, extra_body=extra or None)
+        return answer, lambda: Answer(ids, chat, start)
 
-    def _generate(self, prompt: Prompt, sampling: Sampling) -> Generation:
-        start, ids = time.perf_counter(), self._ids(prompt)
+    def _generate(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Generation]:
+        """``n`` answers to one prompt. An endpoint that gives fewer is asked again for the rest."""
         with self._explained():
-            answer, read = self._request(prompt, ids, sampling, stream=False)
-            choice = self._choice(answer)
-            text = read(choice)
-        spent = time.perf_counter() - start
-        return _generation(text, choice.finish_reason, answer.usage, ids, (spent, spent))
+            said, reader = self._request(prompt, sampling, n=n)
+            choices = getattr(said, "choices", None)
+            if not choices:
+                raise EngineError(f"{self._url} answered without choices: {str(said)[:200]!r}")
+            answers = [reader() for _ in choices[:n]]
+            for answer, choice in zip(answers, choices, strict=False):
+                answer.take(choice)
+            counts = shares(answers, getattr(said.usage, "completion_tokens", None) or 0)
+            made = [answer.generation(said.usage, count) for answer, count in zip(answers, counts, strict=True)]
+        return made + (self._generate(prompt, sampling, n - len(made)) if len(made) < n else [])
 
-    def _read_stream(
-        self, pieces: Any, read: Callable[[Any], str], start: float, ids: tuple[int, ...]
-    ) -> Iterator[Delta]:
-        text, finish, usage, first = "", None, None, 0.0
+    def _read_stream(self, pieces: Any, answer: Answer) -> Iterator[Delta]:
+        usage = None
         try:
             with self._explained():
                 for piece in pieces:
                     usage = piece.usage or usage
                     for choice in piece.choices[:1]:
-                        finish = choice.finish_reason or finish
-                        more = read(choice)
-                        if more:
-                            first = first or time.perf_counter() - start
-                            text += more
-                            yield Delta(more)
-                if finish is None:
-                    raise EngineError(f"{self._url} broke off in the middle of an answer")
+                        delta = answer.take(choice)
+                        if delta.text or delta.tokens or delta.tool_calls:
+                            yield delta
+                if answer.finish is None:
+                    raise EngineError(f"{self._url} broke off in the middle of an answer", retryable=True)
+                whole = answer.generation(usage)
         finally:
             pieces.close()
-        spent = time.perf_counter() - start
-        yield Delta("", _generation(text, finish, usage, ids, (first or spent, spent)))
+        if whole.tool_calls:
+            yield Delta("", tool_calls=whole.tool_calls[-1:])
+        yield Delta("", whole)
 
-    def _choice(self, answer: Any) -> Any:
-        choices = getattr(answer, "choices", None)
-        if not choices:
-            raise EngineError(f"{self._url} answered without choices: {str(answer)[:200]!r}")
-        return choices[0]
+    # ---- who answers
+
+    def _known(self) -> Dialect:
+        """The endpoint's dialect; asked for, at most once in a while, until it answers."""
+        with self._lock:
+            if self._maker is None and time.monotonic() >= self._ask_again:
+                self._ask_again = time.monotonic() + _ASK_AGAIN_S
+                self._maker = recognise(self._client, self._served, min(_RECOGNISE_S, self._config.timeout_s))
+                self._dialect = choose(self._maker or "openai", self._config.accepts, self._config.structured)
+                honoured = self._dialect.parameters
+                if self._renderer is not None:  # the endpoint sees ids, and what it writes is read by nobody
+                    honoured -= {"images", "tools"}
+                self._info = self._info.with_(parameters=honoured)
+            return self._dialect
 
     def _embed(self, texts: list[str]) -> Vectors:
         try:
@@ -272,7 +316,9 @@ class OpenAIEngine:
         answer = self._client.completions.create(
             model=self._served, prompt=ids, max_tokens=1, temperature=0, echo=True, logprobs=1
         )
-        found = self._choice(answer).logprobs
+        if not answer.choices:
+            raise EngineError(f"{self._url} answered without choices: {str(answer)[:200]!r}")
+        found = answer.choices[0].logprobs
         return list(found.token_logprobs or ()) if found is not None else []
 
     def _score(self, request: ScoreRequest) -> tuple[ContinuationScore, ...]:
@@ -293,24 +339,35 @@ class OpenAIEngine:
     # ---- errors
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, timeout_s: float | None = None) -> Iterator[None]:
         """Turn what the client raises into Luthier's errors: with the address and the reason, never with the key."""
         try:
             yield
-        except openai.APITimeoutError as error:
+        except (openai.APITimeoutError, httpx2.TimeoutException) as error:
             raise EngineError(
-                f"{self._url} said nothing for {self._config.timeout_s:g} s ({self._tries()})",
+                f"{self._url} said nothing for {timeout_s or self._config.timeout_s:g} s ({self._tries()})",
                 hint="raise the engine's timeout_s, or lower its concurrency",
+                retryable=True,
             ) from error
         except openai.APIConnectionError as error:
             raise EngineError(
                 f"cannot reach {self._url}: {self._clean(error.__cause__ or error)} ({self._tries()})",
                 hint="is the server running, and is the address right?",
+                retryable=True,
             ) from error
         except openai.APIStatusError as error:
             raise self._refusal(error) from error
+        except httpx2.TransportError as error:
+            raise EngineError(f"{self._url} broke off: {self._clean(error)}", retryable=True) from error
+        except openai.APIResponseValidationError as error:
+            raise self._nonsense(error) from error
+        except openai.APIError as error:  # an error among the events of a stream
+            raise EngineError(f"{self._url} failed while it answered: {self._clean(error)}", retryable=True) from error
         except (openai.OpenAIError, httpx2.HTTPError, ValueError, AttributeError, TypeError) as error:
-            raise EngineError(f"{self._url} answered what is not OpenAI's format: {self._clean(error)}") from error
+            raise self._nonsense(error) from error
+
+    def _nonsense(self, error: Exception) -> EngineError:
+        return EngineError(f"{self._url} answered what is not OpenAI's format: {self._clean(error)}")
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         status, reason = error.status_code, self._clean(error)
@@ -318,9 +375,13 @@ class OpenAIEngine:
             return EngineError(f"{self._url} refused the key: {reason}", hint=f"set {self._config.api_key_env}")
         if status == 404:
             return NotFoundError(f"{self._url} has no model {self._served!r}, or no such operation: {reason}")
-        if status in (400, 413, 422):
+        if status in (400, 413, 415, 422):
             return InputError(f"{self._url} refused the request: {reason}")
-        return EngineError(f"{self._url} answered {status}: {reason} ({self._tries()})")
+        return EngineError(
+            f"{self._url} answered {status}: {reason} ({self._tries()})",
+            retryable=status in (408, 409, 429) or status >= 500,
+            retry_after_s=retry_after_s(error.response.headers),
+        )
 
     def _tries(self) -> str:
         return f"{self._config.retries + 1} tries" if self._config.retries else "1 try"
@@ -341,31 +402,3 @@ def _renderer_of(store: Store, name: str) -> Renderer:
     if record.kind != "base" or record.architecture != "decoder":
         raise InputError(f"tokenizer must name a stored base decoder; {name} is an {record.architecture} {record.kind}")
     return load_renderer(path_of(store, record.digest))
-
-
-def _generation(
-    text: str, finish: str | None, usage: Any, ids: tuple[int, ...], seconds: tuple[float, float]
-) -> Generation:
-    """``seconds``: until the first token, and in all."""
-    return Generation(
-        text=text,
-        token_ids=(),
-        prompt_token_ids=ids,
-        finish_reason="length" if finish == "length" else "stop",
-        first_token_s=seconds[0],
-        latency_s=seconds[1],
-        prompt_tokens=getattr(usage, "prompt_tokens", None) or len(ids),
-        completion_tokens=getattr(usage, "completion_tokens", None) or 0,
-    )
-
-
-def _chat_text(choice: Any) -> str:
-    return choice.message.content or ""
-
-
-def _chat_delta(choice: Any) -> str:
-    return choice.delta.content or ""
-
-
-def _text(choice: Any) -> str:
-    return choice.text or ""
