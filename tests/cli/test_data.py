@@ -177,7 +177,8 @@ def test_render_refuses_what_it_cannot_show(
 
 def test_from_feedback_writes_a_dataset(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from luthier.store.database import open_store
-    from luthier.store.traces import record_feedback, record_trace
+    from luthier.store.feedback import record_feedback
+    from luthier.store.traces import record_trace
 
     store = open_store(home)
     for number in range(2):

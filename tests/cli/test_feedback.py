@@ -8,8 +8,9 @@ from luthier.cli import main
 from luthier.core.model import ModelRecord
 from luthier.core.trace import Trace
 from luthier.store.database import open_store
+from luthier.store.feedback import list_feedback
 from luthier.store.models import register
-from luthier.store.traces import list_feedback, record_trace
+from luthier.store.traces import record_trace
 
 
 @pytest.fixture

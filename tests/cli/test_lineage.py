@@ -5,7 +5,7 @@ import pytest
 from luthier.cli import main
 from luthier.core.model import ModelRecord
 from luthier.core.trace import Trace
-from luthier.store import runs, traces
+from luthier.store import feedback, runs, traces
 from luthier.store.database import open_store
 from luthier.store.lineage import Node, record_edge
 from luthier.store.models import register
@@ -32,7 +32,7 @@ def loop(home):
         traces.record_trace(
             store, Trace(f"trace_{number}", f"2026-01-01T00:00:0{number}", "support", "chat", asked, "On its way.")
         )
-    traces.record_feedback(store, "trace_6", rating=-1, corrected="Lost.")
+    feedback.record_feedback(store, "trace_6", rating=-1, corrected="Lost.")
     return made.id
 
 

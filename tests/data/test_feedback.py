@@ -11,9 +11,10 @@ from luthier.core.trace import Trace
 from luthier.data.feedback import from_feedback
 from luthier.data.read import read, write
 from luthier.store.database import Store, open_store
+from luthier.store.feedback import record_feedback
 from luthier.store.lineage import lineage
 from luthier.store.models import register
-from luthier.store.traces import record_feedback, record_trace
+from luthier.store.traces import record_trace
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_conversations_keep_their_turns_and_take_the_correction(store: Store) ->
 
 def test_latest_statement_on_a_trace_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(["2025-01-02T00:00:00.000Z", "2025-01-02T00:00:01.000Z"])
-    monkeypatch.setattr("luthier.store.traces.now", lambda: next(clock))
+    monkeypatch.setattr("luthier.store.feedback.now", lambda: next(clock))
     trace = answered(store, 1, "tickets", "where is it", "billing")
     record_feedback(store, trace, label="billing")
     record_feedback(store, trace, label="delivery")

@@ -10,8 +10,9 @@ from luthier.core.model import ModelRecord
 from luthier.core.trace import Trace
 from luthier.gateway.feedback import give_feedback
 from luthier.store.database import open_store
+from luthier.store.feedback import list_feedback
 from luthier.store.models import register
-from luthier.store.traces import list_feedback, record_trace
+from luthier.store.traces import record_trace
 
 HELLO = [{"role": "user", "content": "pay me back"}]
 

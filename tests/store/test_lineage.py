@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from luthier.core.errors import InputError, NotFoundError
 from luthier.core.model import ModelRecord
 from luthier.core.trace import Trace
-from luthier.store import models, runs, traces
+from luthier.store import feedback, models, runs, traces
 from luthier.store.database import edges
 from luthier.store.home import new_id
 from luthier.store.lineage import Node, lineage, record_edge
@@ -35,8 +35,8 @@ def loop(store):
     ]
     traces.record_traces(store, asked)
     said = [
-        traces.record_feedback(store, asked[7].id, rating=-1, corrected="better"),
-        traces.record_feedback(store, asked[6].id, rating=1),
+        feedback.record_feedback(store, asked[7].id, rating=-1, corrected="better"),
+        feedback.record_feedback(store, asked[6].id, rating=1),
     ]
     for each in said:
         record_edge(store, Node("feedback", each.id), "collected", Node("dataset", "ef" * 32, "corrections"))

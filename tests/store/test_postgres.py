@@ -36,7 +36,7 @@ def test_the_migrated_schema_is_the_metadata(store):
 def test_models_runs_traces_feedback_and_lineage(store):
     from luthier.core.model import ModelRecord
     from luthier.core.trace import Trace
-    from luthier.store import models, runs, traces
+    from luthier.store import feedback, models, runs, traces
     from luthier.store.home import now
     from luthier.store.lineage import Node, lineage, record_edge
 
@@ -51,9 +51,9 @@ def test_models_runs_traces_feedback_and_lineage(store):
     assert runs.find_run(store, "supp").id == run.id and runs.by_key(store, "k")[0].id == run.id
     assert models.find(store, "support").meta == {"x": [1]}
     traces.record_trace(store, Trace("trace_1", now(), "support", "chat", ({"role": "user", "content": "hi ü"},), "yo"))
-    said = traces.record_feedback(store, "trace_1", rating=-1)
+    said = feedback.record_feedback(store, "trace_1", rating=-1)
     record_edge(store, Node("feedback", said.id), "collected", Node("dataset", "ds2", "more"))
-    assert traces.list_feedback(store, "support")[0][1] == said
+    assert feedback.list_feedback(store, "support")[0][1] == said
     tree = lineage("tickets", store).tree("descendants")
     found = str(tree)
     assert "support" in found and "more" in found and "hi ü" in found

@@ -1,16 +1,9 @@
 import pytest
 
-from luthier.core.errors import InputError, NotFoundError
+from luthier.core.errors import NotFoundError
 from luthier.core.trace import Trace
 from luthier.store.home import new_id
-from luthier.store.traces import (
-    find_trace,
-    list_feedback,
-    list_traces,
-    record_feedback,
-    record_trace,
-    record_traces,
-)
+from luthier.store.traces import find_trace, list_traces, record_trace, record_traces
 
 
 def trace(number=0, model="support", **changes):
@@ -45,27 +38,17 @@ def test_many_traces_are_one_transaction(store):
     assert list_traces(store) == []
 
 
-def test_feedback_belongs_to_a_trace_and_keeps_what_was_said(store):
-    one, two = trace(1), trace(2, model="other")
-    record_traces(store, [one, two])
-    first = record_feedback(store, one.id, rating=-1, label="refund", corrected="Better.", comment="wrong class")
-    second = record_feedback(store, two.id, rating=1)
-    assert list_feedback(store) == [(one, first), (two, second)]
-    assert list_feedback(store, "other") == [(two, second)]
-    assert (first.rating, first.label, first.corrected, first.comment) == (-1, "refund", "Better.", "wrong class")
+def test_a_trace_is_found_by_its_own_tenant_only(store):
+    record_trace(store, one := trace(tenant="acme"))
+    assert find_trace(store, one.id, tenant="acme") == one
+    with pytest.raises(NotFoundError, match="not known"):
+        find_trace(store, one.id, tenant="other")
 
 
-@pytest.mark.parametrize("rating", [0, 2, True, "1"])
-def test_an_impossible_rating_is_refused(store, rating):
-    record_trace(store, one := trace())
-    with pytest.raises(InputError, match="rating must be -1 or 1"):
-        record_feedback(store, one.id, rating=rating)
-
-
-def test_empty_feedback_and_feedback_on_nothing_are_refused(store):
-    record_trace(store, one := trace())
-    with pytest.raises(InputError, match="at least one of"):
-        record_feedback(store, one.id)
-    with pytest.raises(NotFoundError):
-        record_feedback(store, "trace_none", rating=1)
-    assert list_feedback(store) == []
+def test_what_json_cannot_hold_becomes_null_or_is_refused(store):
+    odd = trace(parameters={"x": float("nan"), 3: 2**70}, details={"a": [{"b": (1, 2)}]})
+    record_trace(store, odd)
+    found = find_trace(store, odd.id)
+    assert (found.parameters, found.details) == ({"x": None, "3": 2**70}, {"a": [{"b": [1, 2]}]})
+    with pytest.raises(UnicodeEncodeError):
+        record_trace(store, trace(details={"a": "\ud800"}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,23 @@ class Trace:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+FeedbackKind = Literal["explicit", "implicit"]
+
+GOOD_EVENTS = ("copied", "accepted", "shared", "preferred")
+BAD_EVENTS = ("regenerated", "rephrased", "stopped", "dismissed")
+EVENTS = (*GOOD_EVENTS, *BAD_EVENTS)
+"""What people do with an answer without saying what they think of it."""
+
+
 @dataclass(frozen=True)
 class Feedback:
-    """What somebody said of a trace's answer: ``rating`` -1 or 1, a class ``label``, or a ``corrected`` answer."""
+    """What somebody said of a trace's answer, or did with it.
+
+    ``explicit``: said: ``rating`` -1 or 1, a class ``label``, a ``corrected`` answer, a ``comment``, or that it is better than the answer of the trace
+    ``over`` (which may also be empty). ``implicit``: not said but done: ``event`` is one of ``EVENTS``, and the four are empty. ``source`` is
+    where it comes from: ``http``, ``cli``, ``python``, ``client`` (an application reports an event), ``inferred`` (found in the traces).
+    ``tenant``, ``key_id`` and ``said_by`` (the client's name for its user) are who gave it.
+    """
 
     id: str
     trace_id: str
@@ -53,3 +67,17 @@ class Feedback:
     label: str | None = None
     corrected: str | None = None
     comment: str = ""
+    kind: FeedbackKind = "explicit"
+    event: str = ""
+    source: str = ""
+    over: str = ""
+    tenant: str = "local"
+    key_id: str = ""
+    said_by: str = ""
+
+    @property
+    def verdict(self) -> int:
+        """1 for a good answer, -1 for a bad one, 0 when neither the rating nor the event says."""
+        if self.kind == "implicit":
+            return 1 if self.event in GOOD_EVENTS else -1 if self.event in BAD_EVENTS else 0
+        return self.rating or (1 if self.over else 0)

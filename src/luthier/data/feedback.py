@@ -14,9 +14,9 @@ from luthier.core.errors import DataError, InputError, NotFoundError
 from luthier.core.trace import Feedback, Trace
 from luthier.data.read import examples_from_rows
 from luthier.store.database import Store
+from luthier.store.feedback import list_feedback
 from luthier.store.lineage import Node, record_edge
 from luthier.store.models import find
-from luthier.store.traces import list_feedback
 
 FeedbackKind = Literal["labelled", "chat", "preference"]
 KINDS = ("labelled", "chat", "preference")

@@ -109,7 +109,7 @@ async def answer(service: Service, request: Request, asked: Asked) -> Response:
     try:
         await service.admit(exchange)
     except LuthierError as error:
-        service.finish(exchange, error.message)
+        service.finish(exchange, error)
         raise
     if asked.body.stream:
         return await _streamed(service, request, asked, question)
@@ -144,7 +144,8 @@ async def drive(service: Service, question: Question, outbox: Outbox | None = No
 
     With an ``outbox`` errors go there, too, and are not raised. Raises LuthierError, or CancelledError when it is cancelled.
     """
-    exchange, error = question.exchange, GONE
+    exchange = question.exchange
+    error: str | LuthierError = GONE
     try:
         async for piece in service.ask(question):
             exchange.note(piece)
@@ -154,7 +155,7 @@ async def drive(service: Service, question: Question, outbox: Outbox | None = No
         if outbox is not None:
             outbox.end()
     except LuthierError as raised:
-        error = raised.message
+        error = raised
         if outbox is None:
             raise
         outbox.end(raised)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from luthier.core.errors import LuthierError
 from luthier.gateway.calls import Call, Piece, generate, merge_pieces
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ logger = logging.getLogger("luthier.gateway")
 async def answers(service: Service, question: Question) -> AsyncIterator[Piece]:
     """The pieces of all answers to ``question``, as the engine makes them. Leaving the iteration stops the engine at its next token.
 
-    Raises RequestError when the server is full or stops, LuthierError for what the engine refuses or fails at.
+    The exchange is told of each attempt under ``attempts``: the model, when it began, waited, gave its first piece and ended. Raises RequestError when the server is full or stops, LuthierError for what the engine refuses or fails at.
     """
     served = question.served
     assert served is not None  # a route comes before
@@ -31,8 +33,20 @@ async def answers(service: Service, question: Question) -> AsyncIterator[Piece]:
     def work(stopped: threading.Event) -> Iterator[Piece]:
         return generate(engine, prompts, sampling, question.n, pieces=question.stream, stopped=stopped)
 
-    async for piece in call(service, served, work, merge=merge_pieces):
-        yield piece
+    start, began = question.exchange.start, time.perf_counter()
+    said: dict[str, object] = {"model": served.name, "began_s": round(began - start, 6)}
+    ended = "left"
+    try:
+        async for piece in call(service, served, work, merge=merge_pieces, told=said):
+            if "first_s" not in said:
+                said["first_s"] = round(time.perf_counter() - began, 6)
+            yield piece
+        ended = ""
+    except LuthierError as error:
+        ended = error.message
+        raise
+    finally:
+        question.exchange.say("attempts", **said, took_s=round(time.perf_counter() - began, 6), error=ended)
 
 
 async def call(
@@ -41,9 +55,17 @@ async def call(
     work: Callable[[threading.Event], Iterator[Made]],
     *,
     merge: Callable[[list[Made]], list[Made]] = lambda made: made,
+    told: dict[str, object] | None = None,
 ) -> AsyncIterator[Made]:
-    """What ``work`` yields in a thread, after a turn at the gate; the turn is given back when the thread is done."""
+    """What ``work`` yields in a thread, after a turn at the gate; the turn is given back when the thread is done.
+
+    ``told`` is given ``waited_s``, the seconds before the turn came.
+    """
+    began = time.perf_counter()
     await service.gate.enter()
+    waited_s = time.perf_counter() - began
+    if told is not None:
+        told["waited_s"] = round(waited_s, 6)
     loop = asyncio.get_running_loop()
 
     def finished(error: Exception | None, took_s: float) -> None:

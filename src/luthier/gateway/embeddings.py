@@ -37,7 +37,7 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
     about = {"inputs": len(body.input), "input_digest": digest_json(body.input), "user": body.user}
     exchange = Exchange("embedding", body.model, request.scope["luthier.caller"], parameters=about)
     request.state.trace_id = exchange.id
-    error = GONE
+    error: str | LuthierError = GONE
     try:
         await service.admit(exchange)
         exchange.served = service.model(body.model)
@@ -47,7 +47,7 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
     except ClientGoneError:
         return Response(status_code=499)
     except LuthierError as raised:
-        error = raised.message
+        error = raised
         raise
     finally:
         service.finish(exchange, error)

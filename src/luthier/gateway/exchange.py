@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.engine import Generation
+from luthier.core.errors import LuthierError
 from luthier.core.trace import Trace
 from luthier.gateway.caller import Caller
 from luthier.gateway.calls import Piece
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
     from luthier.gateway.service import Served
 
 GONE = "the client closed its connection"
+TRACEPARENT: ContextVar[str] = ContextVar("traceparent", default="")
+"""The header of that name (W3C Trace Context) of the request that is being handled; the Door sets it."""
+
+_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 logger = logging.getLogger("luthier.gateway")
 
@@ -28,7 +36,8 @@ class Exchange:
 
     ``messages``: what the trace keeps, one entry a prompt. ``served`` is what answers (the last target that was tried). ``details`` is
     where the layers write what they decided, each under its own name: lists of plain mappings, kept in the trace. ``finishers`` are called
-    once, when the request is over, before its traces are made.
+    once, when the request is over, before its traces are made. ``status`` is the HTTP status that the client sees (of a stream, would have
+    seen), ``fault`` the kind of error behind it: a short name of a closed set.
     """
 
     operation: str
@@ -52,11 +61,19 @@ class Exchange:
     end_s: dict[int, float] = field(default_factory=dict)
     made: dict[int, Generation] = field(default_factory=dict)
     error: str = ""
+    fault: str = ""
+    status: int = 200
+    traceparent: str = field(default_factory=TRACEPARENT.get)
     prompt_tokens: int = 0
     finished: bool = False
+    ended_s: float = 0.0
 
     def say(self, layer: str, **what: Any) -> None:
-        """Keep a decision for the trace."""
+        """Keep a decision for the trace, with the seconds since the request came as ``at_s``.
+
+        What took time says so in ``took_s`` and ends at ``at_s``.
+        """
+        what.setdefault("at_s", round(time.perf_counter() - self.start, 6))
         self.details.setdefault(layer, []).append(what)
 
     def note(self, piece: Piece) -> None:
@@ -91,11 +108,15 @@ class Exchange:
         """The trace of a choice: the response's id, for later choices with their number."""
         return self.id if index == 0 else f"{self.id}.{index}"
 
-    def finish(self, error: str = "") -> None:
+    def finish(self, error: str | LuthierError = "") -> None:
         """The request is over. The second call does nothing."""
         if self.finished:
             return
-        self.finished, self.error = True, error
+        self.finished, self.ended_s = True, time.perf_counter() - self.start
+        if error:
+            self.error = error.message if isinstance(error, LuthierError) else error
+            self.fault, self.status = _kind(error)
+            self.say("error", kind=self.fault, status=self.status)
         for finisher in self.finishers:
             try:
                 finisher(self)
@@ -119,6 +140,8 @@ class Exchange:
         if answer is not None and answer.tool_calls:
             calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in answer.tool_calls]
             details["tool_calls"] = calls
+        if answer is not None and answer.logprob is not None:
+            details["answer"] = [{"logprob": answer.logprob}]
         return Trace(
             id=self.trace_id(index),
             created_at=self.created_at,
@@ -145,3 +168,16 @@ class Exchange:
             cache=self.cache,
             details=details,
         )
+
+
+def _kind(error: str | LuthierError) -> tuple[str, int]:
+    """(the kind of an error: its code or what its class is called, the HTTP status)."""
+    if isinstance(error, LuthierError):
+        return getattr(error, "code", None) or _called(type(error).__name__), error.http_status
+    return ("client_gone", 499) if error == GONE else ("internal_error", 500)
+
+
+@cache
+def _called(kind: str) -> str:
+    """``engine_error`` of EngineError."""
+    return _CAPITAL.sub("_", kind).lower()

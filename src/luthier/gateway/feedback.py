@@ -5,8 +5,9 @@ from __future__ import annotations
 from luthier.core.errors import InputError, NotFoundError, did_you_mean
 from luthier.core.trace import Feedback
 from luthier.store.database import Store
+from luthier.store.feedback import record_feedback
 from luthier.store.models import find
-from luthier.store.traces import find_trace, record_feedback
+from luthier.store.traces import find_trace
 from luthier.strategies._labels import labels_of
 
 LONGEST = 65_536

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier.gateway.caller import Caller
+from luthier.gateway.exchange import TRACEPARENT
 from luthier.gateway.keys import Keys, is_loopback
 from luthier.gateway.wire import RequestError, error_body
 
@@ -69,8 +70,11 @@ class Door:
     otherwise reach the server. Bodies must say ``application/json``, which makes a browser ask first, and no answer allows it.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, host: str, limit: int = BODY_LIMIT) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: Keys, host: str, limit: int = BODY_LIMIT, open_paths: frozenset[str] = OPEN_PATHS
+    ) -> None:
         self.app = app
+        self.open_paths = open_paths
         self.keys = keys
         self.limit = limit
         self.hosts = {host.lower(), "localhost"} if is_loopback(host) and not keys else None
@@ -81,6 +85,8 @@ class Door:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if "traceparent" in headers:
+            TRACEPARENT.set(headers["traceparent"])
         try:
             self._check(scope, headers)
             body = await self._body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH") else b""
@@ -102,7 +108,7 @@ class Door:
                 )
         scope["luthier.trusted"] = not self.keys or self.keys.allow(headers.get("authorization"))
         scope["luthier.caller"] = Caller()
-        if not scope["luthier.trusted"] and scope["path"] not in OPEN_PATHS:
+        if not scope["luthier.trusted"] and scope["path"] not in self.open_paths:
             given = "the one that came is not known" if headers.get("authorization") else "none came"
             raise RequestError(
                 f"a key is needed in the header 'Authorization: Bearer KEY'; {given}",

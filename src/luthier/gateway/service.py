@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from luthier.core.engine import Engine, Generation
-from luthier.core.errors import InputError, NotFoundError, did_you_mean
+from luthier.core.errors import InputError, LuthierError, NotFoundError, did_you_mean
 from luthier.core.model import ModelRecord
 from luthier.gateway.backend import answers
 from luthier.gateway.config import GatewayConfig
@@ -173,7 +173,7 @@ class Service:
         if not exchange.caller.sees(exchange.model):
             self.refuse_model(exchange.model, [name for name in self.models if exchange.caller.sees(name)])
 
-    def finish(self, exchange: Exchange, error: str = "") -> None:
+    def finish(self, exchange: Exchange, error: str | LuthierError = "") -> None:
         """A request is over: its traces are handed to the writer. The second call does nothing."""
         if exchange.finished:
             return

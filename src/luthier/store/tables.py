@@ -109,6 +109,14 @@ feedback = Table(
     Column("label", Text),
     Column("corrected", Text),
     Column("comment", Text, nullable=False),
+    Column("kind", String(16), nullable=False, server_default="explicit"),
+    Column("event", String(32), nullable=False, server_default=""),
+    Column("source", String(16), nullable=False, server_default=""),
+    Column("over", String(64), nullable=False, server_default=""),
+    Column("tenant", String(128), nullable=False, server_default="local"),
+    Column("key_id", String(64), nullable=False, server_default=""),
+    Column("said_by", String(512), nullable=False, server_default=""),
+    Index("ix_feedback_kind", "kind", "created_at"),
 )
 
 battles = Table(
