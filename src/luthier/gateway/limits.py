@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from luthier.gateway.caller import Caller
 from luthier.gateway.exchange import TRACEPARENT
 from luthier.gateway.keys import Keys, is_loopback
-from luthier.gateway.wire import RequestError, error_body
+from luthier.gateway.wire import RequestError, error_bytes
 
 BODY_LIMIT = 4 * 2**20
 _DISCARD_LIMIT = 16 * BODY_LIMIT  # an oversized body is read on to here, so that the client gets to read the refusal
@@ -153,7 +152,7 @@ class Door:
 
 async def refuse(send: Send, error: RequestError) -> None:
     """Answer with an error, below the level of the application."""
-    content = json.dumps(error_body(error.message, error.http_status, param=error.param, code=error.code)).encode()
+    content = error_bytes(error)
     headers = {"content-type": "application/json", "content-length": str(len(content)), **error.headers}
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.http_status, "headers": raw})

@@ -21,6 +21,7 @@ from luthier.core.errors import InputError, NotFoundError
 from luthier.engines._open import UNSTORED
 from luthier.gateway.app import build_app
 from luthier.gateway.config import read_config
+from luthier.gateway.connections import Connection, raise_file_limit
 from luthier.gateway.keys import check_bind, is_loopback, read_keys
 from luthier.gateway.service import Price, Service, read_prices, serve_as
 from luthier.store.database import Store, open_store
@@ -234,7 +235,7 @@ def _server(service: Service, chosen: Settings, listening: socket.socket) -> _Se
         proxy_headers=False,
         lifespan="off",
         ws="none",
-        limit_concurrency=max(256, 4 * (chosen.max_concurrent + chosen.max_queue)),
+        http=type("Connection", (Connection,), {"most": raise_file_limit()}),
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(chosen.grace_s),
     )

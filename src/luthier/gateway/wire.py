@@ -225,6 +225,12 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def error_bytes(error: RequestError) -> bytes:
+    """The body of the response that refuses a request, for what answers below the level of the application."""
+    body = error_body(error.message, error.http_status, param=error.param, code=error.code)
+    return json.dumps(body, ensure_ascii=True).encode("ascii")
+
+
 def explain(error: ValidationError | Iterable[Any], body: type[BaseModel]) -> RequestError:
     """The RequestError for a body that pydantic refused: every problem in words, the first one's field as ``param``."""
     problems = list(error.errors() if isinstance(error, ValidationError) else error)

@@ -1,0 +1,7 @@
+"""``python -m luthier``."""
+
+import sys
+
+from luthier.cli import main
+
+sys.exit(main())
