@@ -225,6 +225,35 @@ def tiny_t5(home: Path, tiny_t5_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
+def tool_templates() -> dict[str, str | None]:
+    """Chat templates that write tool calls, each in a family's own way (abridged); ``plain`` is the tiny decoder's, without a place for tools."""
+    turns = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}"
+    listed = "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}" + turns
+    close = "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    each = "{% for c in m.tool_calls or [] %}{% set f = c.function %}"
+    calls = {
+        "hermes": each
+        + "{{ '\n' if m.content or not loop.first }}<tool_call>{{ '\n' }}"
+        + '{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}{{ "\n" }}</tool_call>{% endfor %}',
+        "llama": "{% if m.tool_calls %}{% if m.tool_calls | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}"
+        "{% set f = m.tool_calls[0].function %}"
+        '{"name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}{% endif %}',
+        "mistral": each
+        + "{% if c.id | length != 9 %}{{ raise_exception('nine') }}{% endif %}{{ '[TOOL_CALLS] [' if loop.first }}"
+        + "{{ (f | tojson)[:-1] + ', \"id\": \"' + c.id + '\"}' + (']' if loop.last else ', ') }}{% endfor %}",
+        "named": each + "<|call|>{{ f.name }}<|args|>{{ f.arguments | tojson }}{% endfor %}",
+        "fenced": each
+        + "{{ '<calls>' if loop.first }}<call>function<sep>{{ f.name + '\n```json\n' + (f.arguments | tojson) + '\n```' }}</call>"
+        + "{{ '</calls>' if loop.last }}{% endfor %}",
+        "quoted": each
+        + '<f>{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson | tojson }}}</f>{% endfor %}',
+        "xml": each
+        + "<function={{ f.name }}>{% for k, v in f.arguments.items() %}<{{ k }}>{{ v }}</{{ k }}>{% endfor %}</function>{% endfor %}",
+    }
+    return {"plain": None} | {name: listed + call + close for name, call in calls.items()}
+
+
+@pytest.fixture(scope="session")
 def real_home() -> Iterator[Path]:
     """A home shared by all test processes that holds the two real models (pulled once, kept between runs)."""
     from filelock import FileLock

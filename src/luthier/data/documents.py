@@ -78,7 +78,7 @@ def inner_ids(renderer: Renderer, texts: Sequence[str]) -> list[list[int]]:
     spans = []
     for text in texts:
         mark = _unused_mark([text])
-        parts = renderer._break_special(text, mark).split(mark)
+        parts = renderer._chat.break_special(text, mark).split(mark)
         spans.append((len(pieces), len(pieces) + len(parts)))
         pieces += [renderer._anchor + part for part in parts]
     encoded = renderer._plain(pieces) if pieces else []

@@ -10,18 +10,19 @@ What people write cannot become markup: a special token's text inside a message'
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from luthier.core.digest import digest_json
 from luthier.core.errors import InputError, MismatchError, UnsupportedError
-from luthier.core.message import Conversation, Message, Prompt
+from luthier.core.message import Conversation, Prompt
+from luthier.data.chat_template import ChatTemplate, Tools
 from luthier.data.pairs import PairEncoder
+from luthier.data.tool_turns import plain_turns
 
 RENDERING = 1
 """Version of the cutting rules below. Part of the digest: other rules give other ids."""
@@ -38,7 +39,6 @@ _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 
 _PROBE_TEXTS = ("Hello world 2024!\n\n  two  spaces", "naïve 你好,世界 🙂", "def f(x):\n\treturn x**2")
 
-Tools = Sequence[Mapping[str, Any]]
 Value = TypeVar("Value")
 
 
@@ -103,11 +103,7 @@ class Renderer:
         ):  # some tokenizer files carry truncation and padding, which would cut prompts silently
             self._backend.no_truncation()
             self._backend.no_padding()
-        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | {
-            *tokenizer.all_special_tokens
-        }
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=lambda s: (-len(s), s)))) or r"(?!)")
-        self._breaks = re.compile(f"(?=(?:{self._special.pattern}))")
+        self._chat = ChatTemplate(tokenizer, self.template)
         self._anchor = self._find_anchor()
         self._segment_ids: _Recent[list[int]] = _Recent(4096)
         self._histories: _Recent[tuple[str, tuple[tuple[int, int, int], ...]]] = _Recent(64)
@@ -129,8 +125,8 @@ class Renderer:
     def prompt_ids(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
         """Token ids to continue from: a conversation with the template's opening of an assistant turn, or raw text as it is.
 
-        Raises InputError for an empty prompt or one that the template refuses, UnsupportedError when the template has no place
-        for tools that were given.
+        Raises InputError for an empty prompt or one that the template refuses. Tools that the template has no place for are told in plain
+        turns (``luthier.data.tool_turns``).
         """
         return self.prompt_ids_batch([prompt], tools)[0]
 
@@ -154,7 +150,7 @@ class Renderer:
         if not ends_turn:
             return list(self._encode([[_Segment("", False, ""), _Segment(text, True, "")]])[0][1])
         mark = _unused_mark([text])
-        content = self._break_special(text.strip() if self._strips else text, mark)
+        content = self._chat.break_special(text.strip() if self._strips else text, mark)
         whole = self._lead + content + self._tail + (self._end or self.tokenizer.eos_token or "")
         return list(self._encode([[_Segment("", False, mark), _Segment(whole, True, mark)]])[0][1])
 
@@ -162,8 +158,12 @@ class Renderer:
         """Ids of ``text`` inside of a turn: the text of special tokens is tokenised as ordinary text."""
         mark = _unused_mark([text])
         return list(
-            self._encode([[_Segment("", False, ""), _Segment(self._break_special(text, mark), True, mark)]])[0][1]
+            self._encode([[_Segment("", False, ""), _Segment(self._chat.break_special(text, mark), True, mark)]])[0][1]
         )
+
+    def special_in(self, text: str) -> list[str]:
+        """The special tokens whose text stands in ``text``."""
+        return [match.group() for match in self._chat.special.finditer(text)]
 
     @cached_property
     def pairs(self) -> PairEncoder:
@@ -191,12 +191,22 @@ class Renderer:
         """The conversation as the template writes it; ``opened`` adds the beginning of the next assistant turn."""
         return "".join(s.text.replace(s.mark, "") for s in self._cut(messages, tools, opened=opened)[0])
 
-    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
-        """Text of ``ids``; ``special`` keeps the text of special tokens."""
+    def decode(self, ids: Iterable[int], *, special: bool = False, keep: Sequence[str] = ()) -> str:
+        """Text of ``ids``; ``special`` keeps the text of special tokens, ``keep`` that of these only."""
+        if keep:
+            kept = set(self.tokenizer.convert_tokens_to_ids(list(keep)))
+            ids = [i for i in ids if i in kept or i not in self._special_ids]
+            special = True
         text: str = self.tokenizer.decode(
             list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
         return text
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids) | {
+            int(i) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special
+        }
 
     def _decides(self) -> list[Any]:
         vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
@@ -206,32 +216,17 @@ class Renderer:
 
     # ---- template
 
-    def _apply(self, messages: list[dict[str, Any]], tools: Tools | None, *, opened: bool) -> str:
-        import jinja2
-
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages,
-                tools=[dict(t) for t in tools] if tools else None,
-                chat_template=self.template,
-                add_generation_prompt=opened,
-                tokenize=False,
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise InputError(f"the model's chat template refuses this conversation: {error}") from error
-        return text
-
     def _probe(self) -> tuple[str, str, str, bool]:
         """What the template writes before and after a response's content, its end-of-turn token, and whether it strips content."""
         question = {"role": "user", "content": "question"}
-        opening = self._apply([question], None, opened=True)
+        opening = self._chat.apply([question], None, opened=True)
         around = []
         for content in ("answer", " answer "):
-            whole = self._apply([question, {"role": "assistant", "content": content}], None, opened=False)
+            whole = self._chat.apply([question, {"role": "assistant", "content": content}], None, opened=False)
             before, _, after = whole.rpartition("answer")
             around.append((before.removeprefix(opening) if before.startswith(opening) else "", after))
         (lead, after), padded = around
-        end = self._special.search(after)
+        end = self._chat.special.search(after)
         tail = after[: end.start()] if end else ""
         return lead, tail, end.group() if end else "", padded == (lead, after)
 
@@ -243,9 +238,14 @@ class Renderer:
         if not messages:
             raise InputError("messages must hold at least one turn; got none")
         tools = [t if "function" in t else {"type": "function", "function": dict(t)} for t in tools or ()]
-        mark = _unused_mark([m.content for m in messages] + [c.arguments for m in messages for c in m.tool_calls])
-        plain = [self._protected(m, mark) for m in messages]
-        text = self._apply(plain, tools, opened=opened)
+        origins: Sequence[int] = range(len(messages))
+        if (tools or any(m.tool_calls for m in messages)) and not self._chat.place.native:
+            messages, origins = plain_turns(messages, tools, system=self._chat.place.system)
+            tools = []
+        mark = _unused_mark(_texts(messages, tools))
+        plain = [self._chat.protected(m, mark) for m in messages]
+        tools = self._chat.protected_value(tools, mark)
+        text = self._chat.apply(plain, tools, opened=opened)
         self._check_tools(messages, tools, text)
         turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if not opened and not turns:
@@ -263,7 +263,7 @@ class Renderer:
             end = cuts[-1][2]  # a template without an end-of-turn token: the answer would never learn to stop
             text = text[:end] + (self.tokenizer.eos_token or "")
             cuts = (*cuts[:-1], (cuts[-1][0], cuts[-1][1], len(text)))
-        return list(_slices(text, cuts, mark)), tuple(i for i in turns if i not in done)
+        return list(_slices(text, cuts, mark)), tuple(origins[i] for i in turns if i not in done)
 
     def _find_cuts(
         self, messages: Conversation, plain: list[dict[str, Any]], tools: Tools, text: str, turns: list[int]
@@ -285,15 +285,15 @@ class Renderer:
 
     def _response(self, plain: list[dict[str, Any]], tools: Tools, text: str, turn: int) -> tuple[int, int] | None:
         """Where ``text`` holds assistant turn ``turn`` just as the model would have continued its prompt, or None."""
-        opening = self._apply(plain[:turn], tools, opened=True)
-        whole = self._apply(plain[: turn + 1], tools, opened=False)
+        opening = self._chat.apply(plain[:turn], tools, opened=True)
+        whole = self._chat.apply(plain[: turn + 1], tools, opened=False)
         if not whole.startswith(opening):
             return None
         start = len(opening)
         if self._end:
             end = whole.find(self._end, start) + len(self._end)
             if end < start:  # a turn that ends in its own way, as tool calls do in some templates
-                last = [m.end() for m in self._special.finditer(whole, start)][-1:]
+                last = [m.end() for m in self._chat.special.finditer(whole, start)][-1:]
                 end = last[0] if last else len(whole)
         else:
             content = plain[turn]["content"].strip()
@@ -302,25 +302,6 @@ class Renderer:
                 return None
             end = at + len(content)
         return (start, end) if text.startswith(whole[:end]) else None
-
-    def _protected(self, message: Message, mark: str) -> dict[str, Any]:
-        """The message as templates read it, special-token text in it broken up by ``mark``."""
-        out: dict[str, Any] = {"role": message.role, "content": self._break_special(message.content, mark)}
-        if message.tool_calls:
-            out["tool_calls"] = []
-            for call in message.tool_calls:
-                arguments: Any = self._break_special(call.arguments, mark)
-                try:
-                    arguments = json.loads(arguments)  # templates write arguments with ``tojson``
-                except ValueError as error:
-                    raise InputError(f"tool call {call.name!r}: arguments are not JSON: {error}") from error
-                name = self._break_special(call.name, mark)
-                out["tool_calls"].append(
-                    {"id": call.id, "type": "function", "function": {"name": name, "arguments": arguments}}
-                )
-        if message.tool_call_id is not None:
-            out["tool_call_id"] = message.tool_call_id
-        return out
 
     def _check_tools(self, messages: Conversation, tools: Tools, text: str) -> None:
         called = {call.name for m in messages for call in m.tool_calls}
@@ -333,15 +314,6 @@ class Renderer:
             )
 
     # ---- tokenizer
-
-    def _break_special(self, text: str, mark: str) -> str:
-        if not self._special.search(text):
-            return text
-        out, last = [], 0
-        for match in self._breaks.finditer(text):
-            out += [text[last : match.start() + 1], mark]
-            last = match.start() + 1
-        return "".join([*out, text[last:]])
 
     def _find_anchor(self) -> str:
         """A special token to put before inner pieces when the tokenizer treats the beginning of a text specially, else ''.
@@ -432,6 +404,12 @@ def render_text(renderer: Renderer, messages: Conversation, mask: bool = True, t
     segments, _ = renderer._cut(messages, tools, opened=False)
     plain = ((s.text.replace(s.mark, ""), s.response) for s in segments)
     return "".join(f"[[{text}]]" if response else text for text, response in plain)
+
+
+def _texts(messages: Conversation, tools: Tools) -> list[str]:
+    """All that people wrote in a conversation."""
+    calls = [call.arguments for message in messages for call in message.tool_calls]
+    return [*(message.content for message in messages), *calls, json.dumps(tools, ensure_ascii=False, default=str)]
 
 
 def _unused_mark(contents: Iterable[str]) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 from luthier.core.errors import InputError
 from luthier.core.message import Conversation, Prompt
-from luthier.data.render import Rendered, Renderer, Tools, _Segment, _unused_mark
+from luthier.data.chat_template import Tools
+from luthier.data.render import Rendered, Renderer, _Segment, _unused_mark
 
 SOURCE_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}{{ '\n\n' }}{% endif %}{% endfor %}"
 """Contents of the turns, a blank line between two of them."""
@@ -72,7 +73,7 @@ class SourceRenderer(Renderer):
         if not ends_turn:
             return list(self._encode([[_Segment(text, True, "")]])[0][0])
         mark = _unused_mark([text])
-        ids = self._encode([[_Segment(self._break_special(text, mark), True, mark)]])[0][0]
+        ids = self._encode([[_Segment(self._chat.break_special(text, mark), True, mark)]])[0][0]
         return [*ids, *self._close]
 
     def training_ids_batch(
@@ -126,12 +127,12 @@ class SourceRenderer(Renderer):
             raise InputError("a conversation to train on needs an assistant turn; got none")
         before = messages if opened else messages[: turns[-1]]
         mark = _unused_mark([message.content for message in messages])
-        text = self._apply([self._protected(message, mark) for message in before], None, opened=True)
+        text = self._chat.apply([self._chat.protected(message, mark) for message in before], None, opened=True)
         named = [t if "function" in t else {"type": "function", "function": dict(t)} for t in tools or ()]
         self._check_tools(messages, named, text if not named else "")
         segments = [_Segment(text, False, mark)]
         if not opened:
-            answer = self._break_special(messages[turns[-1]].content, mark)
+            answer = self._chat.break_special(messages[turns[-1]].content, mark)
             segments.append(_Segment(answer + (self.tokenizer.eos_token or ""), True, mark))
         return segments, tuple(turns[:-1])
 

@@ -152,9 +152,7 @@ def own_ids(probe: Any, renderer: Renderer, cases: Sequence[Case]) -> list[list[
     """llama.cpp's own tokens of the rendered text; None for prompts in which people wrote markup, which only the renderer can tell
     from the template's."""
     return [
-        None
-        if any(renderer._special.search(m.content) for m in case.prompt)
-        else probe.tokenize(renderer.text(case.prompt))
+        None if any(renderer.special_in(m.content) for m in case.prompt) else probe.tokenize(renderer.text(case.prompt))
         for case in cases
     ]
 
