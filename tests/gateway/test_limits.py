@@ -1,78 +1,13 @@
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import httpx
 import pytest
 
-from luthier.gateway.limits import BODY_LIMIT, Gate
-from luthier.gateway.wire import RequestError
+from luthier.gateway.limits import BODY_LIMIT
 
 JSON = {"content-type": "application/json"}
-
-
-def test_gate_lets_in_as_many_as_it_should_in_order() -> None:
-    async def scenario() -> list[int]:
-        gate, order = Gate(running=1, queue=2), []
-
-        async def call(number: int) -> None:
-            await gate.enter()
-            order.append(number)
-
-        await gate.enter()
-        first, second = asyncio.create_task(call(1)), asyncio.create_task(call(2))
-        await asyncio.sleep(0)
-        assert (gate.running, gate.waiting) == (1, 2)
-        with pytest.raises(RequestError) as raised:
-            await gate.enter()
-        assert raised.value.http_status == 429
-        assert int(raised.value.headers["Retry-After"]) >= 1
-        gate.leave(0.1)
-        await first
-        gate.leave(0.1)
-        await second
-        gate.leave(0.1)
-        assert (gate.running, gate.waiting) == (0, 0)
-        return order
-
-    assert asyncio.run(scenario()) == [1, 2]
-
-
-def test_gate_without_a_queue_takes_what_it_can_run() -> None:
-    async def scenario() -> None:
-        gate = Gate(running=1, queue=0)
-        await gate.enter()
-        with pytest.raises(RequestError):
-            await gate.enter()
-
-    asyncio.run(scenario())
-
-
-def test_who_gives_up_waiting_frees_the_place() -> None:
-    async def scenario() -> None:
-        gate = Gate(running=1, queue=1)
-        await gate.enter()
-        waiting = asyncio.create_task(gate.enter())
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        assert gate.waiting == 0
-        gate.leave(0.1)
-        await asyncio.wait_for(gate.enter(), 5)
-
-    asyncio.run(scenario())
-
-
-def test_a_closed_gate_says_503() -> None:
-    async def scenario() -> None:
-        gate = Gate(running=1, queue=1)
-        gate.closed = True
-        with pytest.raises(RequestError) as raised:
-            await gate.enter()
-        assert raised.value.http_status == 503
-
-    asyncio.run(scenario())
 
 
 def test_a_body_over_the_limit_is_413(server: Any) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from luthier.core.errors import LuthierError
 from luthier.gateway.calls import Call, Piece, generate, merge_pieces
+from luthier.gateway.gate import Turn
 
 if TYPE_CHECKING:
     from luthier.gateway.layers import Question
@@ -37,7 +38,7 @@ async def answers(service: Service, question: Question) -> AsyncIterator[Piece]:
     said: dict[str, object] = {"model": served.name, "began_s": round(began - start, 6)}
     ended = "left"
     try:
-        async for piece in call(service, served, work, merge=merge_pieces, told=said):
+        async for piece in call(service, served, work, turn=question.turn, merge=merge_pieces, told=said):
             if "first_s" not in said:
                 said["first_s"] = round(time.perf_counter() - began, 6)
             yield piece
@@ -54,23 +55,34 @@ async def call(
     served: Served,
     work: Callable[[threading.Event], Iterator[Made]],
     *,
+    turn: Turn | None = None,
     merge: Callable[[list[Made]], list[Made]] = lambda made: made,
     told: dict[str, object] | None = None,
 ) -> AsyncIterator[Made]:
     """What ``work`` yields in a thread, after a turn at the gate; the turn is given back when the thread is done.
 
-    ``told`` is given ``waited_s``, the seconds before the turn came.
+    ``served`` stays open until then, even when it is taken out of service meanwhile. ``told`` is given ``waited_s``, the seconds before
+    the turn came.
     """
-    began = time.perf_counter()
-    await service.gate.enter()
+    gate, began = served.gate or service.gate, time.perf_counter()
+    served.use.begin()
+    try:
+        await gate.enter(turn)
+    except BaseException:
+        served.use.end()
+        raise
     waited_s = time.perf_counter() - began
     if told is not None:
         told["waited_s"] = round(waited_s, 6)
     loop = asyncio.get_running_loop()
 
+    def leave(took_s: float) -> None:
+        gate.leave(took_s)
+        served.use.end()
+
     def finished(error: Exception | None, took_s: float) -> None:
         try:
-            loop.call_soon_threadsafe(service.gate.leave, took_s)
+            loop.call_soon_threadsafe(leave, took_s)
         except RuntimeError:
             logger.debug("a call ended after the server; nobody waits for its turn")
 

@@ -16,6 +16,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.trace import Trace
 from luthier.gateway.caller import Caller
 from luthier.gateway.calls import Piece
+from luthier.gateway.gate import ONLINE
 from luthier.store.home import new_id, now
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Exchange:
     ``messages``: what the trace keeps, one entry a prompt. ``served`` is what answers (the last target that was tried). ``details`` is
     where the layers write what they decided, each under its own name: lists of plain mappings, kept in the trace. ``finishers`` are called
     once, when the request is over, before its traces are made. ``status`` is the HTTP status that the client sees (of a stream, would have
-    seen), ``fault`` the kind of error behind it: a short name of a closed set.
+    seen), ``fault`` the kind of error behind it: a short name of a closed set. ``priority`` says who goes first at the gate.
     """
 
     operation: str
@@ -47,6 +48,7 @@ class Exchange:
     parameters: dict[str, Any] = field(default_factory=dict)
     n: int = 1
     session: str = ""
+    priority: int = ONLINE
     served: Served | None = None
     route: str = ""
     cache: str = ""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from luthier.core.engine import GENERATE, Sampling, require, require_parameters
 from luthier.core.message import Prompt
 from luthier.gateway.calls import Piece
+from luthier.gateway.gate import Turn
 
 if TYPE_CHECKING:
     from luthier.gateway.exchange import Exchange
@@ -27,7 +28,7 @@ class Question:
     """What is asked, as one layer puts it to the next; ``exchange`` is the request that it belongs to.
 
     ``n`` answers to each of ``prompts``: choice ``i * n + j`` is the j-th answer to prompt i. ``unset`` names the fields of ``sampling`` that
-    the client left open; a target's own defaults fill them. ``served`` is None until a target is chosen.
+    the client left open; a target's own defaults fill them. ``served`` is None until a target is chosen, ``turn`` until it is put to one.
     """
 
     exchange: Exchange
@@ -37,8 +38,9 @@ class Question:
     stream: bool = False
     unset: frozenset[str] = frozenset()
     served: Served | None = None
+    turn: Turn | None = None
 
-    def to(self, served: Served) -> Question:
+    def to(self, served: Served, turn: Turn | None = None) -> Question:
         """The question for this target, its defaults filled in; the trace names it. Raises UnsupportedError for what its engine cannot do."""
         defaults = {"temperature": served.temperature, "max_new_tokens": served.max_new_tokens}
         filled: dict[str, Any] = {name: value for name, value in defaults.items() if name in self.unset}
@@ -47,7 +49,7 @@ class Question:
         require_parameters(served.engine.info, self.prompts, sampling)
         self.exchange.served = served
         self.exchange.parameters |= filled
-        return replace(self, sampling=sampling, served=served)
+        return replace(self, sampling=sampling, served=served, turn=turn)
 
 
 Ask: TypeAlias = Callable[[Question], AsyncIterator[Piece]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,48 +17,6 @@ BODY_LIMIT = 4 * 2**20
 _DISCARD_LIMIT = 16 * BODY_LIMIT  # an oversized body is read on to here, so that the client gets to read the refusal
 BODY_TIMEOUT_S = 60.0
 OPEN_PATHS = frozenset({"/health"})
-
-
-class Gate:
-    """At most ``running`` engine calls at once and ``queue`` waiting for their turn, first come first served.
-
-    Belongs to one event loop.
-    """
-
-    def __init__(self, running: int, queue: int) -> None:
-        self.most_running = running
-        self.most_waiting = queue
-        self.running = 0
-        self.waiting = 0
-        self.closed = False
-        self._turns = asyncio.Semaphore(running)
-        self._mean_s = 1.0
-
-    async def enter(self) -> None:
-        """Wait for a turn. Raises RequestError 429 when the queue is full, 503 when the server is stopping."""
-        if self.closed:
-            raise RequestError("the server is stopping", status=503, code="stopping", headers={"Retry-After": "5"})
-        if self.waiting >= self.most_waiting and self._turns.locked():
-            wait_s = max(1, math.ceil(self._mean_s * (1 + self.waiting / self.most_running)))
-            raise RequestError(
-                f"{self.running} requests are being answered and {self.waiting} wait, which is as many as this server takes; "
-                f"try again in about {wait_s} s",
-                status=429,
-                code="queue_full",
-                headers={"Retry-After": str(min(wait_s, 60))},
-            )
-        self.waiting += 1
-        try:
-            await self._turns.acquire()
-        finally:
-            self.waiting -= 1
-        self.running += 1
-
-    def leave(self, took_s: float) -> None:
-        """Give the turn back after ``took_s`` seconds of work."""
-        self.running -= 1
-        self._mean_s += 0.2 * (took_s - self._mean_s)
-        self._turns.release()
 
 
 class Door:

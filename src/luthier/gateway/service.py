@@ -4,133 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from luthier.core.engine import Engine, Generation
-from luthier.core.errors import InputError, LuthierError, NotFoundError, did_you_mean
-from luthier.core.model import ModelRecord
+from luthier.core.errors import LuthierError, did_you_mean
 from luthier.gateway.backend import answers
 from luthier.gateway.config import GatewayConfig
+from luthier.gateway.gate import Gate
 from luthier.gateway.keys import Keys
 from luthier.gateway.layers import Ask, compose
-from luthier.gateway.limits import Gate
 from luthier.gateway.routes import direct
+from luthier.gateway.served import Price, Served, read_prices, serve_as
 from luthier.gateway.traces import TraceWriter
 from luthier.gateway.wire import RequestError
 from luthier.gateway.workers import Workers
 from luthier.store.database import Store
-from luthier.store.models import find
 from luthier.store.traces import record_traces
-from luthier.strategies._labels import answer_with_labels, labels_of, prompt_counter, tokenizer_folder
 
 if TYPE_CHECKING:
     from luthier.gateway.exchange import Exchange
 
+__all__ = ["Price", "Served", "Service", "assemble", "read_prices", "serve_as"]
+
 logger = logging.getLogger("luthier.gateway")
-
-
-@dataclass(frozen=True)
-class Price:
-    """Per million tokens, in whatever currency the operator thinks in."""
-
-    prompt: float = 0.0
-    completion: float = 0.0
-
-    def of(self, answer: Generation, *, with_prompt: bool = True) -> float:
-        """The cost of an answer; the prompt of several choices is paid once."""
-        return self.of_tokens(answer.prompt_tokens if with_prompt else 0, answer.completion_tokens)
-
-    def of_tokens(self, prompt: int, completion: int = 0) -> float:
-        """The cost of so many tokens."""
-        return (prompt * self.prompt + completion * self.completion) / 1e6
-
-
-def read_prices(texts: Iterable[str], models: Sequence[str]) -> dict[str, Price]:
-    """Prices from ``IN,OUT`` (every model) or ``MODEL=IN,OUT`` texts. Raises InputError."""
-    out: dict[str, Price] = {}
-    for text in texts:
-        name, equals, numbers = text.rpartition("=")
-        if equals and name not in models:
-            raise InputError(f"price: {name!r} is not among the served models. {did_you_mean(name, models)}")
-        try:
-            prompt, completion = (float(number) for number in numbers.split(","))
-        except ValueError as error:
-            raise InputError(
-                f"price must be IN,OUT or MODEL=IN,OUT per million tokens, for example 0.10,0.40; got {text!r}"
-            ) from error
-        if not (0 <= prompt < float("inf") and 0 <= completion < float("inf")):
-            raise InputError(f"price must not be negative or infinite; got {text!r}")
-        for model in [name] if equals else models:
-            out[model] = Price(prompt, completion)
-    return out
-
-
-@dataclass(frozen=True)
-class Served:
-    """One model under the name that requests say.
-
-    ``temperature`` and ``max_new_tokens`` hold when a request does not say: greedy for a model that is bound to a task (a
-    promoted endpoint, weights tuned with a task prompt, a closed set of labels), OpenAI's 1.0 for the rest.
-    """
-
-    name: str
-    engine: Engine
-    record: ModelRecord | None = None
-    labels: tuple[str, ...] = ()
-    price: Price = Price()
-    temperature: float = 1.0
-    max_new_tokens: int = 256
-    tokenizer: Path | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """An entry of /v1/models: OpenAI's four fields, and exactly what answers."""
-        info = self.engine.info
-        return {
-            "id": self.name,
-            "object": "model",
-            "created": _unix(self.record.created_at if self.record else ""),
-            "owned_by": "luthier",
-            "kind": self.record.kind if self.record else "",
-            "engine": info.engine,
-            "capabilities": sorted(info.capabilities),
-            "context_length": info.context_length,
-            "labels": list(self.labels),
-            "model_digest": info.model_digest,
-            "base_digest": info.base_digest,
-            "template_digest": info.template_digest,
-            "prompt_digest": info.prompt_digest,
-            "default_temperature": self.temperature,
-        }
-
-
-def serve_as(name: str, engine: Engine, store: Store, price: Price) -> Served:
-    """The Served for an open engine. A name that the store does not know (``fake``, ``openai:...``) has no record."""
-    try:
-        record = find(store, name)
-    except NotFoundError:
-        record = None
-    labels = engine.info.labels
-    if record is not None and not labels:
-        labels = labels_of(store, record)
-        engine = answer_with_labels(engine, labels, prompt_counter(store, record, engine))
-    bound = bool(
-        labels or engine.info.answers or engine.info.prompt_digest or (record is not None and record.kind == "endpoint")
-    )
-    most = record.meta.get("max_new_tokens") if record is not None else None
-    return Served(
-        name=name,
-        engine=engine,
-        record=record,
-        labels=labels,
-        price=price,
-        temperature=0.0 if bound else 1.0,
-        max_new_tokens=most if isinstance(most, int) and most > 0 else 256,
-        tokenizer=tokenizer_folder(store, record) if record is not None else None,
-    )
 
 
 @dataclass
@@ -210,12 +108,3 @@ class Service:
 def assemble(service: Service) -> Ask:
     """The layers of a service around the call of its engines (``gateway.layers``)."""
     return compose([direct(service)], partial(answers, service))
-
-
-def _unix(iso: str) -> int:
-    from datetime import datetime
-
-    try:
-        return int(datetime.fromisoformat(iso).timestamp())
-    except ValueError:
-        return 0
