@@ -105,8 +105,8 @@ class EncoderEngine(EngineOnBase):
 
     def _labels(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress) -> Answers:
         ids, logits = self._logits(prompts, "generate", progress)
-        drawn, log_probs = Sampler(sampling, [[]] * len(prompts), logits.device).draw(logits)
-        return ids, [self._info.labels[label] for label in drawn.tolist()], log_probs.tolist()
+        drawn = Sampler(sampling, [[]] * len(prompts)).draw(logits)
+        return ids, [self._info.labels[label] for label in drawn.tokens.tolist()], drawn.log_probs.tolist()
 
     def _numbers(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress) -> Answers:
         ids, outputs = self._logits(prompts, "generate", progress)

@@ -6,7 +6,7 @@ answers, and an evaluation can stop rows one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from luthier.core.engine import Sampling
 from luthier.models.decode import cache_layers, causal_model, hidden_states, logits
 from luthier.models.prefix import KeysValues, expanded
 from luthier.models.rows import answering
-from luthier.models.sample import Sampler
+from luthier.models.sample import RowSampler, Sampler
 from luthier.models.soft_prompt import keys_values, new_cache, put_into, virtual_tokens
 
 FIRST_ROOM = 256
@@ -90,7 +90,7 @@ class Answering:
     tokens layer by layer, (rows, heads, shared, size), as each row's adapter has them.
 
     With ``copies`` every prompt is read once and answered so many times: row ``i * copies + j`` is answer j to prompt i. ``seeds`` gives each
-    row random numbers of its own; without it they all begin at ``sampling.seed``.
+    row random numbers of its own; without it they all begin at ``sampling.seed``. ``samplers``: how each row is drawn, in place of both.
     """
 
     def __init__(
@@ -107,12 +107,14 @@ class Answering:
         own_prefixes: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]] | None = None,
         copies: int = 1,
         seeds: Sequence[int] | None = None,
+        samplers: Sequence[RowSampler] | None = None,
     ) -> None:
         self.rows = list(range(len(prompts) * copies))
         self._copies, self._count = copies, len(self.rows)
         self._prompts = [list(prompt) for prompt in prompts]
         asked = [prompt for prompt in self._prompts for _ in range(copies)]
-        self._sampler = Sampler(sampling, asked, device, seeds)
+        self._sampler = Sampler(sampling, asked, seeds, samplers)
+        self.top: Mapping[int, list[tuple[int, float]]] = {}
         self._device, self._prefix, self._shared = device, prefix, shared
         self._names = None if names is None else tuple(names)
         self._own_prefixes = own_prefixes
@@ -144,8 +146,13 @@ class Answering:
 
     @torch.inference_mode()
     def draw(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A token for each place by its row's own random numbers, and its log-probability under ``scores`` as they are."""
-        return self._sampler.draw(scores)
+        """A token for each place by its row's own random numbers, and its log-probability under ``scores`` as they are.
+
+        ``top`` then has the likeliest tokens of the rows that asked for them, by row number.
+        """
+        drawn = self._sampler.draw(scores)
+        self.top = {self.rows[place]: found for place, found in drawn.top.items()}
+        return drawn.tokens, drawn.log_probs
 
     @torch.inference_mode()
     def take(self, tokens: torch.Tensor, log_probs: torch.Tensor) -> tuple[list[int], list[int], list[float]]:
@@ -273,7 +280,7 @@ class Answering:
         self.rows = [self.rows[place] for place in kept]
         self._names = None if self._names is None else tuple(self._names[place] for place in kept)
         self._cache.batch_select_indices(places)
-        self._sampler.keep(places)
+        self._sampler.keep(kept)
         self._lengths, self._last = self._lengths[places], self._last[places]
         if self._unseen is not None:
             self._unseen = self._unseen[places]

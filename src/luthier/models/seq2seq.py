@@ -3,7 +3,7 @@ logits only where somebody reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from luthier.data.batch import order_by_length, pad
 from luthier.models.decode import causal_model, logits
 from luthier.models.log_probs import token_log_probs
 from luthier.models.packed import Read, Row
-from luthier.models.sample import Sampler
+from luthier.models.sample import RowSampler, Sampler
 from luthier.models.soft_prompt import seen, source
 
 
@@ -158,6 +158,7 @@ class Replies:
     """Rows of one batch while they are answered, token by token. The encoder runs once, in the first step.
 
     ``prompts`` are sources' token ids; the encoder reads at most ``read_tokens`` of them at once. All rows begin with ``opening``.
+    ``samplers``: how each row is drawn, in place of ``sampling``.
     """
 
     def __init__(
@@ -169,12 +170,14 @@ class Replies:
         device: torch.device,
         *,
         read_tokens: int = 1024,
+        samplers: Sequence[RowSampler] | None = None,
     ) -> None:
         self.rows = list(range(len(prompts)))
         self._prompts, self._pad_id, self._read_tokens = prompts, pad_id, read_tokens
         self._count, self._device = len(prompts), device
         # what a penalty on repetition counts is what the decoder has said, the opening among it
-        self._sampler = Sampler(sampling, [opening] * len(prompts), device)
+        self._sampler = Sampler(sampling, [opening] * len(prompts), rows=samplers)
+        self.top: Mapping[int, list[tuple[int, float]]] = {}
         self._last = torch.tensor([list(opening)] * len(prompts), device=device)
         self._finished: set[int] = set()
         self._cache: Any = None
@@ -189,10 +192,11 @@ class Replies:
         else:
             self._drop_finished()
         hidden = decode(module, self._last, self._encoded, self._mask, self._cache)[:, -1]
-        tokens, log_probs = self._sampler.draw(logits(module, hidden))
-        self._last = tokens[:, None]
+        drawn = self._sampler.draw(logits(module, hidden))
+        self.top = {self.rows[place]: found for place, found in drawn.top.items()}
+        self._last = drawn.tokens[:, None]
         live = self._live()
-        return [self.rows[place] for place in live], tokens[live].tolist(), log_probs[live].tolist()
+        return [self.rows[place] for place in live], drawn.tokens[live].tolist(), drawn.log_probs[live].tolist()
 
     def finish(self, rows: Iterable[int]) -> None:
         """These rows need no more tokens. Their place in the batch is given up when enough of them are done."""
@@ -227,7 +231,7 @@ class Replies:
         places = torch.tensor(live, device=self._device)
         self.rows = [self.rows[place] for place in live]
         self._cache.batch_select_indices(places)
-        self._sampler.keep(places)
+        self._sampler.keep(live)
         self._last, self._mask, self._encoded = self._last[places], self._mask[places], self._encoded[places]
 
 
