@@ -173,7 +173,8 @@ def test_penalties_and_bias_are_their_equations() -> None:
     row.adjust(found)
     bias = dict(asked.logit_bias)
     expected = [
-        value + bias.get(j, 0.0) - counts[j] * 0.4 - (0.7 if counts[j] else 0.0) for j, value in enumerate(logits.tolist())
+        value + bias.get(j, 0.0) - counts[j] * 0.4 - (0.7 if counts[j] else 0.0)
+        for j, value in enumerate(logits.tolist())
     ]
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
 

@@ -48,7 +48,12 @@ class RowSampler:
     """
 
     def __init__(
-        self, sampling: Sampling, prompt: Sequence[int] = (), *, seed: int | None = None, follower: Follower | None = None
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int] = (),
+        *,
+        seed: int | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self.sampling, self.follower = sampling, follower
         self._prompt = prompt
