@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 
 from luthier.core.errors import UnsupportedError
 from luthier.core.message import Message, ToolCall
+from luthier.data.call_form import CallForm, call_form
 from luthier.data.render import Renderer
-from luthier.data.tools import CallForm, call_form, read_tool_calls
+from luthier.data.tools import read_tool_calls
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,12 @@ import jsonschema
 import pytest
 import torch
 
-from luthier.core.engine import Constraint
+from luthier.core.engine import Constraint, Sampling
 from luthier.core.errors import EngineError, InputError, UnsupportedError
+from luthier.core.message import Tool
+from luthier.data.call_form import call_form
 from luthier.data.render import Renderer
+from luthier.data.tools import read_tool_calls, tool_constraint
 from luthier.models.constrain import Follower, follower
 from luthier.models.load import load_renderer
 
@@ -39,7 +42,9 @@ def accepts(renderer: Renderer, constraint: Constraint, text: str) -> bool:
     return at is not None and at.accepts
 
 
-def drawn(renderer: Renderer, constraint: Constraint, seed: int, limit: int = 400) -> str | None:
+def drawn(
+    renderer: Renderer, constraint: Constraint, seed: int, limit: int = 400, keep: tuple[str, ...] = ()
+) -> str | None:
     """A text of uniformly drawn tokens (None: cut by the limit)."""
     chance = random.Random(seed)
     at = follower(renderer, constraint)
@@ -53,7 +58,7 @@ def drawn(renderer: Renderer, constraint: Constraint, seed: int, limit: int = 40
         token = next(iter(stops)) if stops and chance.random() < 0.5 else chance.choice(possible)
         at.take(token)
         ids += [] if token in renderer.stop_ids else [token]
-    return renderer.decode(ids) if at.done else None
+    return renderer.decode(ids, keep=keep) if at.done else None
 
 
 SCHEMA = {
@@ -168,3 +173,144 @@ def test_a_vocabulary_of_unknown_bytes_is_refused(tiny_encoder_path: Path) -> No
     words = Renderer(AutoTokenizer.from_pretrained(str(tiny_encoder_path)), stop_ids=(3,))
     with pytest.raises(UnsupportedError, match="byte-level"):
         follower(words, Constraint("json"))
+
+
+# ---- calls of tools
+
+TRACK = Tool(
+    "track",
+    parameters='{"type": "object", "properties": {"id": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["id"], '
+    '"additionalProperties": false}',
+    strict=True,
+)
+REFUND = Tool(
+    "refund",
+    parameters='{"properties": {"all": {"type": "boolean"}}, "additionalProperties": false, "not": {"minProperties": 9}}',
+)
+FORMS = ["hermes", "llama", "mistral", "named", "fenced", "plain"]
+
+
+@pytest.fixture(scope="module")
+def callers(tiny_decoder_path: Path, tool_templates: dict[str, str | None]) -> dict[str, Renderer]:
+    tokenizer = load_renderer(tiny_decoder_path).tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "<|call|>", "<|args|>"]})
+    return {name: Renderer(tokenizer, template=tool_templates[name]) for name in FORMS}
+
+
+def answers(renderer: Renderer, sampling: Sampling, count: int = 15) -> list[str]:
+    asked = tool_constraint(renderer, sampling)
+    assert asked is not None
+    texts = [drawn(renderer, asked, seed, keep=call_form(renderer).tokens) for seed in range(count)]
+    found = [text for text in texts if text is not None]
+    assert len(found) > count / 2
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_forced_call_is_read_back_with_arguments_that_follow_the_schema(
+    callers: dict[str, Renderer], form: str
+) -> None:
+    renderer = callers[form]
+    names: set[str] = set()
+    for text in answers(renderer, Sampling(tools=(TRACK, REFUND), tool_choice="required")):
+        rest, calls = read_tool_calls(renderer, text, ("track", "refund"))
+        assert rest == "" and calls
+        for call in calls:
+            jsonschema.validate(
+                json.loads(call.arguments), json.loads((TRACK if call.name == "track" else REFUND).parameters)
+            )
+        names |= {call.name for call in calls}
+    assert names == {"track", "refund"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_named_tool_is_called_once(callers: dict[str, Renderer], form: str) -> None:
+    for text in answers(callers[form], Sampling(tools=(TRACK, REFUND), tool_choice="refund")):
+        rest, calls = read_tool_calls(callers[form], text, ("track", "refund"))
+        assert (rest, [call.name for call in calls]) == ("", ["refund"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_call_when_several_are_not_wanted(callers: dict[str, Renderer], form: str) -> None:
+    asked = Sampling(tools=(TRACK, REFUND), tool_choice="required", parallel_tool_calls=False)
+    assert all(len(read_tool_calls(callers[form], text)[1]) == 1 for text in answers(callers[form], asked))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_strict_leaves_text_free_and_calls_right(callers: dict[str, Renderer], form: str) -> None:
+    renderer = callers[form]
+    asked = tool_constraint(renderer, Sampling(tools=(TRACK,)))
+    assert asked is not None
+    assert accepts(renderer, asked, "It is in Bremen. 好的")
+    assert accepts(renderer, asked, "")
+    assert not accepts(renderer, asked, '{"name": "track", "arguments": {"id": -1}}')
+    form_ = call_form(renderer)
+    said = f'{form_.opening}track{form_.middle}{{"id": 7}}{form_.closing}'
+
+    def follow(text: str) -> Follower:
+        at = follower(renderer, asked)
+        for token in encoded(renderer, text):
+            at.take(token)
+        return at
+
+    assert follow(said).accepts
+    with pytest.raises(EngineError):
+        follow(said.replace("7", "-7"))
+    if form_.begin:
+        assert follow(f"I look.\n{said}").accepts
+        with pytest.raises(EngineError):
+            follow(f"I look.\n{said.replace('7', '-7')}")
+
+
+def encoded(renderer: Renderer, text: str) -> list[int]:
+    """Ids of ``text`` with the special tokens of calls as such."""
+    return list(renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_without_strict_nothing_is_forced(callers: dict[str, Renderer]) -> None:
+    for sampling in (
+        Sampling(),
+        Sampling(tools=(REFUND,)),
+        Sampling(tools=(TRACK,), tool_choice="none"),
+    ):
+        assert tool_constraint(callers["hermes"], sampling) is None
+
+
+def test_tools_that_cannot_be_forced_are_refused(
+    callers: dict[str, Renderer], tiny_decoder_path: Path, tool_templates: dict[str, str | None]
+) -> None:
+    quoted = Renderer(load_renderer(tiny_decoder_path).tokenizer, template=tool_templates["quoted"])
+    with pytest.raises(UnsupportedError, match="quoted"):
+        tool_constraint(quoted, Sampling(tools=(TRACK,)))
+    for parameters, message in (
+        ("{", "not JSON"),
+        ("[]", "must be the JSON schema of an object"),
+        ('{"type": "string"}', "of an object"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tool_constraint(callers["hermes"], Sampling(tools=(Tool("t", parameters=parameters, strict=True),)))
+    strict = tool_constraint(callers["hermes"], Sampling(tools=(Tool("t", parameters=REFUND.parameters, strict=True),)))
+    assert strict is not None
+    with pytest.raises(InputError, match="not"):
+        follower(callers["hermes"], strict)
+
+
+@pytest.mark.parametrize(
+    "rule, good, bad",
+    [
+        ('%json {"type": "integer"}', "<12>", "<x>"),
+        ('%text "stop"', "<go", "<stop"),
+        ('%text "stop"', "<go", "<{"),
+        ('%until "stop"', "<go stop>", "<go stop stop>"),
+    ],
+)
+def test_added_rules_may_stand_in_a_users_grammar(renderer: Renderer, rule: str, good: str, bad: str) -> None:
+    end = "" if "text" in rule else '">"'
+    asked = Constraint("grammar", f'root ::= "<" inner {end}\ninner ::= {rule}')
+    assert accepts(renderer, asked, good) and not accepts(renderer, asked, bad)
+
+
+@pytest.mark.parametrize("rule", ["%json {", "%json [1]", "%text go", '%until ""', "%until 7"])
+def test_added_rules_that_are_broken_are_refused(renderer: Renderer, rule: str) -> None:
+    with pytest.raises(InputError):
+        follower(renderer, Constraint("grammar", f"root ::= inner\ninner ::= {rule}"))

@@ -1,64 +1,25 @@
-"""Tool calls in answers: how a model's chat template writes them, reading them back.
-
-Each family of models writes calls in its own way. What this model's way is, its template says: a probe conversation with one call and one
-with two are rendered, and what stands around names and arguments is the form (``CallForm``). So a new model needs no entry anywhere.
-"""
+"""Tool calls in answers: read out of the text, or forced by a constraint."""
 
 from __future__ import annotations
 
 import json
 import re
 import secrets
-import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.core.engine import Constraint, Sampling
 from luthier.core.errors import InputError, UnsupportedError
-from luthier.core.message import Message, ToolCall
+from luthier.core.message import Tool, ToolCall
+from luthier.data.call_form import CallForm, call_form
 from luthier.data.render import Renderer
 
-_NAMES = ("probe_first", "probe_second")
-_ARGUMENTS = {"probe_key": "probe_value"}
-_IDS = ("probe0001", "probe0002")
 _ARGUMENT_KEYS = ("arguments", "parameters")
-_THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _BARE = re.compile(r'\s*(?:<\|python_tag\|>)?\s*\[?\s*\{\s*"(?:name|arguments|parameters|type|function|id)"\s*:')
 _LONGEST_BEGINNING = 64
-
-
-@dataclass(frozen=True, slots=True)
-class CallForm:
-    """How calls stand in an assistant's turn: ``opening`` NAME ``middle`` ARGUMENTS (``joint`` NAME ``middle`` ARGUMENTS)... ``closing``.
-
-    ``joint`` is "" when the template holds one call only. ``quoted``: the arguments are JSON text in a JSON text. ``is_json``: a call is one JSON
-    object, so that what a model writes a little otherwise (spaces, order of keys, ``parameters`` for ``arguments``) can be read too.
-    ``begin`` is what tells that calls come, ``end`` what follows them; either may be "". ``tokens`` are the special tokens among all that: a
-    decoder that drops special tokens must keep these.
-    """
-
-    opening: str
-    middle: str
-    joint: str
-    closing: str
-    quoted: bool
-    is_json: bool
-    begin: str
-    end: str
-    tokens: tuple[str, ...] = ()
-
-
-def call_form(renderer: Renderer) -> CallForm:
-    """How this renderer's template writes calls. Raises UnsupportedError when it does so in a way that cannot be read back."""
-    with _lock:
-        known = _forms.get(renderer)
-    if known is None:
-        made = _find(renderer)
-        with _lock:
-            known = _forms.setdefault(renderer, made)
-    return known
+_decoder = json.JSONDecoder()
 
 
 def read_tool_calls(
@@ -258,94 +219,60 @@ def _is_bare(value: Any) -> bool:
     }
 
 
-_decoder = json.JSONDecoder()
-
-# ---- finding the form
+# ---- forcing calls
 
 
-_forms: weakref.WeakKeyDictionary[Renderer, CallForm] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+def tool_constraint(renderer: Renderer, sampling: Sampling) -> Constraint | None:
+    """What forces the calls that ``sampling`` asks for, in the form of the model's template; None when nothing is forced.
+
+    ``required`` and a tool's name force a call (of several when ``parallel_tool_calls``; of a named tool one), whose arguments follow the tool's JSON
+    schema; keywords that cannot be held are left out unless the tool is ``strict``. With ``auto`` a strict tool leaves text free, but a call
+    must be right. The grammar is GBNF with three additions: ``%json SCHEMA`` is JSON that follows a schema, ``%text "MARK"`` any text that
+    holds no ``MARK`` and does not begin as JSON does, ``%until "MARK"`` such a text and the ``MARK`` after it.
+
+    Raises UnsupportedError for a template that writes arguments as quoted text or whose calls cannot be read, InputError for parameters that are no
+    object's schema.
+    """
+    tools = sampling.tools
+    forced = sampling.tool_choice not in ("none", "auto")
+    if sampling.tool_choice == "none" or not (forced or any(tool.strict for tool in tools)):
+        return None
+    form = call_form(renderer)
+    if form.quoted:
+        raise UnsupportedError(
+            "tool_choice: this model's chat template writes arguments as quoted text, so calls cannot be forced or strict",
+            hint="use tool_choice auto without strict",
+        )
+    named = [tool for tool in tools if tool.name == sampling.tool_choice]
+    rules = [f"call-{at} ::= {_quoted(tool.name + form.middle)} json-{at}" for at, tool in enumerate(named or tools)]
+    rules += [f"json-{at} ::= %json {_parameters(tool)}" for at, tool in enumerate(named or tools)]
+    one = " | ".join(f"call-{at}" for at in range(len(named or tools)))
+    several = f" ({_quoted(form.joint)} call)*" if form.joint and sampling.parallel_tool_calls and not named else ""
+    calls = f"call{several} {_quoted(form.closing)}"
+    root = f"{_quoted(form.opening)} {calls}"
+    if not forced:
+        rules.append(f"text ::= %text {_quoted(form.begin)}")
+        root = f"text | {root}"
+        if form.begin:
+            rules.append(f"lead ::= %until {_quoted(form.begin)}")
+            root = f"text | lead {_quoted(form.opening.partition(form.begin)[2])} {calls}"
+    return Constraint("grammar", "\n".join([f"root ::= {root}", f"call ::= {one}", *rules]))
 
 
-def _find(renderer: Renderer) -> CallForm:
-    one = _written(renderer, 1)
-    if one is None:
-        raise _unreadable()
-    parts = _parts(one, _NAMES[0])
-    if parts is None:
-        raise _unreadable()
-    opening, middle, closing, quoted = parts
-    closing = _without_id(closing)
-    two = _written(renderer, 2)
-    joint = ""
-    if two is not None and (both := _parts(two, _NAMES[0])) and (second := _parts(both[2], _NAMES[1])):
-        joint = _without_id(second[0])
-    if any(id_ in part for id_ in _IDS for part in (opening, middle, closing, joint)):
-        raise _unreadable()
-    is_json = _is_json(opening, middle, closing)
-    begin = opening[: opening.rindex("{")].rstrip("[ \n\t").strip() if is_json else opening.strip()
-    end = closing[closing.index("}") + 1 :].strip().removeprefix("]").strip() if is_json else closing.strip()
-    tokens = tuple(dict.fromkeys(renderer.special_in("".join((opening, middle, joint, closing)))))
-    return CallForm(opening, middle, joint, closing, quoted, is_json, begin, end, tokens)
+def _quoted(text: str) -> str:
+    """``text`` as a literal of GBNF."""
+    return json.dumps(text, ensure_ascii=False)
 
 
-def _unreadable() -> UnsupportedError:
-    return UnsupportedError(
-        "tools: this model's chat template writes calls in a form that cannot be read back",
-        hint="give the model a template that writes a call's name and its arguments as JSON, or ask without tools",
-    )
-
-
-def _written(renderer: Renderer, count: int) -> str | None:
-    """What the template writes as a turn of ``count`` calls, without what ends the turn. None when it refuses."""
-    tools = [
-        {"name": name, "description": "probe", "parameters": {"type": "object", "properties": {}}} for name in _NAMES
-    ]
-    asked = (Message("user", "question"),)
-    calls = tuple(ToolCall(_NAMES[i], json.dumps(_ARGUMENTS), _IDS[i]) for i in range(count))
+def _parameters(tool: Tool) -> str:
+    """The JSON schema of a tool's arguments, on one line."""
     try:
-        whole = renderer.text((*asked, Message("assistant", "", calls)), opened=False, tools=tools)
-        opened = renderer.text(asked, opened=True, tools=tools)
-    except InputError:
-        return None
-    turn = _THOUGHTS.sub("", whole[_common(whole, opened) :])
-    stops = [turn.find(stop) for stop in (renderer.decode([i], special=True) for i in renderer.stop_ids)]
-    ends = [at for at in stops if at > turn.rfind(_ARGUMENTS["probe_key"])]
-    return turn[: min(ends, default=len(turn))].rstrip()
-
-
-def _common(one: str, other: str) -> int:
-    """Length of the beginning that two texts share."""
-    return next(
-        (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
-    )
-
-
-def _parts(text: str, name: str) -> tuple[str, str, str, bool] | None:
-    """What stands before ``name``, between it and the arguments, after them; whether the arguments are quoted."""
-    before, found, rest = text.partition(name)
-    if not found:
-        return None
-    for place in re.finditer(r'[{"]', rest):
-        try:
-            value, end = _decoder.raw_decode(rest, place.start())
-        except ValueError:
-            continue
-        quoted = isinstance(value, str) and place.group() == '"'
-        if value == _ARGUMENTS or (quoted and _value(value, 0) == (_ARGUMENTS, len(value))):
-            return before, rest[: place.start()], rest[end:], quoted
-    return None
-
-
-def _is_json(opening: str, middle: str, closing: str) -> bool:
-    """Whether name and arguments together are one JSON object."""
-    at = opening.rfind("{")
-    if at < 0:
-        return False
-    value = _value(opening[at:] + "x" + middle + "{}" + closing, 0)
-    return value is not None and any(True for _ in _calls_of(value[0]))
-
-
-def _without_id(text: str) -> str:
-    """A call's id, which models are not taught to write, is left out."""
-    return re.sub(rf',\s*"id":\s*"(?:{"|".join(_IDS)})"', "", text)
+        schema = json.loads(tool.parameters)
+    except ValueError as error:
+        raise InputError(f"tool {tool.name}: parameters are not JSON: {error}") from error
+    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
+        raise InputError(
+            f"tool {tool.name}: parameters must be the JSON schema of an object; got {tool.parameters[:60]}"
+        )
+    loose = {} if tool.strict else {"x-guidance": {"lenient": True}}
+    return json.dumps({"type": "object"} | schema | loose, ensure_ascii=False)

@@ -7,9 +7,10 @@ from functools import partial
 
 from luthier.core.engine import Sampling
 from luthier.core.message import Tool, ToolCall
+from luthier.data.call_form import CallForm, call_form
 from luthier.data.chat_template import Tools
 from luthier.data.render import Renderer
-from luthier.data.tools import CallForm, call_form, may_be_bare, next_block, split_calls
+from luthier.data.tools import may_be_bare, next_block, split_calls
 
 
 def offered(sampling: Sampling) -> tuple[Tool, ...]:

@@ -8,41 +8,26 @@ is the beginning of a text that has it.
 
 from __future__ import annotations
 
-import json
+import re
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
 
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from luthier.core.engine import Constraint
 from luthier.core.errors import EngineError, InputError, UnsupportedError
+from luthier.data.call_form import call_form
 from luthier.data.render import Renderer
 from luthier.data.token_bytes import token_bytes
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
-
-LONGEST = 200_000
-"""Characters of a constraint. Compiling is bounded by llguidance's own counts; this bounds what is read before they count."""
+from luthier.models.guidance import guidance, named
 
 KEPT = 128
 """Compiled constraints kept for each tokenizer."""
-
-_JSON: JsonCompileOptions = {
-    "item_separator": ",",
-    "key_separator": ":",
-    "whitespace_pattern": " ?",
-    "coerce_one_of": False,
-    "lenient": False,
-    "json_allow_general_unicode_escapes": False,
-}
-"""At most one space where JSON allows spaces: small models repeat them without end."""
 
 
 class Follower:
@@ -109,35 +94,40 @@ def follower(renderer: Renderer, constraint: Constraint) -> Follower:
     Raises InputError for a schema, pattern or grammar that cannot be read or cannot be held exactly (the message names the keyword or the
     place), UnsupportedError for a tokenizer whose tokens' bytes are not known (WordPiece).
     """
+    return _vocabulary(renderer, constraint).follower(constraint)
+
+
+def _vocabulary(renderer: Renderer, constraint: Constraint) -> _Vocabulary:
+    """The renderer's vocabulary. Special tokens cannot be drawn, but those by which its calls are known (Mistral's ``[TOOL_CALLS]``) where a
+    grammar spells them out."""
+    shown: tuple[str, ...] = ()
+    if constraint.kind == "grammar":
+        with suppress(UnsupportedError):
+            shown = tuple(token for token in call_form(renderer).tokens if token in constraint.value)
     with _lock:
-        vocabulary = _vocabularies.get(renderer)
-    if vocabulary is None:
-        made = _Vocabulary(
-            token_bytes(renderer.tokenizer), _special_ids(renderer), sorted(renderer.stop_ids), _encoder(renderer)
-        )
-        with _lock:
-            vocabulary = _vocabularies.setdefault(renderer, made)
-    return vocabulary.follower(constraint)
+        known = _vocabularies.setdefault(renderer, {})
+        if shown in known:
+            return known[shown]
+    made = _Vocabulary(renderer, shown)
+    with _lock:
+        return known.setdefault(shown, made)
 
 
 class _Vocabulary:
     """One vocabulary as llguidance reads it, and what was compiled for it."""
 
-    def __init__(
-        self,
-        tokens: Sequence[bytes],
-        special: Sequence[int],
-        stop_ids: Sequence[int],
-        encode: Callable[[str], list[int]],
-    ) -> None:
+    def __init__(self, renderer: Renderer, shown: Sequence[str]) -> None:
+        tokens = token_bytes(renderer.tokenizer)
         self._size = len(tokens)
-        self._stop_ids = frozenset(stop_ids)
+        self._stop_ids = renderer.stop_ids
         # A vocabulary without a token that ends texts gets one beyond its end, which no model can draw.
-        ends = [i for i in stop_ids if i < len(tokens)] or [len(tokens)]
-        hidden = sorted({*special, *ends})
-        named = [token or b"\xff[%d]" % at for at, token in enumerate([*tokens, b"<end>"])]
-        hidden += [at for at, token in enumerate(tokens) if not token]
-        self._tokenizer = LLTokenizer(TokenizerWrapper(_Tokens(named, hidden, ends[0], encode)), eos_token=ends)
+        ends = [i for i in sorted(renderer.stop_ids) if i < len(tokens)] or [len(tokens)]
+        added = renderer.tokenizer.added_tokens_decoder.items()
+        special = {int(i) for i, token in added if token.special and token.content not in shown}
+        hidden = sorted({*special, *ends, *(i for i, token in enumerate(tokens) if not token)})
+        whole = [token or b"\xff[%d]" % i for i, token in enumerate([*tokens, b"<end>"])]
+        wrapped = TokenizerWrapper(_Tokens(whole, hidden, ends[0], _encoder(renderer, shown)))
+        self._tokenizer = LLTokenizer(wrapped, eos_token=ends)
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -156,9 +146,9 @@ class _Vocabulary:
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         limits = LLParserLimits(initial_lexer_fuel=1_000_000, max_grammar_size=200_000, verbose_errors=False)
-        matcher = LLMatcher(self._tokenizer, _grammar(constraint), log_level=0, limits=limits)
+        matcher = LLMatcher(self._tokenizer, guidance(constraint), log_level=0, limits=limits)
         if matcher.is_error():
-            raise InputError(f"{_named(constraint)} cannot be used: {_first_line(matcher.get_error())}")
+            raise InputError(f"{named(constraint)} cannot be used: {_first_line(matcher.get_error())}")
         return matcher
 
 
@@ -178,99 +168,27 @@ class _Tokens:
         return self._encode(text)
 
 
-_vocabularies: weakref.WeakKeyDictionary[Renderer, _Vocabulary] = weakref.WeakKeyDictionary()
+_vocabularies: weakref.WeakKeyDictionary[Renderer, dict[tuple[str, ...], _Vocabulary]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def _encoder(renderer: Renderer) -> Callable[[str], list[int]]:
-    """``renderer.plain_ids`` without keeping the renderer alive."""
+def _encoder(renderer: Renderer, shown: Sequence[str]) -> Callable[[str], list[int]]:
+    """``renderer.plain_ids``, but for the special tokens ``shown``; without keeping the renderer alive."""
     weak = weakref.ref(renderer)
+    between = re.compile("|".join(f"({re.escape(token)})" for token in shown)) if shown else None
 
     def encode(text: str) -> list[int]:
         here = weak()
-        return here.plain_ids(text) if here is not None else []
+        if here is None:
+            return []
+        if between is None:
+            return here.plain_ids(text)
+        pieces = [piece for piece in between.split(text) if piece]
+        ids = [[here.tokenizer.convert_tokens_to_ids(p)] if p in shown else here.plain_ids(p) for p in pieces]
+        return [i for part in ids for i in part]
 
     return encode
 
 
-def _special_ids(renderer: Renderer) -> list[int]:
-    return [int(id_) for id_, token in renderer.tokenizer.added_tokens_decoder.items() if token.special]
-
-
-def _named(constraint: Constraint) -> str:
-    return {"json": "constraint json", "json_schema": "json_schema"}.get(
-        constraint.kind, f"constraint {constraint.kind}"
-    )
-
-
 def _first_line(message: str) -> str:
     return message.strip().splitlines()[0] if message.strip() else "no reason given"
-
-
-def _grammar(constraint: Constraint) -> str:
-    """llguidance's own form of ``constraint``."""
-    if len(constraint.value) > LONGEST:
-        raise InputError(f"{_named(constraint)} must be at most {LONGEST:,} characters; got {len(constraint.value):,}")
-    try:
-        if constraint.kind == "json":
-            return str(LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=_JSON))
-        if constraint.kind == "json_schema":
-            return _schema_grammar(constraint.value)
-        if constraint.kind == "regex":
-            return str(LLMatcher.grammar_from_regex(constraint.value))
-        if constraint.kind == "choice":
-            return str(LLMatcher.grammar_from_regex("|".join(map(_escaped, choices(constraint)))))
-        return str(LLMatcher.grammar_from_lark(_lark(constraint.value)))
-    except RecursionError as error:
-        raise InputError(f"{_named(constraint)} is nested too deeply") from error
-
-
-def choices(constraint: Constraint) -> list[str]:
-    """The texts that a constraint of kind ``choice`` allows. Raises InputError unless it is a JSON list of different texts."""
-    try:
-        texts = json.loads(constraint.value)
-    except ValueError as error:
-        raise InputError(
-            f"constraint choice must be a JSON list of texts; got {constraint.value[:60]!r}: {error}"
-        ) from error
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"constraint choice must be a JSON list of texts, at least one; got {constraint.value[:60]!r}")
-    return list(dict.fromkeys(texts))
-
-
-def _schema_grammar(value: str) -> str:
-    schema = _schema(value)
-    return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON))
-
-
-def _schema(value: str) -> Any:
-    """The schema, checked against its own metaschema."""
-    import jsonschema
-
-    try:
-        schema = json.loads(value)
-    except ValueError as error:
-        raise InputError(f"json_schema is not JSON: {error}") from error
-    if not isinstance(schema, dict):
-        raise InputError(f"json_schema must be an object; got {value[:60]!r}")
-    schema.pop("x-guidance", None)  # llguidance would take settings of its own from it
-    try:
-        jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator).check_schema(schema)
-    except jsonschema.SchemaError as error:
-        where = "/".join(str(part) for part in error.absolute_path) or "its top"
-        raise InputError(f"json_schema is not a valid schema at {where}: {error.message}") from error
-    return schema
-
-
-def _lark(grammar: str) -> str:
-    try:
-        return str(gbnf_to_lark(grammar))
-    except RecursionError:
-        raise
-    except Exception as error:  # the converter raises bare Exceptions
-        raise InputError(f"constraint grammar is not GBNF: {error}") from error
-
-
-def _escaped(text: str) -> str:
-    """``text`` as a pattern that matches just it."""
-    return "".join(c if c.isascii() and c.isalnum() else rf"\x{{{ord(c):x}}}" for c in text)
