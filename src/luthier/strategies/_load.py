@@ -42,15 +42,17 @@ def load_many(
     store: Store | None = None,
     options: Mapping[str, Any] | None = None,
     raw: bool = False,
+    shared: dict[Any, Any] | None = None,
 ) -> dict[str, Engine]:
     """``load`` for several names that share bases in memory, whether they are adapters or endpoints of adapters.
 
-    When one fails, the others are closed again.
+    What is loaded at different times shares them, too, when it is given the same ``shared`` mapping, by one thread at a time. When one
+    fails, the others are closed again.
     """
     from luthier.store.database import open_store
 
     store = store or open_store()
-    shared: dict[Any, Any] = {}
+    shared = {} if shared is None else shared
     opened: dict[str, Engine] = {}
     try:
         for name in names:
