@@ -48,6 +48,12 @@ class UnsupportedError(InputError):
     """A true request that this model, engine or method cannot serve."""
 
 
+class ContextLengthError(InputError):
+    """A prompt that has more tokens than the model reads; the message says how many of each."""
+
+    code = "context_length_exceeded"
+
+
 class MissingExtraError(InputError):
     """An optional dependency is not installed; the hint is the install command."""
 

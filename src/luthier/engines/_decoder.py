@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from luthier.core.engine import ContinuationScore, EngineInfo, Generation, Sampling, ScoreRequest, Vectors
-from luthier.core.errors import InputError
+from luthier.core.errors import ContextLengthError
 from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.data.batch import pad
@@ -109,7 +109,7 @@ class DecoderEngine(TextEngine):
 
     def _require_fits(self, prompt: Sequence[int], which: str) -> None:
         if self._room(prompt) < 1:
-            raise InputError(
+            raise ContextLengthError(
                 f"{which} has {len(prompt)} tokens; {self._info.model} reads {self._info.context_length} in all, answer included"
             )
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from luthier.core.engine import SCORE, ContinuationScore, Delta, Generation, Sampling, ScoreRequest, Vectors, require
-from luthier.core.errors import InputError
+from luthier.core.errors import ContextLengthError
 from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.data.batch import order_by_length
@@ -59,7 +59,9 @@ class NumberEngine(TextEngine):
 
     def _require_fits(self, prompt: Sequence[int], which: str) -> None:
         if self._room(prompt) < 0:
-            raise InputError(f"{which} has {len(prompt)} tokens; {self._info.model} reads {self._info.context_length}")
+            raise ContextLengthError(
+                f"{which} has {len(prompt)} tokens; {self._info.model} reads {self._info.context_length}"
+            )
 
     def _means(self, loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Vectors:
         return mean_hidden(loaded, rows)

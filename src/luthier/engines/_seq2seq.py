@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from luthier.core.engine import ContinuationScore, Generation, Sampling, ScoreRequest, Vectors
-from luthier.core.errors import InputError
+from luthier.core.errors import ContextLengthError, InputError
 from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.data.render_source import SourceRenderer
@@ -72,7 +72,9 @@ class EncoderDecoderEngine(TextEngine):
 
     def _require_fits(self, prompt: Sequence[int], which: str) -> None:
         if len(prompt) > self._info.context_length:
-            raise InputError(f"{which} has {len(prompt)} tokens; {self._info.model} reads {self._info.context_length}")
+            raise ContextLengthError(
+                f"{which} has {len(prompt)} tokens; {self._info.model} reads {self._info.context_length}"
+            )
 
     def _alone(self, answer: Answer, sampling: Sampling) -> Iterator[str]:
         return self._decode([answer], sampling)

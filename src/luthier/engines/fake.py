@@ -36,7 +36,7 @@ from luthier.core.engine import (
     ScoreRequest,
     Vectors,
 )
-from luthier.core.errors import EngineError, InputError
+from luthier.core.errors import ContextLengthError, EngineError
 from luthier.core.message import Prompt, ToolCall, last_user_text
 from luthier.core.run import Progress, no_progress
 from luthier.engines._fake_forms import example, in_form
@@ -121,7 +121,7 @@ class FakeEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
     ) -> list[Generation]:
-        """One answer a prompt. Raises InputError when a prompt is longer than the context, EngineError as it is told to."""
+        """One answer a prompt. Raises ContextLengthError for a prompt that is too long, EngineError as it is told to."""
         answers = []
         for done, prompt in enumerate(prompts, 1):
             start = time.perf_counter()
@@ -203,10 +203,14 @@ class FakeEngine:
     def close(self) -> None:
         """Nothing to free."""
 
+    def count_tokens(self, prompt: Prompt) -> int:
+        """How many tokens a prompt has."""
+        return len(render(prompt).split())
+
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         ids = tuple(word_id(word) for word in render(prompt).split())
         if len(ids) > self._config.context_length:
-            raise InputError(
+            raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens; {self._info.model} takes at most {self._config.context_length}"
             )
         return ids

@@ -30,7 +30,7 @@ from luthier.core.engine import (
     ScoreRequest,
     Vectors,
 )
-from luthier.core.errors import InputError, UnsupportedError
+from luthier.core.errors import ContextLengthError, InputError, UnsupportedError
 from luthier.core.message import Prompt
 from luthier.core.model import ModelRecord
 from luthier.core.run import Progress, no_progress
@@ -232,7 +232,7 @@ class LlamaEngine:
     def _prompt_ids(self, prompt: Prompt, room: int = 1) -> list[int]:
         ids = self._renderer.prompt_ids(prompt)
         if len(ids) + room > self._info.context_length:
-            raise InputError(
+            raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens; {self._info.model} takes at most "
                 f"{self._info.context_length - room} here",
                 hint="shorten it, or raise the engine option context_length",
