@@ -255,7 +255,8 @@ def require_parameters(info: EngineInfo, prompts: Sequence[Prompt], sampling: Sa
         can = ", ".join(sorted(info.parameters)) or "none of the optional ones"
         raise UnsupportedError(
             f"{', '.join(lacking)}: {info.model} on engine {info.engine} does not support "
-            f"{'this' if len(lacking) == 1 else 'these'}; it supports: {can}"
+            f"{'this' if len(lacking) == 1 else 'these'}; it supports: {can}",
+            parameters=lacking,
         )
 
 

@@ -45,7 +45,11 @@ class ConflictError(InputError):
 
 
 class UnsupportedError(InputError):
-    """A true request that this model, engine or method cannot serve."""
+    """A true request that this model, engine or method cannot serve. ``parameters`` names what of ``Sampling`` it was, if that was it."""
+
+    def __init__(self, message: str, *, hint: str | None = None, parameters: Iterable[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.parameters = tuple(parameters)
 
 
 class ContextLengthError(InputError):

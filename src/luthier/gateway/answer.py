@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Protocol
 
 import orjson
@@ -14,15 +15,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from luthier.core.digest import digest_json
 from luthier.core.engine import Generation, Sampling
-from luthier.core.errors import LuthierError
-from luthier.core.message import Prompt
+from luthier.core.errors import LuthierError, UnsupportedError
+from luthier.core.message import Prompt, Tool
+from luthier.gateway.asking import Asking
 from luthier.gateway.caller import Caller
 from luthier.gateway.calls import ClientGoneError, Piece, merge_pieces, unless_gone
 from luthier.gateway.exchange import GONE, Exchange
 from luthier.gateway.layers import Question
 from luthier.gateway.service import Service
-from luthier.gateway.wire import Asking, error_body
+from luthier.gateway.wire import RequestError, StreamOptions, error_body
 
 SEND_TIMEOUT_S = 60.0
 
@@ -30,7 +33,9 @@ logger = logging.getLogger("luthier.gateway")
 
 
 class Format(Protocol):
-    """How one endpoint writes answers."""
+    """How one endpoint writes the answers to one request."""
+
+    chunk: str
 
     def whole(self, head: Mapping[str, Any], choices: list[Generation], usage: dict[str, Any]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
@@ -51,54 +56,52 @@ class Asked:
     prompts: tuple[Prompt, ...]
     messages: tuple[tuple[Mapping[str, Any], ...], ...]
     format: Format
-    default_tokens: int | None = None  # None: the model's
-
-    def sampling(self) -> tuple[Sampling, frozenset[str]]:
-        """What the client asks for, and which fields it leaves to the model."""
-        body, off = self.body, Sampling()
-        most = body.limit() or self.default_tokens
-        unset = {"temperature"} if body.temperature is None else set()
-        unset |= {"max_new_tokens"} if most is None else set()
-        sampling = Sampling(
-            max_new_tokens=most or off.max_new_tokens,
-            temperature=off.temperature if body.temperature is None else body.temperature,
-            top_p=off.top_p if body.top_p is None else body.top_p,
-            top_k=off.top_k if body.top_k is None else body.top_k,
-            repetition_penalty=off.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty,
-            seed=body.seed,
-            stop=tuple(body.stop),
-        )
-        return sampling, frozenset(unset)
 
 
 def begin(asked: Asked, caller: Caller) -> Question:
     """The request as an exchange, and the question that goes to the outermost layer."""
-    sampling, unset = asked.sampling()
     body = asked.body
+    sampling, unset = body.sampling()
+    n: int = getattr(body, "n", 1)
     exchange = Exchange(
         operation=asked.operation,
         model=body.model,
         caller=caller,
         messages=asked.messages,
-        n=body.n,
-        session=body.user or "",
+        n=n,
+        session=body.session,
     )
-    exchange.parameters = {"n": body.n, "stream": body.stream, **_plain(sampling)}
+    exchange.parameters = {"n": n, "stream": body.stream, **_plain(sampling)}
     if body.user is not None:
         exchange.parameters["user"] = body.user
+    if body.metadata:
+        exchange.parameters["metadata"] = body.metadata
     for name in unset:
         del exchange.parameters[name]
-    return Question(exchange, asked.prompts, sampling, n=body.n, stream=body.stream, unset=unset)
+    return Question(exchange, asked.prompts, sampling, n=n, stream=body.stream, unset=unset)
+
+
+_OFF = Sampling()
+_ALWAYS = ("max_new_tokens", "temperature", "top_p", "top_k")
+_SOMETIMES = tuple(each.name for each in fields(Sampling) if each.name not in _ALWAYS)
 
 
 def _plain(sampling: Sampling) -> dict[str, Any]:
     """The fields that say something, as JSON can keep them."""
-    off = Sampling()
-    always = {name: getattr(sampling, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k")}
-    more = {
-        name: value for name, value in asdict(sampling).items() if value != getattr(off, name) and name not in always
-    }
-    return always | more
+    out: dict[str, Any] = {name: getattr(sampling, name) for name in _ALWAYS}
+    for name in _SOMETIMES:
+        value = getattr(sampling, name)
+        if value != getattr(_OFF, name):
+            out[name] = value
+    if sampling.constraint is not None:
+        out["constraint"] = asdict(sampling.constraint)
+    if sampling.tools:
+        out["tools"] = [_tool(tool) for tool in sampling.tools]
+    return out
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "parameters": tool.parameters, "strict": tool.strict}
 
 
 async def answer(service: Service, request: Request, asked: Asked) -> Response:
@@ -117,6 +120,8 @@ async def answer(service: Service, request: Request, asked: Asked) -> Response:
         await unless_gone(request.receive, drive(service, question))
     except ClientGoneError:
         return Response(status_code=499)
+    except UnsupportedError as error:
+        raise named(error, asked.body) from error
     choices = [exchange.made[index] for index in range(len(asked.prompts) * exchange.n)]
     content = asked.format.whole(head_of(exchange), choices, usage_of(exchange))
     if len(choices) > 1:
@@ -133,10 +138,22 @@ async def _streamed(service: Service, request: Request, asked: Asked, question: 
     except ClientGoneError:
         task.cancel()
         return Response(status_code=499)
+    except UnsupportedError as error:
+        task.cancel()
+        raise named(error, asked.body) from error
     except BaseException:
         task.cancel()
         raise
     return EventStream(_chunks(asked, question.exchange, first, outbox), task, question.exchange.id)
+
+
+def named(error: UnsupportedError, body: Asking) -> LuthierError:
+    """The refusal of what an engine cannot do, with the field of ``body`` that asks for it."""
+    asked = [body.field_of(parameter) for parameter in error.parameters]
+    if not asked:
+        return error
+    first = "" if asked[0] in error.parameters else f"{asked[0]}: "
+    return RequestError(f"{first}{error.message}", param=asked[0], code="unsupported_value")
 
 
 async def drive(service: Service, question: Question, outbox: Outbox | None = None) -> None:
@@ -206,7 +223,15 @@ class Outbox:
 
 def head_of(exchange: Exchange) -> dict[str, Any]:
     """The fields that every chunk and response begins with."""
-    return {"id": exchange.id, "created": exchange.created, "model": exchange.model}
+    info = exchange.served.engine.info if exchange.served is not None else None
+    mark = info and fingerprint(info.model_digest, info.base_digest, info.template_digest, info.prompt_digest)
+    return {"id": exchange.id, "created": exchange.created, "model": exchange.model, "system_fingerprint": mark}
+
+
+@lru_cache(maxsize=1024)
+def fingerprint(*digests: str) -> str | None:
+    """Equal exactly when the same weights, template and prompt answer; None when nothing is known of them."""
+    return f"fp_{digest_json(digests)[:12]}" if any(digests) else None
 
 
 def usage_of(exchange: Exchange) -> dict[str, Any]:
@@ -214,8 +239,9 @@ def usage_of(exchange: Exchange) -> dict[str, Any]:
     prompt, completion, cached = exchange.usage
     usage: dict[str, Any] = {
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
     }  # fmt: skip
-    return usage | ({"prompt_tokens_details": {"cached_tokens": cached}} if cached else {})
+    return usage
 
 
 def trace_headers(trace_id: str) -> dict[str, str]:
@@ -235,7 +261,7 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 async def _chunks(asked: Asked, exchange: Exchange, first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
     """The events of a streamed answer. An error after the first piece is an event of its own, and then nothing follows."""
     head = head_of(exchange)
-    options = asked.body.stream_options
+    options: StreamOptions | None = getattr(asked.body, "stream_options", None)
     nothing: dict[str, Any] = {"usage": None} if options is not None and options.include_usage else {}
     opened: set[int] = set()
 
@@ -257,8 +283,7 @@ async def _chunks(asked: Asked, exchange: Exchange, first: Piece, rest: AsyncIte
         yield _event(error_body(error.message, error.http_status))
         return
     if nothing:
-        (last,) = asked.format.piece(head, Piece(0, "", Generation("", (), (), "stop")))
-        yield _event(last | {"choices": [], "usage": usage_of(exchange)})
+        yield _event({**head, "object": asked.format.chunk, "choices": [], "usage": usage_of(exchange)})
     yield b"data: [DONE]\n\n"
 
 

@@ -2,37 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
-from luthier.core.engine import Generation
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+
+from luthier.core.engine import MOST_LOGPROBS, Constraint, Generation, Sampling, TokenLogprob
 from luthier.gateway.answer import Asked
+from luthier.gateway.asking import Asking, Count, Tokens
 from luthier.gateway.calls import Piece
-from luthier.gateway.wire import CompletionRequest
+from luthier.gateway.forms import ResponseFormat
+from luthier.gateway.logprobs import columns
+from luthier.gateway.wire import TEXTS_SCHEMA, StreamOptions, bad, text_list
 
 DEFAULT_TOKENS = 16
 """What the OpenAI specification gives ``max_tokens`` on this endpoint."""
+MOST_PROMPTS = 64
+MOST_ANSWERS = 256
+
+
+def _prompts(value: Any) -> list[str]:
+    texts = text_list(value)
+    if not 1 <= len(texts) <= MOST_PROMPTS:
+        raise bad(f"must hold 1 to {MOST_PROMPTS} texts; got {len(texts)}")
+    return texts
+
+
+class CompletionRequest(Asking):
+    """Raw text to go on with."""
+
+    neutral = {"best_of": (1,), "suffix": ("",)}
+    prompt: Annotated[list[str], PlainValidator(_prompts), WithJsonSchema(TEXTS_SCHEMA)]
+    max_tokens: Tokens | None = None
+    n: Count = 1
+    stream_options: StreamOptions | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+    echo: bool = False
+    response_format: ResponseFormat = None
+
+    @model_validator(mode="after")
+    def _go_together(self) -> CompletionRequest:
+        if self.stream_options is not None and not self.stream:
+            raise bad("is allowed only with stream: true", ".stream_options")
+        if self.echo and self.logprobs is not None:
+            raise bad("with logprobs is not supported: no engine here reports log-probabilities of the prompt", ".echo")
+        if len(self.prompt) * self.n > MOST_ANSWERS:
+            raise bad(f"times the number of prompts must be at most {MOST_ANSWERS}", ".n")
+        return self
+
+    def forms(self) -> dict[str, Constraint]:
+        """The constraints that are asked for, by the field that does."""
+        own = {"response_format": self.response_format} if self.response_format is not None else {}
+        return own | super().forms()
+
+    def sampling(self, **more: Any) -> tuple[Sampling, frozenset[str]]:
+        """What is asked, and which of its fields are left to the model."""
+        return super().sampling(max_new_tokens=self.max_tokens or DEFAULT_TOKENS, logprobs=self.logprobs, **more)
 
 
 class CompletionFormat:
-    """Text completions; a chunk looks like a whole one."""
+    """Text completions; a chunk looks like a whole one. One for each request: it counts the characters that were sent."""
+
+    chunk = "text_completion"
+
+    def __init__(self, *, logprobs: int | None, echo: Sequence[str] = ()) -> None:
+        """``echo``: what goes before each choice's text."""
+        self._logprobs = logprobs
+        self._echo = echo
+        self._sent: dict[int, tuple[int, bytes]] = {}
 
     def whole(self, head: Mapping[str, Any], choices: list[Generation], usage: dict[str, Any]) -> dict[str, Any]:
         """A ``text_completion``."""
-        listed = [_choice(index, choice.text, choice.finish_reason) for index, choice in enumerate(choices)]
-        return {**head, "object": "text_completion", "choices": listed, "usage": usage}
+        listed = [
+            self._choice(index, self._before(index) + choice.text, choice.tokens, choice.finish_reason)
+            for index, choice in enumerate(choices)
+        ]
+        return {**head, "object": self.chunk, "choices": listed, "usage": usage}
 
     def opening(self, head: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
-        """Nothing comes before the text."""
-        return []
+        """The prompt, where it was asked for; else nothing comes before the text."""
+        text = self._before(index)
+        return [self._chunk(head, self._choice(index, text, (), None))] if text else []
 
     def piece(self, head: Mapping[str, Any], piece: Piece) -> list[dict[str, Any]]:
         """A piece of the text, and its end."""
-        ends: list[str | None] = [None] if piece.text else []
-        ends += [piece.generation.finish_reason] if piece.generation is not None else []
-        texts = [piece.text, ""] if piece.text else [""]
-        choices = [_choice(piece.index, text, end) for text, end in zip(texts, ends, strict=False)]
-        return [{**head, "object": "text_completion", "choices": [choice]} for choice in choices]
+        chunks = []
+        if piece.text or piece.tokens:
+            chunks.append(self._chunk(head, self._choice(piece.index, piece.text, piece.tokens, None)))
+        if piece.generation is not None:
+            chunks.append(self._chunk(head, self._choice(piece.index, "", (), piece.generation.finish_reason)))
+        return chunks
+
+    def _before(self, index: int) -> str:
+        return self._echo[index] if self._echo else ""
+
+    def _chunk(self, head: Mapping[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+        return {**head, "object": self.chunk, "choices": [choice]}
+
+    def _choice(
+        self, index: int, text: str, tokens: Sequence[TokenLogprob], finish_reason: str | None
+    ) -> dict[str, Any]:
+        said = None
+        if self._logprobs is not None and (tokens or finish_reason is None):
+            said, self._sent[index] = columns(tokens, self._sent.get(index, (0, b"")))
+            if self._logprobs == 0:
+                said["top_logprobs"] = None
+        return {"index": index, "text": text, "logprobs": said, "finish_reason": finish_reason}
 
 
 def read_completion(body: CompletionRequest) -> Asked:
@@ -42,10 +117,7 @@ def read_completion(body: CompletionRequest) -> Asked:
         body=body,
         prompts=tuple(body.prompt),
         messages=tuple(({"role": "user", "content": text},) for text in body.prompt),
-        default_tokens=DEFAULT_TOKENS,
-        format=CompletionFormat(),
+        format=CompletionFormat(
+            logprobs=body.logprobs, echo=[text for text in body.prompt for _ in range(body.n)] if body.echo else ()
+        ),
     )
-
-
-def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}

@@ -6,9 +6,10 @@ import base64
 import threading
 from collections.abc import AsyncIterator, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, PlainValidator, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,7 +21,7 @@ from luthier.gateway.backend import call
 from luthier.gateway.calls import ClientGoneError, unless_gone
 from luthier.gateway.exchange import GONE, Exchange
 from luthier.gateway.service import Served, Service
-from luthier.gateway.wire import EmbeddingRequest, RequestError
+from luthier.gateway.wire import TEXTS_SCHEMA, Body, RequestError, bad, text_list
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,14 +29,44 @@ if TYPE_CHECKING:
 AT_ONCE = 256
 """Texts between two looks at whether the client is still there."""
 
+MOST_TEXTS = 2048
+
 Part = tuple[Vectors, int]  # vectors, and how many tokens they are of
+
+
+def _inputs(value: Any) -> list[str]:
+    if isinstance(value, list) and value and _are_ids(value[0]):
+        raise bad(
+            "must be text: token ids are not accepted, because those of another tokenizer would be read as other words "
+            "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False) sends text)"
+        )
+    texts = text_list(value)
+    if not 1 <= len(texts) <= MOST_TEXTS:
+        raise bad(f"must hold 1 to {MOST_TEXTS} texts; got {len(texts):,}")
+    return texts
+
+
+def _are_ids(first: Any) -> bool:
+    return isinstance(first, int) or (isinstance(first, list) and all(isinstance(each, int) for each in first[:1]))
+
+
+class EmbeddingRequest(Body):
+    """Texts to embed. ``dimensions`` may only repeat the model's own width."""
+
+    model: str = Field(max_length=512)
+    input: Annotated[list[str], PlainValidator(_inputs), WithJsonSchema(TEXTS_SCHEMA)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+    user: str | None = Field(default=None, max_length=512)
 
 
 async def embed(service: Service, request: Request, body: EmbeddingRequest) -> Response:
     """Embed texts. Raises LuthierError for what is refused: by keys and limits, the engine, or a full server."""
     # bulk input is not kept, only enough to recognise it
     about = {"inputs": len(body.input), "input_digest": digest_json(body.input), "user": body.user}
-    exchange = Exchange("embedding", body.model, request.scope["luthier.caller"], parameters=about)
+    exchange = Exchange(
+        "embedding", body.model, request.scope["luthier.caller"], parameters=about, session=body.user or ""
+    )
     request.state.trace_id = exchange.id
     error: str | LuthierError = GONE
     try:

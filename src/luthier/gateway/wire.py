@@ -1,4 +1,4 @@
-"""The request bodies of the OpenAI wire format, and the error body.
+"""Request bodies and error bodies of the OpenAI wire format: how they are read, and how a refusal is said.
 
 A field that this server cannot honour is refused by name, never ignored; the value that a field has when it does nothing
 (``presence_penalty: 0``, ``tools: []``, null) is let through. Unknown fields are refused with the near names.
@@ -7,24 +7,29 @@ A field that this server cannot honour is refused by name, never ignored; the va
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from luthier.core.errors import LuthierError, did_you_mean
-from luthier.core.message import Message
 
-MOST_CHOICES = 8
-MOST_PROMPTS = 64
-MOST_TEXTS = 2048
-MOST_STOPS = 16
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+Read = TypeVar("Read", bound="Body")
+
+MOST_DEEP = 64
+"""Levels of nesting that a JSON schema, or anything else that is passed on as it came, may have."""
+MOST_FIELDS = 256
+LONGEST_SAID = 80
+"""Characters of what came that an error message repeats."""
 
 
 class Body(BaseModel):
-    """A request body. ``neutral`` lists the fields of the format that are not supported, with the values that do nothing."""
+    """A request body. ``neutral`` lists the fields of the format that are not supported, with the values that do nothing.
+
+    A field that is null counts as left out, unless it is required.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -32,154 +37,46 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, data: Any) -> Any:
-        return _without_neutral(data, cls.neutral) if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        if len(data) > MOST_FIELDS:
+            raise bad(f"the object has {len(data)} fields, more than anything that is known here")
+        kept, neutral, known = {}, cls.neutral, cls.model_fields
+        for name, value in data.items():
+            if name in neutral:
+                if value is not None and not _among(value, neutral[name]):
+                    allowed = " or ".join(["leave it out", *(f"send {json.dumps(each)}" for each in neutral[name])])
+                    raise bad(f"is not supported by this server; {allowed}", f".{name}", code="unsupported_value")
+            elif value is not None or name not in known or known[name].is_required():
+                kept[name] = value
+        return kept
 
 
-class WireMessage(Body):
-    """One message. ``content`` is text, or a list of text parts, which are joined with line breaks."""
-
-    neutral = {
-        "refusal": (), "audio": (), "function_call": (), "tool_calls": ([],), "annotations": ([],), "name": (),
-    }  # fmt: skip
-    role: str
-    content: str
-
-    @field_validator("role")
-    @classmethod
-    def _known_role(cls, role: str) -> str:
-        if role not in ROLES:
-            raise PydanticCustomError(
-                "role", "must be one of {roles}; got '{role}'", {"roles": ", ".join(ROLES), "role": role}
-            )
-        return ROLES[role]
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join_parts(cls, content: Any) -> Any:
-        if content is None:
-            raise PydanticCustomError("content", "must be text or a list of text parts; got null")
-        if not isinstance(content, list):
-            return content
-        texts = []
-        for index, part in enumerate(content):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            text = part.get("text") if isinstance(part, dict) else None
-            if kind != "text" or not isinstance(text, str):
-                raise PydanticCustomError(
-                    "part",
-                    "part {index} must be {form}; got type {kind}",
-                    {"index": index, "form": '{"type": "text", "text": "..."}', "kind": repr(kind)},
-                )
-            texts.append(text)
-        return "\n".join(texts)
-
-    def message(self) -> Message:
-        """The message as engines read it."""
-        return Message(self.role, self.content)
+def _among(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Whether ``value`` is one of ``allowed``; false is not 0."""
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed)
 
 
-class StreamOptions(BaseModel):
+def read(data: bytes, kind: type[Read]) -> Read:
+    """A request's body as ``kind``. Raises RequestError that names the field, or says why it is no JSON object.
+
+    Of a name that occurs twice in an object the last one counts.
+    """
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body must be a JSON object; {error}", code="invalid_json") from error
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise explain(error, kind) from error
+
+
+class StreamOptions(Body):
     """``include_usage`` asks for one more chunk with the token counts."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    neutral = {"include_obfuscation": (False,)}
     include_usage: bool = False
-
-
-class Asking(Body):
-    """What chat and completion requests share. ``top_k`` and ``repetition_penalty`` are not OpenAI's (``extra_body``)."""
-
-    model: str
-    max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
-    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
-    top_k: int | None = Field(default=None, ge=0)
-    repetition_penalty: float | None = Field(default=None, gt=0.0)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    stop: list[str] = Field(default_factory=list, max_length=MOST_STOPS)
-    n: int = Field(default=1, ge=1, le=MOST_CHOICES)
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    user: str | None = Field(default=None, max_length=512)
-
-    @field_validator("n", "stream", "stop", mode="before")
-    @classmethod
-    def _null_is_default(cls, value: Any, info: Any) -> Any:
-        if value is None:
-            return cls.model_fields[info.field_name].get_default(call_default_factory=True)
-        return value
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _stop_list(cls, value: Any) -> Any:
-        stops = [value] if isinstance(value, str) else value
-        if isinstance(stops, list) and "" in stops:
-            raise PydanticCustomError("stop", "must not hold an empty text")
-        return stops
-
-    @model_validator(mode="after")
-    def _options_need_a_stream(self) -> Asking:
-        if self.stream_options is not None and not self.stream:
-            raise _refused("stream_options", "is allowed only with stream: true")
-        return self
-
-    def limit(self) -> int | None:
-        """The most tokens that an answer may have; None when the client did not say."""
-        return self.max_tokens
-
-
-class ChatRequest(Asking):
-    """POST /v1/chat/completions."""
-
-    neutral = {
-        "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
-        "parallel_tool_calls": (True, False), "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},),
-        "presence_penalty": (0,), "frequency_penalty": (0,), "response_format": ({"type": "text"},), "store": (False,),
-        "metadata": ({},), "modalities": (["text"],), "audio": (), "prediction": (), "reasoning_effort": (),
-        "service_tier": ("auto", "default"), "web_search_options": (), "verbosity": (), "prompt_cache_key": (),
-        "safety_identifier": (),
-    }  # fmt: skip
-    messages: list[WireMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> ChatRequest:
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise _refused("max_tokens", "and max_completion_tokens say different things; send one of them")
-        return self
-
-    def limit(self) -> int | None:
-        """``max_completion_tokens``, or its older name ``max_tokens``."""
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-
-
-class CompletionRequest(Asking):
-    """POST /v1/completions: raw text goes on without a chat template."""
-
-    neutral = {
-        "logprobs": (), "echo": (False,), "best_of": (1,), "suffix": ("",), "logit_bias": ({},),
-        "presence_penalty": (0,), "frequency_penalty": (0,),
-    }  # fmt: skip
-    prompt: list[str] = Field(min_length=1, max_length=MOST_PROMPTS)
-
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def _prompt_list(cls, value: Any) -> Any:
-        return _texts("prompt", value)
-
-
-class EmbeddingRequest(Body):
-    """POST /v1/embeddings. ``dimensions`` may only repeat the model's own width."""
-
-    model: str
-    input: list[str] = Field(min_length=1, max_length=MOST_TEXTS)
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(default=None, ge=1)
-    user: str | None = Field(default=None, max_length=512)
-
-    @field_validator("input", mode="before")
-    @classmethod
-    def _input_list(cls, value: Any) -> Any:
-        return _texts("input", value)
 
 
 class FeedbackRequest(Body):
@@ -231,10 +128,53 @@ def error_bytes(error: RequestError) -> bytes:
     return json.dumps(body, ensure_ascii=True).encode("ascii")
 
 
+def bad(reason: str, at: str = "", *, code: str = "invalid_value") -> PydanticCustomError:
+    """What a validator raises: the field's name (and ``at``, the place within it: ``[0].name``) is put before ``reason``."""
+    return PydanticCustomError("wire", "{reason}", {"reason": reason, "at": at, "code": code})
+
+
+def require_known(data: Mapping[str, Any], known: Collection[str], at: str) -> None:
+    """Raise for a name in the object at ``at`` that is not among ``known``, with the near ones. Null counts as left out."""
+    for name, value in data.items():
+        if name not in known and value is not None:
+            name = name[:LONGEST_SAID]
+            raise bad(f"is not a known field. {did_you_mean(name, known)}", f"{at}.{name}", code="unknown_field")
+
+
+def expect(value: Any, kind: type, what: str, at: str) -> Any:
+    """``value`` when it is a ``kind``; raises for another."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        refuse_type(value, what, at)
+    return value
+
+
+def refuse_type(value: Any, what: str, at: str) -> NoReturn:
+    """Raise for a value that should be ``what``."""
+    if isinstance(value, str) and len(value) > LONGEST_SAID:
+        value = value[:LONGEST_SAID] + "…"
+    said = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else json.dumps(value)
+    raise bad(f"must be {what}; got {said}", at)
+
+
+def require_shallow(value: Any, at: str, most: int = MOST_DEEP) -> None:
+    """Raise for a value that is nested deeper than ``most``: what walks through it later does so by recursion."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > most:
+            raise bad(f"must not be nested deeper than {most} levels", at)
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+
+
 def explain(error: ValidationError | Iterable[Any], body: type[BaseModel]) -> RequestError:
     """The RequestError for a body that pydantic refused: every problem in words, the first one's field as ``param``."""
     problems = list(error.errors() if isinstance(error, ValidationError) else error)
-    said = [_problem(problem, body) for problem in problems]
+    said = [_problem(problem, body) for problem in problems[:20]]
     param, _, code = said[0]
     return RequestError("; ".join(dict.fromkeys(text for _, text, _ in said)), param=param, code=code)
 
@@ -243,61 +183,46 @@ def _problem(problem: Mapping[str, Any], body: type[BaseModel]) -> tuple[str | N
     path = [part for part in problem["loc"] if part != "body"]
     context = problem.get("ctx") or {}
     kind = problem["type"]
-    if kind == "refused":
-        path = [*path, context["field"]]
     param = _dotted(path)
+    if kind == "wire":
+        param += context["at"] if param or not context["at"].startswith(".") else context["at"][1:]
+        return param or None, f"{param} {context['reason']}".lstrip(), context["code"]
     if kind == "extra_forbidden":
-        owner = WireMessage if "messages" in path else StreamOptions if "stream_options" in path else body
+        owner = StreamOptions if path[0] == "stream_options" else body
         return (
             param,
-            f"{param} is not a known field. {did_you_mean(str(path[-1]), owner.model_fields)}",
+            f"{param} is not a known field. {did_you_mean(str(path[-1])[:LONGEST_SAID], owner.model_fields)}",
             "unknown_field",
         )
     if kind == "missing":
         return param, f"{param} is required", "missing_field"
     if not path:
         return None, f"the body must be a JSON object; {problem['msg']}", "invalid_json"
-    if kind == "refused":
-        return param, f"{param} {context['reason']}", "unsupported_value"
     given = "" if isinstance(problem["input"], dict | list | str) else f"; got {problem['input']!r}"
-    custom = kind in ("role", "content", "part", "stop", "texts")
-    text = problem["msg"] if custom else problem["msg"][:1].lower() + problem["msg"][1:] + given
-    return param, f"{param} {text}" if custom else f"{param}: {text}", "invalid_value"
+    return param, f"{param}: {problem['msg'][:1].lower()}{problem['msg'][1:]}{given}", "invalid_value"
 
 
 def _dotted(path: Iterable[Any]) -> str:
     """``messages[0].content`` from ("messages", 0, "content")."""
     out = ""
     for part in path:
-        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else str(part)
+        name = str(part)[:LONGEST_SAID]
+        out += f"[{name}]" if isinstance(part, int) else f".{name}" if out else name
     return out
 
 
-def _without_neutral(data: dict[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    kept = {}
-    for name, value in data.items():
-        if name not in neutral:
-            kept[name] = value
-        elif value is not None and value not in neutral[name]:
-            allowed = " or ".join(["leave it out", *(f"send {json.dumps(each)}" for each in neutral[name])])
-            raise _refused(name, f"is not supported by this server; {allowed}")
-    return kept
-
-
-def _refused(field: str, reason: str) -> PydanticCustomError:
-    return PydanticCustomError("refused", "{field} {reason}", {"field": field, "reason": reason})
-
-
-def _texts(field: str, value: Any) -> Any:
+def text_list(value: Any) -> list[str]:
+    """One text or a list of them, none of them empty, as a list. Raises for anything else."""
     texts = [value] if isinstance(value, str) else value
-    if isinstance(texts, list):
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise PydanticCustomError(
-                    "texts",
-                    "must be text or a list of texts; got {kind} at {index} (token ids are not accepted)",
-                    {"kind": type(text).__name__, "index": index},
-                )
-            if not text:
-                raise PydanticCustomError("texts", "must not hold an empty text; number {index} is", {"index": index})
+    if not isinstance(texts, list):
+        refuse_type(value, "text or a list of texts", "")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            kind = "token ids are not accepted, send text" if isinstance(text, int | list) else type(text).__name__
+            raise bad(f"must be text or a list of texts; number {index} is something else ({kind})")
+        if not text:
+            raise bad(f"must not hold an empty text; number {index} is")
     return texts
+
+
+TEXTS_SCHEMA = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}]}
