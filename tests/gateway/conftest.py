@@ -43,6 +43,7 @@ class Scripted:
     before: Callable[[int], object] = lambda number: None
     name: str = "scripted"
     capabilities: frozenset[str] = frozenset({GENERATE, STREAM})
+    parameters: Sequence[str] = ("top_k", "repetition_penalty")
     asked: list[tuple[Prompt, Sampling]] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     given: int = 0
@@ -58,7 +59,7 @@ class Scripted:
             base_digest="b" * 64,
             template_digest="t" * 64,
             context_length=512,
-            parameters=frozenset({"top_k", "repetition_penalty"}),
+            parameters=frozenset(self.parameters),
         )
 
     def generate(

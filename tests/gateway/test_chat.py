@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 
+from luthier.core.engine import Delta, Generation
+from luthier.core.message import ToolCall
 from luthier.store.traces import find_trace
+
+PNG = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\nrest").decode()
 
 HELLO = [{"role": "user", "content": "where is my parcel?"}]
 
@@ -131,7 +139,8 @@ def test_every_parameter_reaches_the_engine_and_the_trace(start: Any, scripted: 
     server = start({"m": engine})
     answer = server.client().chat.completions.create(
         model="m", messages=[{"role": "system", "content": "s"}, *HELLO], temperature=0.3, top_p=0.8, seed=11,
-        stop=["x", "y"], max_tokens=9, user="u-1", extra_body={"top_k": 5, "repetition_penalty": 1.25},
+        stop=["x", "y"], max_tokens=9, user="u-1", metadata={"session_id": "s-1"},
+        extra_body={"top_k": 5, "repetition_penalty": 1.25},
     )  # fmt: skip
     (prompt, sampling) = engine.asked[0]
     assert [(m.role, m.content) for m in prompt] == [("system", "s"), ("user", HELLO[0]["content"])]
@@ -141,7 +150,9 @@ def test_every_parameter_reaches_the_engine_and_the_trace(start: Any, scripted: 
     assert {name: getattr(sampling, name) for name in expected} == expected
     assert sampling.stop == ("x", "y")
     trace = find_after_flush(server, answer.id)
-    assert trace.parameters == {**expected, "stop": ["x", "y"], "n": 1, "stream": False, "user": "u-1"}
+    about = {"n": 1, "stream": False, "user": "u-1", "metadata": {"session_id": "s-1"}}
+    assert trace.parameters == {**expected, "stop": ["x", "y"], **about}
+    assert trace.session == "s-1"
     assert [dict(m) for m in trace.messages] == [{"role": "system", "content": "s"}, *HELLO]
 
 
@@ -168,11 +179,162 @@ def test_what_the_client_raises(server: Any) -> None:
         client.chat.completions.create(model="fake", messages=[{"role": "system", "content": "x"}])
     with pytest.raises(openai.BadRequestError, match="8192"):
         client.chat.completions.create(model="fake", messages=[{"role": "user", "content": "x " * 9000}])
-    with pytest.raises(openai.BadRequestError) as tools:
-        client.chat.completions.create(
-            model="fake", messages=HELLO, tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}]
-        )
-    assert tools.value.param == "tools"
+
+
+def test_what_an_engine_cannot_do_is_a_400_that_names_the_field(start: Any, scripted: Any) -> None:
+    engine = scripted()
+    client = start({"m": engine}).client()
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    asked: list[tuple[dict[str, Any], str]] = [
+        ({"tools": [tool]}, "tools"),
+        ({"logprobs": True}, "logprobs"),
+        ({"presence_penalty": 1}, "presence_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"extra_body": {"guided_regex": "a"}}, "guided_regex"),
+        ({"extra_body": {"beams": 2}}, "beams"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}]}, "messages"),
+    ]
+    for fields, param in asked:
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.chat.completions.create(**{"model": "m", "messages": HELLO, "stream": stream, **fields})
+            assert (refused.value.param, refused.value.body["code"]) == (param, "unsupported_value")
+            assert "engine scripted" in str(refused.value)
+            assert "top_k" in str(refused.value)  # what it does support
+    assert engine.asked == []
+
+
+def test_log_probabilities(server: Any) -> None:
+    client = server.client()
+    ask = {"model": "fake", "messages": HELLO, "temperature": 0, "logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**ask).choices[0]
+    tokens = whole.logprobs.content
+    assert "".join(token.token for token in tokens) == whole.message.content
+    assert all(bytes(token.bytes).decode() == token.token for token in tokens)
+    assert all(len(token.top_logprobs) == 2 and token.top_logprobs[0].token == token.token for token in tokens)
+    streamed = []
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        for choice in chunk.choices:
+            if choice.delta.content:
+                assert "".join(token.token for token in choice.logprobs.content) == choice.delta.content
+            streamed += choice.logprobs.content if choice.logprobs else []
+    assert streamed == tokens
+    plain = client.chat.completions.create(**(ask | {"logprobs": False, "top_logprobs": None})).choices[0]
+    assert plain.logprobs is None
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+@pytest.fixture
+def caller(start: Any, make_fake: Any) -> Any:
+    """A client of a model that calls ``weather`` twice when it is asked for the weather."""
+    calls = {"weather": ({"name": "weather", "arguments": {"city": "Ulm"}}, {"name": "weather", "arguments": "{}"})}
+    return start({"m": make_fake("m", tool_calls=calls)}).client()
+
+
+def test_tool_calls(caller: Any) -> None:
+    messages: list[Any] = [{"role": "user", "content": "the weather?"}]
+    choice = caller.chat.completions.create(model="m", messages=messages, tools=[WEATHER]).choices[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert [call.function.arguments for call in choice.message.tool_calls] == ['{"city": "Ulm"}', "{}"]
+    assert len({call.id for call in choice.message.tool_calls}) == 2
+    messages.append(choice.message)
+    for call in choice.message.tool_calls:
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": "rain"})
+    after = caller.chat.completions.create(model="m", messages=messages, tools=[WEATHER]).choices[0]
+    assert (after.finish_reason, after.message.tool_calls) == ("stop", None)
+    alone = caller.chat.completions.create(
+        model="m", messages=messages[:1], tools=[WEATHER], parallel_tool_calls=False
+    )  # fmt: skip
+    assert len(alone.choices[0].message.tool_calls) == 1
+
+
+def test_streamed_tool_calls(caller: Any) -> None:
+    ask = {"model": "m", "messages": [{"role": "user", "content": "the weather?"}], "tools": [WEATHER]}
+    whole = caller.chat.completions.create(**ask).choices[0].message.tool_calls
+    deltas = [
+        call
+        for chunk in caller.chat.completions.create(**ask, stream=True)
+        for call in chunk.choices[0].delta.tool_calls or ()
+    ]
+    assert [delta.index for delta in deltas] == [0, 1]
+    assert [(d.id, d.function.name, d.function.arguments) for d in deltas] == [
+        (call.id, call.function.name, call.function.arguments) for call in whole
+    ]
+
+
+def test_calls_that_an_engine_says_only_at_the_end(start: Any, scripted: Any) -> None:
+    """They are streamed all the same, once, with ids where it gave none."""
+    made = Generation("one", (1,), (1,), "tool_calls", tool_calls=(ToolCall("f", "{}"), ToolCall("g", "{}", "own")))
+
+    class Late(scripted):  # type: ignore[misc]
+        def stream(self, prompt: Any, sampling: Any) -> Any:
+            yield Delta("one")
+            yield Delta("", tool_calls=made.tool_calls[:1])
+            yield Delta("", made)
+
+    client = start({"m": Late(parameters=("tools",))}).client()
+    tools = [{"type": "function", "function": {"name": name}} for name in "fg"]
+    chunks = list(client.chat.completions.create(model="m", messages=HELLO, tools=tools, stream=True))
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    assert [(call.index, call.function.name) for call in calls] == [(0, "f"), (1, "g")]
+    assert calls[0].id.startswith("call_")
+    assert calls[1].id == "own"
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_the_fingerprint_tells_models_apart(server: Any) -> None:
+    client = server.client()
+    prints = {
+        model: client.chat.completions.create(model=model, messages=HELLO).system_fingerprint
+        for model in ("fake", "desk", "fake")
+    }
+    assert len(set(prints.values())) == 2
+    chunk = next(iter(client.chat.completions.create(model="fake", messages=HELLO, stream=True)))
+    assert chunk.system_fingerprint == prints["fake"]
+    assert prints["fake"].startswith("fp_")
+
+
+def test_images_reach_the_engine(server: Any) -> None:
+    content = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": PNG}}]
+    answer = server.client().chat.completions.create(
+        model="fake", messages=[{"role": "user", "content": content}], temperature=0
+    )
+    assert answer.choices[0].message.content.startswith("1 image:")
+    trace = find_after_flush(server, answer.id)
+    assert PNG not in str(trace)
+    assert "sha256=" in str(trace.messages)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_form_is_kept(server: Any, stream: bool) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "size": {"type": "integer", "minimum": 3}},
+        "required": ["name", "size"],
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}}
+    made = server.client().chat.completions.create(
+        model="fake", messages=HELLO, response_format=form, stream=stream, temperature=0
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in made) if stream else made.choices[0].message.content
+    jsonschema.validate(json.loads(text), schema)
+
+
+def test_cached_tokens_are_told(start: Any, scripted: Any) -> None:
+    class Cached(scripted):  # type: ignore[misc]
+        def _generation(self) -> Generation:
+            return replace(super()._generation(), prompt_tokens=10, cached_tokens=7)
+
+    answer = start({"m": Cached()}).client().chat.completions.create(model="m", messages=HELLO)
+    assert answer.usage.prompt_tokens_details.cached_tokens == 7
 
 
 def find_after_flush(server: Any, trace_id: str) -> Any:

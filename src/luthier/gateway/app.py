@@ -10,33 +10,23 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from luthier import __version__
 from luthier.core.errors import LuthierError, NotFoundError, StoreError
-from luthier.gateway.answer import answer, trace_headers
-from luthier.gateway.chat import read_chat
-from luthier.gateway.completions import read_completion
-from luthier.gateway.embeddings import embed
+from luthier.gateway import openapi
+from luthier.gateway.answer import answer, json_response, trace_headers
+from luthier.gateway.chat import ChatRequest, read_chat
+from luthier.gateway.completions import CompletionRequest, read_completion
+from luthier.gateway.embeddings import EmbeddingRequest, embed
 from luthier.gateway.feedback import feedback_body, give_feedback
 from luthier.gateway.limits import Door
+from luthier.gateway.openapi import gives, takes
 from luthier.gateway.service import Service
-from luthier.gateway.wire import (
-    Body,
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    FeedbackRequest,
-    RequestError,
-    error_body,
-    explain,
-)
+from luthier.gateway.wire import FeedbackRequest, RequestError, error_body, read
 from luthier.store.traces import find_trace
-
-Read = TypeVar("Read", bound=Body)
 
 logger = logging.getLogger("luthier.gateway")
 
@@ -46,7 +36,8 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
 
     ``/openapi.json`` describes it. There is no page that would load scripts from elsewhere, and no cross-origin access.
     """
-    app = FastAPI(title="Luthier", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Luthier", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    openapi.describe(app)
     _errors(app)
     _answers(app, service)
     _state(app, service)
@@ -54,64 +45,64 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     return app
 
 
-async def read_body(request: Request, kind: type[Read]) -> Read:
-    """The request's body as ``kind``. Raises RequestError that names the field."""
-    try:
-        return kind.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise explain(error, kind) from error
-
-
 def _answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", openapi_extra=_schema(ChatRequest))
+    @app.post("/v1/chat/completions", openapi_extra=takes(ChatRequest), responses=gives(openapi.CHAT, streams=True))
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
-        return await answer(service, request, read_chat(await read_body(request, ChatRequest)))
+        return await answer(service, request, read_chat(read(await request.body(), ChatRequest)))
 
-    @app.post("/v1/completions", openapi_extra=_schema(CompletionRequest))
+    @app.post(
+        "/v1/completions", openapi_extra=takes(CompletionRequest), responses=gives(openapi.COMPLETION, streams=True)
+    )
     async def completions(request: Request) -> Response:
         """Continue raw text."""
-        return await answer(service, request, read_completion(await read_body(request, CompletionRequest)))
+        return await answer(service, request, read_completion(read(await request.body(), CompletionRequest)))
 
-    @app.post("/v1/embeddings", openapi_extra=_schema(EmbeddingRequest))
+    @app.post("/v1/embeddings", openapi_extra=takes(EmbeddingRequest), responses=gives(openapi.EMBEDDINGS))
     async def embeddings(request: Request) -> Response:
         """Embed texts."""
-        return await embed(service, request, await read_body(request, EmbeddingRequest))
+        return await embed(service, request, read(await request.body(), EmbeddingRequest))
 
-    @app.post("/v1/feedback", openapi_extra=_schema(FeedbackRequest))
+    @app.post("/v1/feedback", openapi_extra=takes(FeedbackRequest), responses=gives(openapi.FEEDBACK))
     async def feedback(request: Request) -> Response:
         """Say something of an answer."""
-        body = await read_body(request, FeedbackRequest)
+        body = read(await request.body(), FeedbackRequest)
         given = await asyncio.to_thread(_after_flush, service, body.trace_id, lambda: _record(service, body))
-        return JSONResponse(feedback_body(given))
+        return json_response(feedback_body(given))
 
 
 def _state(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models")
-    async def models() -> Response:
-        """The served models."""
-        return JSONResponse({"object": "list", "data": [served.as_dict() for served in service.models.values()]})
+    @app.get("/v1/models", responses=gives(openapi.MODELS))
+    async def models(request: Request) -> Response:
+        """The served models that the caller may ask."""
+        caller = request.scope["luthier.caller"]
+        return json_response(
+            {"object": "list", "data": [each.as_dict() for each in service.models.values() if caller.sees(each.name)]}
+        )
 
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
+    @app.get("/v1/models/{name:path}", responses=gives(openapi.MODEL))
+    async def model(request: Request, name: str) -> Response:
         """One served model."""
-        return JSONResponse(service.model(name).as_dict())
+        caller = request.scope["luthier.caller"]
+        if not caller.sees(name):
+            service.refuse_model(name, [each for each in service.models if caller.sees(each)])
+        return json_response(service.model(name).as_dict())
 
-    @app.get("/v1/traces/{trace_id}")
+    @app.get("/v1/traces/{trace_id}", responses=gives(openapi.TRACE))
     async def trace(trace_id: str) -> Response:
         """What was asked and answered, by what."""
         found = await asyncio.to_thread(_after_flush, service, trace_id, lambda: find_trace(service.store, trace_id))
-        return JSONResponse({"object": "trace", **asdict(found)})
+        return json_response({"object": "trace", **asdict(found)})
 
-    @app.get("/health")
+    @app.get("/health", responses=gives(openapi.HEALTH))
     async def health(request: Request) -> Response:
         """Whether the server answers; with a key (or when none is needed) also how it is doing."""
         state = service.traces.state()
         status = "degraded" if state["error"] else "ok"
         if not request.scope["luthier.trusted"]:
-            return JSONResponse({"status": status})
+            return json_response({"status": status})
         gate = service.gate
-        return JSONResponse({
+        return json_response({
             "status": status,
             "models": list(service.models),
             "version": __version__,
@@ -154,12 +145,6 @@ def _record(service: Service, body: FeedbackRequest) -> Any:
     )
 
 
-def _schema(body: type[Body]) -> dict[str, Any]:
-    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(LuthierError)
     async def known(request: Request, error: LuthierError) -> Response:
@@ -173,7 +158,7 @@ def _errors(app: FastAPI) -> None:
         trace_id = getattr(request.state, "trace_id", None)
         if trace_id is not None:
             headers |= trace_headers(trace_id)
-        return JSONResponse(error_body(message, error.http_status, param=param, code=code), error.http_status, headers)
+        return json_response(error_body(message, error.http_status, param=param, code=code), error.http_status, headers)
 
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:
@@ -181,8 +166,8 @@ def _errors(app: FastAPI) -> None:
         if error.status_code == 404:
             paths = ", ".join(app.openapi()["paths"])
             message = f"there is nothing at {request.url.path}; here are: {paths}"
-        return JSONResponse(error_body(message, error.status_code), error.status_code, dict(error.headers or {}))
+        return json_response(error_body(message, error.status_code), error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:
-        return JSONResponse(error_body("the server failed on this request; its log says how", 500), 500)
+        return json_response(error_body("the server failed on this request; its log says how", 500), 500)

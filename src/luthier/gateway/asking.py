@@ -16,7 +16,7 @@ from luthier.gateway.forms import (
     GuidedRegex,
     StructuredOutputs,
 )
-from luthier.gateway.wire import Body, StreamOptions, bad, expect, refuse_type, text_list
+from luthier.gateway.wire import Body, bad, expect, refuse_type, text_list
 
 MOST_CHOICES = 32
 MOST_STOPS = 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ from luthier.gateway.wire import StreamOptions, bad
 class ChatRequest(Asking):
     """A conversation to answer."""
 
-    neutral = {
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "functions": ([],), "function_call": ("none", "auto"), "store": (False,), "modalities": (["text"],), "audio": (),
         "prediction": (), "reasoning_effort": (), "service_tier": ("auto", "default"), "web_search_options": (),
         "verbosity": (), "prompt_cache_key": (), "prompt_cache_options": (), "prompt_cache_retention": (),

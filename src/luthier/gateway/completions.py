@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
@@ -31,7 +31,7 @@ def _prompts(value: Any) -> list[str]:
 class CompletionRequest(Asking):
     """Raw text to go on with."""
 
-    neutral = {"best_of": (1,), "suffix": ("",)}
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"best_of": (1,), "suffix": ("",)}
     prompt: Annotated[list[str], PlainValidator(_prompts), WithJsonSchema(TEXTS_SCHEMA)]
     max_tokens: Tokens | None = None
     n: Count = 1

@@ -135,9 +135,7 @@ ResponseFormat = Annotated[
     Constraint | None, PlainValidator(read_response_format), WithJsonSchema(_format_schema(flat=False))
 ]
 TextFormat = Annotated[Constraint | None, PlainValidator(read_text_format), WithJsonSchema(_format_schema(flat=True))]
-StructuredOutputs = Annotated[
-    Constraint | None, PlainValidator(read_structured_outputs), WithJsonSchema(_FORMS_SCHEMA)
-]
+StructuredOutputs = Annotated[Constraint | None, PlainValidator(read_structured_outputs), WithJsonSchema(_FORMS_SCHEMA)]
 GuidedJson = Annotated[Constraint, PlainValidator(_named("json")), WithJsonSchema(_FORMS_SCHEMA["properties"]["json"])]
 GuidedRegex = Annotated[
     Constraint, PlainValidator(_named("regex")), WithJsonSchema(_FORMS_SCHEMA["properties"]["regex"])

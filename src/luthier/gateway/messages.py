@@ -63,18 +63,21 @@ def _message(value: Any, at: str, called: set[str]) -> Message:
     calls = _calls(value["tool_calls"], f"{at}.tool_calls") if value.get("tool_calls") else ()
     if "content" not in value and not calls:
         raise bad("is required", f"{at}.content", code="missing_field")
+    images: tuple[Image, ...] = ()
     if isinstance(content, str):
-        text, images = content, ()
+        text = content
     elif content is None and calls:
-        text, images = "", ()
+        text = ""
     else:
         text, images = read_content(content, f"{at}.content", images=role == "user", refusals=role == "assistant")
     answers: str | None = None
     if role == "tool":
         answers = value.get("tool_call_id")
-        if answers not in called:
+        if not isinstance(answers, str) or answers not in called:
             known = ", ".join(sorted(map(repr, called))[:8]) or "there was none"
-            refuse_type(answers, f"the id of a call that an earlier assistant turn made ({known})", f"{at}.tool_call_id")
+            refuse_type(
+                answers, f"the id of a call that an earlier assistant turn made ({known})", f"{at}.tool_call_id"
+            )
     return Message(ROLES[role], text, calls, answers, images)
 
 
@@ -121,27 +124,27 @@ def read_content(
     length = 0
     for number, part in enumerate(value):
         here = f"{at}[{number}]"
-        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(part, dict):
+            refuse_type(part, 'an object like {"type": "text", "text": "..."}', here)
+        kind: Any = part.get("type")
         if kind in text_types or (refusals and kind == "refusal"):
             field = "refusal" if kind == "refusal" else "text"
             if len(part) > 2:
-                require_known(part, ("type", field, *_SENT_BACK), here)
+                require_known(part, ("type", field, *(_SENT_BACK if kind == "output_text" else ())), here)
             text = expect(part.get(field), str, "text", f"{here}.{field}")
             length += len(text) + bool(texts)
             texts.append(text)
         elif kind in ("image_url", "input_image") and images:
             found.append(_image(part, kind, here, length))
         else:
-            _refuse_part(part, kind, here, (*text_types, *(("image_url",) if images else ())))
+            _refuse_part(kind, here, (*text_types, *(("image_url",) if images else ())))
     return "\n".join(texts), tuple(found)
 
 
-_SENT_BACK = ("annotations", "logprobs")  # of an output_text part, when a client sends an answer back as it came
+_SENT_BACK = ("annotations", "logprobs")  # when a client sends an answer back as it came
 
 
-def _refuse_part(part: Any, kind: Any, at: str, allowed: Sequence[str]) -> None:
-    if not isinstance(part, dict):
-        refuse_type(part, 'an object like {"type": "text", "text": "..."}', at)
+def _refuse_part(kind: Any, at: str, allowed: Sequence[str]) -> None:
     if kind in ("image_url", "input_image"):
         raise bad("images are allowed in user turns only", at, code="unsupported_value")
     refuse_type(kind, f"one of {', '.join(allowed)}", f"{at}.type")
@@ -153,7 +156,7 @@ def _image(part: Mapping[str, Any], kind: str, at: str, place: int) -> Image:
     at = f"{at}.image_url"
     if kind == "image_url" and isinstance(shown, dict):
         require_known(shown, ("url", "detail"), at)
-        shown, detail, at = shown.get("url"), shown.get("detail"), f"{at}.url"
+        detail, shown, at = shown.get("detail"), shown.get("url"), f"{at}.url"
     if not isinstance(shown, str):
         refuse_type(shown, "an https: or data: URL", at)
     if detail not in (None, "auto", "low", "high"):

@@ -121,6 +121,7 @@ class Served:
             "kind": self.record.kind if self.record else "",
             "engine": info.engine,
             "capabilities": sorted(info.capabilities),
+            "parameters": sorted(info.parameters),
             "context_length": self.context_length,
             "labels": list(self.labels),
             "model_digest": info.model_digest,

@@ -137,8 +137,8 @@ def require_known(data: Mapping[str, Any], known: Collection[str], at: str) -> N
     """Raise for a name in the object at ``at`` that is not among ``known``, with the near ones. Null counts as left out."""
     for name, value in data.items():
         if name not in known and value is not None:
-            name = name[:LONGEST_SAID]
-            raise bad(f"is not a known field. {did_you_mean(name, known)}", f"{at}.{name}", code="unknown_field")
+            said = name[:LONGEST_SAID]
+            raise bad(f"is not a known field. {did_you_mean(said, known)}", f"{at}.{said}", code="unknown_field")
 
 
 def expect(value: Any, kind: type, what: str, at: str) -> Any:
@@ -225,4 +225,9 @@ def text_list(value: Any) -> list[str]:
     return texts
 
 
-TEXTS_SCHEMA = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}]}
+TEXTS_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+    ]
+}

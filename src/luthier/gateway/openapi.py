@@ -1,0 +1,162 @@
+"""The API's description at /openapi.json: bodies from the request models, responses written here, errors of every route."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+MAYBE_TEXT: Schema = {"type": ["string", "null"]}
+
+
+def record(properties: Mapping[str, Schema], *, optional: Mapping[str, Schema] | None = None) -> Schema:
+    """An object whose ``properties`` are all there; ``optional`` ones may be."""
+    return {"type": "object", "required": list(properties), "properties": {**properties, **(optional or {})}}
+
+
+def listing(item: Schema) -> Schema:
+    """An array."""
+    return {"type": "array", "items": item}
+
+
+def maybe(schema: Schema) -> Schema:
+    """``schema`` or null."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+ERROR = record({
+    "error": record({"message": TEXT, "type": TEXT, "param": MAYBE_TEXT, "code": MAYBE_TEXT}),
+})  # fmt: skip
+_TOKEN = record({"token": TEXT, "logprob": NUMBER, "bytes": listing(COUNT)})
+LOGPROBS = listing(
+    record({**_TOKEN["properties"], "top_logprobs": listing(_TOKEN)}),
+)
+USAGE = record({
+    "prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT,
+    "prompt_tokens_details": record({"cached_tokens": COUNT}),
+})  # fmt: skip
+_CALL = record({"id": TEXT, "type": {"const": "function"}, "function": record({"name": TEXT, "arguments": TEXT})})
+_HEAD: Mapping[str, Schema] = {"id": TEXT, "created": COUNT, "model": TEXT, "system_fingerprint": MAYBE_TEXT}
+FINISH = {"enum": ["stop", "length", "tool_calls", "content_filter"]}
+_MESSAGE = record(
+    {"role": {"const": "assistant"}, "content": MAYBE_TEXT, "refusal": {"type": "null"}},
+    optional={"tool_calls": listing(_CALL)},
+)
+CHAT = record({
+    **_HEAD,
+    "object": {"const": "chat.completion"},
+    "choices": listing(record(
+        {
+            "index": COUNT, "message": _MESSAGE, "finish_reason": FINISH,
+            "logprobs": maybe(record({"content": LOGPROBS, "refusal": {"type": "null"}})),
+        },
+        optional={"trace_id": TEXT},
+    )),
+    "usage": USAGE,
+})  # fmt: skip
+COMPLETION = record({
+    **_HEAD,
+    "object": {"const": "text_completion"},
+    "choices": listing(record(
+        {
+            "index": COUNT, "text": TEXT, "finish_reason": FINISH,
+            "logprobs": maybe(record({
+                "tokens": listing(TEXT), "token_logprobs": listing(NUMBER), "text_offset": listing(COUNT),
+                "top_logprobs": maybe(listing({"type": "object", "additionalProperties": NUMBER})),
+            })),
+        },
+        optional={"trace_id": TEXT},
+    )),
+    "usage": USAGE,
+})  # fmt: skip
+EMBEDDINGS = record({
+    "object": {"const": "list"}, "model": TEXT,
+    "data": listing(record({
+        "object": {"const": "embedding"}, "index": COUNT,
+        "embedding": {"anyOf": [listing(NUMBER), {"type": "string", "description": "base64 of float32, little-endian"}]},
+    })),
+    "usage": record({"prompt_tokens": COUNT, "total_tokens": COUNT}),
+})  # fmt: skip
+MODEL = record({
+    "id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT, "kind": TEXT, "engine": TEXT,
+    "capabilities": listing(TEXT), "parameters": listing(TEXT), "context_length": COUNT, "labels": listing(TEXT),
+    "model_digest": TEXT, "base_digest": TEXT, "template_digest": TEXT, "prompt_digest": TEXT,
+    "default_temperature": NUMBER,
+})  # fmt: skip
+MODELS = record({"object": {"const": "list"}, "data": listing(MODEL)})
+TRACE = record(
+    {"object": {"const": "trace"}, "id": TEXT, "model": TEXT, "operation": TEXT, "answer": TEXT, "error": TEXT}
+)
+FEEDBACK = record({"object": {"const": "feedback"}, "id": TEXT, "trace_id": TEXT, "created_at": TEXT})
+HEALTH = record({"status": {"enum": ["ok", "degraded"]}}, optional={"models": listing(TEXT), "version": TEXT})
+
+
+def takes(body: type[BaseModel]) -> dict[str, Any]:
+    """``openapi_extra`` of a route that reads ``body``."""
+    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+    inner = schema.pop("$defs", {})
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema, inner)}}}}
+
+
+def gives(schema: Schema, *, streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    """``responses`` of a route that answers JSON like ``schema``, or with ``stream: true`` server-sent events."""
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    if streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return {200: {"description": "The answer", "content": content}}
+
+
+def describe(app: FastAPI) -> None:
+    """Have ``app`` describe itself: FastAPI's description, with the errors and the key that every route has in common."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _complete(get_openapi(title=app.title, version=app.version, routes=app.routes))
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _complete(described: dict[str, Any]) -> dict[str, Any]:
+    components = described.setdefault("components", {})
+    schemas = {
+        k: v for k, v in components.get("schemas", {}).items() if k not in ("HTTPValidationError", "ValidationError")
+    }
+    components["schemas"] = {**schemas, "Error": ERROR}
+    components["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "A key, where the server has any; a local server may have none.",
+        }
+    }
+    error = {
+        "description": "What is wrong",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    for path, operations in described["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            operation["responses"].setdefault("default", error)
+            if path != "/health":
+                operation.setdefault("security", [{"key": []}, {}])
+    return described
+
+
+def _inlined(schema: Any, inner: Mapping[str, Any]) -> Any:
+    """``schema`` with what it refers to written in its place (no body refers to itself)."""
+    if isinstance(schema, list):
+        return [_inlined(each, inner) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if str(schema.get("$ref", "")).startswith("#/components/schemas/"):
+        return _inlined(inner[schema["$ref"].rpartition("/")[2]], inner)
+    return {name: _inlined(each, inner) for name, each in schema.items()}
