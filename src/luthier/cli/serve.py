@@ -24,13 +24,19 @@ def serve(
     adapters_of: Annotated[
         list[str] | None, typer.Option(metavar="BASE", help="A base and every adapter that was tuned on it.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; a public one needs --api-key-env.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; a public one needs --keys or --api-key-env.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     engine: Annotated[str, typer.Option(help="auto, torch, llamacpp, openai or fake.")] = "auto",
     api_key_env: Annotated[
         str | None,
         typer.Option(metavar="VAR", help="Environment variable with the keys that clients must send, comma-separated."),
     ] = None,
+    keys: Annotated[
+        bool,
+        typer.Option("--keys", help="Ask for the keys of the store (luthier keys), with their limits and budgets."),
+    ] = False,
     max_concurrent: Annotated[int, typer.Option(help="Requests computed at once.")] = 8,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; more are told to come back (429).")] = 128,
     price: Annotated[
@@ -62,6 +68,7 @@ def serve(
         port=port,
         engine=engine,
         api_key_env=api_key_env,
+        keys=keys,
         max_concurrent=max_concurrent,
         max_queue=max_queue,
         price=price or (),

@@ -127,7 +127,7 @@ async def answer(service: Service, request: Request, asked: Asked) -> Response:
     if len(choices) > 1:
         for index, choice in enumerate(content["choices"]):
             choice["trace_id"] = exchange.trace_id(index)
-    return json_response(content, headers=trace_headers(exchange.id))
+    return json_response(content, headers=trace_headers(exchange.id) | exchange.headers)
 
 
 async def _streamed(service: Service, request: Request, asked: Asked, question: Question) -> Response:
@@ -144,7 +144,7 @@ async def _streamed(service: Service, request: Request, asked: Asked, question: 
     except BaseException:
         task.cancel()
         raise
-    return EventStream(_chunks(asked, question.exchange, first, outbox), task, question.exchange.id)
+    return EventStream(_chunks(asked, question.exchange, first, outbox), task, question.exchange)
 
 
 def named(error: UnsupportedError, body: Asking) -> LuthierError:
@@ -297,15 +297,15 @@ def _event(data: Mapping[str, Any]) -> bytes:
 class EventStream(Response):
     """Server-sent events. A client that leaves, or does not read for a minute, ends the work behind them."""
 
-    def __init__(self, events: AsyncIterator[bytes], task: asyncio.Future[None], trace_id: str) -> None:
+    def __init__(self, events: AsyncIterator[bytes], task: asyncio.Future[None], exchange: Exchange) -> None:
         self.events = events
         self.task = task
-        self._id = trace_id
+        self._id = exchange.id
         self.status_code = 200
         self.background = None
         self.init_headers({
             "content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no",
-            **trace_headers(trace_id),
+            **trace_headers(exchange.id), **exchange.headers,
         })  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

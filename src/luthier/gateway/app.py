@@ -7,17 +7,20 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from luthier import __version__
 from luthier.core.errors import LuthierError, NotFoundError, StoreError
-from luthier.gateway import openapi
+from luthier.gateway import key_admin, openapi
 from luthier.gateway.answer import answer, json_response, trace_headers
+from luthier.gateway.caller import Caller
 from luthier.gateway.chat import ChatRequest, read_chat
 from luthier.gateway.completions import CompletionRequest, read_completion
 from luthier.gateway.embeddings import EmbeddingRequest, embed
@@ -41,6 +44,7 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     _errors(app)
     _answers(app, service)
     _state(app, service)
+    key_admin.register(app, service)
     app.add_middleware(Door, keys=service.keys, host=host)
     return app
 
@@ -66,8 +70,10 @@ def _answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/feedback", openapi_extra=takes(FeedbackRequest), responses=gives(openapi.FEEDBACK))
     async def feedback(request: Request) -> Response:
         """Say something of an answer."""
+        caller = request.scope["luthier.caller"]
+        caller.require("feedback")
         body = read(await request.body(), FeedbackRequest)
-        given = await asyncio.to_thread(_after_flush, service, body.trace_id, lambda: _record(service, body))
+        given = await asyncio.to_thread(_after_flush, service, body.trace_id, lambda: _record(service, body, caller))
         return json_response(feedback_body(given))
 
 
@@ -89,9 +95,12 @@ def _state(app: FastAPI, service: Service) -> None:
         return json_response(service.model(name).as_dict())
 
     @app.get("/v1/traces/{trace_id}", responses=gives(openapi.TRACE))
-    async def trace(trace_id: str) -> Response:
-        """What was asked and answered, by what."""
-        found = await asyncio.to_thread(_after_flush, service, trace_id, lambda: find_trace(service.store, trace_id))
+    async def trace(request: Request, trace_id: str) -> Response:
+        """What was asked and answered, by what. Another tenant's trace is not known here."""
+        caller = request.scope["luthier.caller"]
+        caller.require("traces")
+        find = partial(find_trace, service.store, trace_id, tenant=caller.tenant)
+        found = await asyncio.to_thread(_after_flush, service, trace_id, find)
         return json_response({"object": "trace", **asdict(found)})
 
     @app.get("/health", responses=gives(openapi.HEALTH))
@@ -132,8 +141,8 @@ def _after_flush(service: Service, trace_id: str, look: Callable[[], Found]) -> 
         ) from None
 
 
-def _record(service: Service, body: FeedbackRequest) -> Any:
-    served = service.models.get(find_trace(service.store, body.trace_id).model)
+def _record(service: Service, body: FeedbackRequest, caller: Caller) -> Any:
+    served = service.models.get(find_trace(service.store, body.trace_id, tenant=caller.tenant).model)
     return give_feedback(
         service.store,
         body.trace_id,
@@ -159,6 +168,13 @@ def _errors(app: FastAPI) -> None:
         if trace_id is not None:
             headers |= trace_headers(trace_id)
         return json_response(error_body(message, error.http_status, param=param, code=code), error.http_status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def misread(request: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        name = str(problem["loc"][-1])
+        said = f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}; got {problem.get('input')!r}"
+        return json_response(error_body(said, 400, param=name, code="invalid_value"), 400)
 
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:

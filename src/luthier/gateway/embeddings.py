@@ -20,6 +20,7 @@ from luthier.gateway.answer import json_response, trace_headers
 from luthier.gateway.backend import call
 from luthier.gateway.calls import ClientGoneError, unless_gone
 from luthier.gateway.exchange import GONE, Exchange
+from luthier.gateway.quota import tokens_of
 from luthier.gateway.service import Served, Service
 from luthier.gateway.wire import TEXTS_SCHEMA, Body, RequestError, bad, text_list
 
@@ -67,6 +68,7 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
     exchange = Exchange(
         "embedding", body.model, request.scope["luthier.caller"], parameters=about, session=body.user or ""
     )
+    exchange.expected_tokens = sum(tokens_of(text) for text in body.input)
     request.state.trace_id = exchange.id
     error: str | LuthierError = GONE
     try:
@@ -92,7 +94,7 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
     listed = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors)]
     usage = {"prompt_tokens": exchange.prompt_tokens, "total_tokens": exchange.prompt_tokens}
     content = {"object": "list", "data": listed, "model": body.model, "usage": usage}
-    return json_response(content, headers=trace_headers(exchange.id))
+    return json_response(content, headers=trace_headers(exchange.id) | exchange.headers)
 
 
 def _parts(service: Service, served: Served, body: EmbeddingRequest) -> AsyncIterator[Part]:

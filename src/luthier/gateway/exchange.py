@@ -39,6 +39,7 @@ class Exchange:
     where the layers write what they decided, each under its own name: lists of plain mappings, kept in the trace. ``finishers`` are called
     once, when the request is over, before its traces are made. ``status`` is the HTTP status that the client sees (of a stream, would have
     seen), ``fault`` the kind of error behind it: a short name of a closed set. ``priority`` says who goes first at the gate.
+    ``headers`` go out with the answer. ``expected_tokens``: about how many the prompt has besides ``messages``, before anything counted them.
     """
 
     operation: str
@@ -54,6 +55,8 @@ class Exchange:
     cache: str = ""
     details: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     finishers: list[Callable[[Exchange], object]] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+    expected_tokens: int = 0
     id: str = field(default_factory=lambda: new_id("trace"))
     created_at: str = field(default_factory=now)
     created: int = field(default_factory=lambda: int(time.time()))

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier.gateway.caller import Caller
 from luthier.gateway.exchange import TRACEPARENT
-from luthier.gateway.keys import Keys, is_loopback
+from luthier.gateway.keys import UNASKED, Keys, is_loopback
 from luthier.gateway.wire import RequestError, error_bytes
 
 BODY_LIMIT = 4 * 2**20
@@ -62,16 +62,16 @@ class Door:
                     status=403,
                     code="host_not_allowed",
                 )
-        scope["luthier.trusted"] = not self.keys or self.keys.allow(headers.get("authorization"))
-        scope["luthier.caller"] = Caller()
-        if not scope["luthier.trusted"] and scope["path"] not in self.open_paths:
-            given = "the one that came is not known" if headers.get("authorization") else "none came"
-            raise RequestError(
-                f"a key is needed in the header 'Authorization: Bearer KEY'; {given}",
-                status=401,
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+        caller = Caller()
+        if self.keys:
+            try:
+                caller = self.keys.caller(headers.get("authorization"))
+            except RequestError:
+                if scope["path"] not in self.open_paths:
+                    raise
+                caller = UNASKED
+        scope["luthier.caller"] = caller
+        scope["luthier.trusted"] = caller.may("admin")
 
     async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes | None:
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":

@@ -98,6 +98,19 @@ TRACE = record(
 FEEDBACK = record({"object": {"const": "feedback"}, "id": TEXT, "trace_id": TEXT, "created_at": TEXT})
 HEALTH = record({"status": {"enum": ["ok", "degraded"]}}, optional={"models": listing(TEXT), "version": TEXT})
 
+KEY = record({
+    "object": {"const": "key"}, "id": TEXT, "tenant": TEXT, "name": TEXT, "hint": TEXT,
+    "state": {"enum": ["active", "expired", "revoked"]}, "scopes": listing(TEXT), "models": listing(TEXT),
+    "limits": {"type": "object", "additionalProperties": NUMBER}, "created_at": TEXT, "created_by": TEXT,
+    "expires_at": MAYBE_TEXT, "revoked_at": MAYBE_TEXT, "last_used_at": MAYBE_TEXT, "old_until": MAYBE_TEXT,
+}, optional={"key": TEXT})  # fmt: skip
+KEYS = record({"object": {"const": "list"}, "data": listing(KEY)})
+TENANT = record({
+    "object": {"const": "tenant"}, "tenant": TEXT, "limits": {"type": "object", "additionalProperties": NUMBER},
+})  # fmt: skip
+TENANTS = record({"object": {"const": "list"}, "data": listing(TENANT)})
+ROWS = record({"object": {"const": "list"}, "data": listing({"type": "object"})})
+
 
 def takes(body: type[BaseModel]) -> dict[str, Any]:
     """``openapi_extra`` of a route that reads ``body``."""

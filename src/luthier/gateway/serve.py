@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from luthier.gateway.connections import Connection, raise_file_limit
 from luthier.gateway.keys import check_bind, is_loopback, read_keys
 from luthier.gateway.service import Price, Service, read_prices, serve_as
 from luthier.store.database import Store, open_store
+from luthier.store.keys import count_active
 from luthier.store.models import adapters_on, find, list_models
 
 if TYPE_CHECKING:
@@ -33,13 +35,16 @@ if TYPE_CHECKING:
 Models = str | Sequence[str] | Mapping[str, Engine]
 KEEP_ALIVE_S = 30
 
+logger = logging.getLogger("luthier.gateway")
+
 
 @dataclass(frozen=True)
 class Settings:
     """How to serve.
 
     ``engine`` and ``options`` choose what answers. ``api_key_env`` names the environment variable with the keys (separated by
-    commas); without one the server is reachable from this machine only. ``max_concurrent`` requests are computed at once and
+    commas), ``keys`` asks for those of the store (``luthier keys``), with their limits; without either the server is reachable from this
+    machine only. ``max_concurrent`` requests are computed at once and
     ``max_queue`` wait; more get a 429. ``adapters_of`` serves every adapter of these bases, and the bases. ``price`` holds ``IN,OUT`` or ``MODEL=IN,OUT`` per million tokens. On SIGTERM or Ctrl-C
     running requests get ``grace_s`` seconds to finish. ``config`` is a YAML file, or a mapping, with the rest: see ``gateway.config``.
     """
@@ -49,6 +54,7 @@ class Settings:
     engine: str = "auto"
     options: Mapping[str, Any] | None = None
     api_key_env: str | None = None
+    keys: bool = False
     max_concurrent: int = 8
     max_queue: int = 128
     price: Sequence[str] = ()
@@ -119,7 +125,7 @@ def serve(models: Models, *, announce: Callable[[Address], None] | None = None, 
 
     ``models`` are names that ``luthier.load`` knows (adapters of one base share its memory), patterns of names such as ``tickets-*``, or
     open engines by name, which stay open. ``settings`` are the fields of ``Settings``: host, port, engine, options, api_key_env,
-    max_concurrent, max_queue, price, grace_s, store, adapters_of, config. ``announce`` is called when the server answers; the default writes the address and examples to stdout.
+    max_concurrent, max_queue, price, grace_s, store, adapters_of, config, keys. ``announce`` is called when the server answers; the default writes the address and examples to stdout.
 
     Raises InputError for a public host without keys, a port that is in use, and bad settings, before any model is loaded;
     NotFoundError for unknown models.
@@ -203,10 +209,11 @@ def _run(server: _Server, started: threading.Event) -> None:
 def _prepared(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[_Server, Address]]:
     """A server that is bound and loaded but does not run yet. The cheap checks come first."""
     chosen = Settings(**settings)
-    keys = read_keys(chosen.api_key_env)
-    check_bind(chosen.host, keys)
+    check_bind(chosen.host, asks=bool(read_keys(chosen.api_key_env)) or chosen.keys)
     config = read_config(chosen.config)
     store = chosen.store if isinstance(chosen.store, Store) else open_store(chosen.store)
+    keys = read_keys(chosen.api_key_env, store=store if chosen.keys else None)
+    _say_of_keys(store, chosen)
     names = _names(models, chosen.adapters_of, store)
     prices = read_prices(chosen.price, names)
     with ExitStack() as stack:
@@ -223,6 +230,18 @@ def _prepared(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[_Se
         )
         stack.callback(service.close)
         yield _server(service, chosen, listening), Address(_base_url(chosen.host, listening), service)
+
+
+def _say_of_keys(store: Store, chosen: Settings) -> None:
+    """Say it loudly when keys were made and are not asked for, or are asked for and nobody has one."""
+    active = count_active(store)
+    if active and not chosen.keys:
+        logger.warning(
+            "the store has %d keys, and this server does not ask for them: no tenant, limit or budget holds here (--keys)",
+            active,
+        )
+    if chosen.keys and not active and not chosen.api_key_env:
+        logger.warning("no key is there yet, so everything will be refused: luthier keys create TENANT")
 
 
 def _server(service: Service, chosen: Settings, listening: socket.socket) -> _Server:

@@ -15,9 +15,11 @@ from luthier.gateway.config import GatewayConfig
 from luthier.gateway.gate import Gate
 from luthier.gateway.keys import Keys
 from luthier.gateway.layers import Ask, compose
+from luthier.gateway.quota import Quota
 from luthier.gateway.routes import direct
 from luthier.gateway.served import Price, Served, read_prices, serve_as
 from luthier.gateway.traces import TraceWriter
+from luthier.gateway.upkeep import Upkeep
 from luthier.gateway.wire import RequestError
 from luthier.gateway.workers import Workers
 from luthier.store.database import Store
@@ -46,10 +48,17 @@ class Service:
     config: GatewayConfig = field(default_factory=GatewayConfig)
     workers: Workers = field(default_factory=Workers)
     started: float = field(default_factory=time.monotonic)
+    quota: Quota | None = None
+    upkeep: Upkeep = field(default_factory=Upkeep)
     ask: Ask = field(init=False)
 
     def __post_init__(self) -> None:
         self.ask = assemble(self)
+        if self.keys.store is not None:
+            self.quota = Quota(self.keys.store, self.keys)
+            self.upkeep.add("keys", self.keys.refresh)
+            self.upkeep.add("usage", self.quota.sync, last=self.quota.close)
+            self.upkeep.add("last used", self.keys.write_used, every_s=10.0)
 
     @staticmethod
     def open(
@@ -65,11 +74,16 @@ class Service:
         writer = TraceWriter(lambda batch: record_traces(store, batch))
         return Service(models, store, keys, Gate(max_concurrent, max_queue), writer, config or GatewayConfig())
 
-    async def admit(self, exchange: Exchange) -> None:
-        """Let a request in. Raises LuthierError when its caller may not ask this model (404: others' models are not shown)."""
+    async def admit(self, exchange: Exchange, *, bulk: bool = False) -> None:
+        """Let a request in. Raises LuthierError when its caller may not ask this model (404: others' models are not shown), or has used up its limits.
+
+        ``bulk``: a line of a batch, which the rates of a minute do not hold.
+        """
         exchange.caller.require("inference")
         if not exchange.caller.sees(exchange.model):
             self.refuse_model(exchange.model, [name for name in self.models if exchange.caller.sees(name)])
+        if self.quota is not None:
+            self.quota.admit(self, exchange, bulk=bulk)
 
     def finish(self, exchange: Exchange, error: str | LuthierError = "") -> None:
         """A request is over: its traces are handed to the writer. The second call does nothing."""
@@ -103,6 +117,7 @@ class Service:
         """Wait for calls that still run, then write the traces that wait. Safe to call twice."""
         self.workers.join(timeout_s)
         self.traces.close()
+        self.upkeep.close()
 
 
 def assemble(service: Service) -> Ask:

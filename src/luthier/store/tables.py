@@ -184,6 +184,8 @@ usage = Table(
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
     Column("cost", Float, nullable=False),
+    Index("ix_usage_key", "key_id", "day"),
+    Index("ix_usage_tenant", "tenant", "day"),
 )
 
 rates = Table(  # what each serving process has let through, for the others' token buckets

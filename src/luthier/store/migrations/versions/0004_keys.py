@@ -29,6 +29,8 @@ def upgrade() -> None:
         sa.Column("cost", sa.Float, nullable=False),
         sa.PrimaryKeyConstraint("day", "tenant", "key_id", "model", name="pk_usage"),
     )
+    op.create_index("ix_usage_key", "usage", ["key_id", "day"])
+    op.create_index("ix_usage_tenant", "usage", ["tenant", "day"])
     op.create_table(
         "rates",
         sa.Column("process", sa.String(64), nullable=False),
