@@ -43,6 +43,13 @@ _VERBS = {
     "give_feedback": "luthier.gateway.feedback",
     "from_feedback": "luthier.data.feedback",
     "lineage": "luthier.store.lineage",
+    "create_key": "luthier.store.keys",
+    "list_keys": "luthier.store.keys",
+    "revoke_key": "luthier.store.keys",
+    "rotate_key": "luthier.store.keys",
+    "limit_key": "luthier.store.keys",
+    "limit_tenant": "luthier.store.keys",
+    "audit": "luthier.store.audit",
 }
 
 
