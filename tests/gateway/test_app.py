@@ -44,7 +44,7 @@ def test_traces(server: Any) -> None:
 
 
 def test_paths_and_methods_that_do_not_exist(server: Any) -> None:
-    missing = httpx.post(f"{server.base_url}/responses", json={})
+    missing = httpx.post(f"{server.base_url}/assistants", json={})
     assert missing.status_code == 404
     assert "/v1/chat/completions" in missing.json()["error"]["message"]
     assert httpx.get(f"{server.base_url}/chat/completions").status_code == 405

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from luthier.gateway.calls import ClientGoneError, Piece, merge_pieces, unless_g
 from luthier.gateway.exchange import GONE, Exchange
 from luthier.gateway.layers import Question
 from luthier.gateway.service import Service
-from luthier.gateway.wire import RequestError, StreamOptions, error_body
+from luthier.gateway.wire import RequestError, error_body
 
 SEND_TIMEOUT_S = 60.0
 
@@ -33,29 +33,35 @@ logger = logging.getLogger("luthier.gateway")
 
 
 class Format(Protocol):
-    """How one endpoint writes the answers to one request."""
+    """How one endpoint writes the answers to one request. The events of a stream are bytes, ready to be sent."""
 
-    chunk: str
-
-    def whole(self, head: Mapping[str, Any], choices: list[Generation], usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, exchange: Exchange, choices: list[Generation]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
 
-    def opening(self, head: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
-        """The chunks before a choice's first text."""
+    def opening(self, exchange: Exchange, index: int) -> list[bytes]:
+        """The events before the first piece of choice ``index``."""
 
-    def piece(self, head: Mapping[str, Any], piece: Piece) -> list[dict[str, Any]]:
-        """The chunks of a piece of an answer; the last piece of a choice carries its generation."""
+    def piece(self, exchange: Exchange, piece: Piece) -> list[bytes]:
+        """The events of a piece of an answer; the last piece of a choice carries its generation."""
+
+    def ending(self, exchange: Exchange) -> list[bytes]:
+        """The events after the last piece of all."""
+
+    def failure(self, exchange: Exchange, error: LuthierError) -> list[bytes]:
+        """The events of an answer that fails after its first piece; nothing follows."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as read from the wire. ``messages`` are what the trace keeps, one entry a prompt."""
+    """A request as read from the wire. ``messages`` are what the trace keeps, one entry a prompt; ``session`` when the body does not say it."""
 
     operation: str
     body: Asking
     prompts: tuple[Prompt, ...]
     messages: tuple[tuple[Mapping[str, Any], ...], ...]
     format: Format
+    session: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def begin(asked: Asked, caller: Caller) -> Question:
@@ -69,7 +75,8 @@ def begin(asked: Asked, caller: Caller) -> Question:
         caller=caller,
         messages=asked.messages,
         n=n,
-        session=body.session,
+        session=body.session or asked.session,
+        details=dict(asked.details),
     )
     exchange.parameters = {"n": n, "stream": body.stream, **_plain(sampling)}
     if body.user is not None:
@@ -123,11 +130,7 @@ async def answer(service: Service, request: Request, asked: Asked) -> Response:
     except UnsupportedError as error:
         raise named(error, asked.body) from error
     choices = [exchange.made[index] for index in range(len(asked.prompts) * exchange.n)]
-    content = asked.format.whole(head_of(exchange), choices, usage_of(exchange))
-    if len(choices) > 1:
-        for index, choice in enumerate(content["choices"]):
-            choice["trace_id"] = exchange.trace_id(index)
-    return json_response(content, headers=trace_headers(exchange.id) | exchange.headers)
+    return json_response(asked.format.whole(exchange, choices), headers=trace_headers(exchange.id) | exchange.headers)
 
 
 async def _streamed(service: Service, request: Request, asked: Asked, question: Question) -> Response:
@@ -144,7 +147,7 @@ async def _streamed(service: Service, request: Request, asked: Asked, question: 
     except BaseException:
         task.cancel()
         raise
-    return EventStream(_chunks(asked, question.exchange, first, outbox), task, question.exchange)
+    return EventStream(_events(asked.format, question.exchange, first, outbox), task, question.exchange)
 
 
 def named(error: UnsupportedError, body: Asking) -> LuthierError:
@@ -176,6 +179,12 @@ async def drive(service: Service, question: Question, outbox: Outbox | None = No
         if outbox is None:
             raise
         outbox.end(raised)
+    except Exception:
+        error = LuthierError("the server failed on this request; its log says how")
+        if outbox is None:
+            raise
+        logger.exception("request %s failed in a way that it should not", exchange.id)
+        outbox.end(error)
     finally:
         service.finish(exchange, error)
 
@@ -250,48 +259,72 @@ def trace_headers(trace_id: str) -> dict[str, str]:
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON body; text that is not valid Unicode (half of a surrogate pair) is written escaped."""
+    """A JSON body."""
+    return Response(json_bytes(content), status, headers, media_type="application/json")
+
+
+def json_bytes(content: Any) -> bytes:
+    """JSON; text that is not valid Unicode (half of a surrogate pair) is written escaped."""
     try:
-        body = orjson.dumps(content)
+        return orjson.dumps(content)
     except TypeError:
-        body = json.dumps(content).encode("ascii")
-    return Response(body, status, headers, media_type="application/json")
+        return json.dumps(content).encode("ascii")
 
 
-async def _chunks(asked: Asked, exchange: Exchange, first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
-    """The events of a streamed answer. An error after the first piece is an event of its own, and then nothing follows."""
-    head = head_of(exchange)
-    options: StreamOptions | None = getattr(asked.body, "stream_options", None)
-    nothing: dict[str, Any] = {"usage": None} if options is not None and options.include_usage else {}
+async def _events(form: Format, exchange: Exchange, first: Piece, rest: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
+    """The events of a streamed answer, those of one piece together."""
     opened: set[int] = set()
 
-    def events(piece: Piece) -> Iterator[bytes]:
+    def events(piece: Piece) -> bytes:
+        opening = []
         if piece.index not in opened:
             opened.add(piece.index)
-            for chunk in asked.format.opening(head, piece.index):
-                yield _event(chunk | nothing)
-        for chunk in asked.format.piece(head, piece):
-            yield _event(chunk | nothing)
+            opening = form.opening(exchange, piece.index)
+        return b"".join([*opening, *form.piece(exchange, piece)])
 
     try:
-        for event in events(first):
-            yield event
+        if sent := events(first):
+            yield sent
         async for piece in rest:
-            for event in events(piece):
-                yield event
+            if sent := events(piece):
+                yield sent
     except LuthierError as error:
-        yield _event(error_body(error.message, error.http_status))
+        yield b"".join(form.failure(exchange, error))
         return
-    if nothing:
-        yield _event({**head, "object": asked.format.chunk, "choices": [], "usage": usage_of(exchange)})
-    yield b"data: [DONE]\n\n"
+    yield b"".join(form.ending(exchange))
 
 
-def _event(data: Mapping[str, Any]) -> bytes:
-    try:
-        return b"data: " + orjson.dumps(data) + b"\n\n"
-    except TypeError:
-        return b"data: " + json.dumps(data).encode("ascii") + b"\n\n"
+def event(data: Mapping[str, Any], name: str = "") -> bytes:
+    """One server-sent event."""
+    head = f"event: {name}\ndata: ".encode() if name else b"data: "
+    return head + json_bytes(data) + b"\n\n"
+
+
+@dataclass
+class Chunks:
+    """What chat completions and completions have in common: how a chunk is written, and how a stream ends."""
+
+    object: str
+    with_usage: bool = False
+    _head: dict[str, Any] | None = None
+
+    def __call__(self, exchange: Exchange, choice: Mapping[str, Any]) -> bytes:
+        """The event of a chunk of one choice."""
+        if self._head is None:
+            self._head = {**head_of(exchange), "object": self.object} | ({"usage": None} if self.with_usage else {})
+        return event({**self._head, "choices": [choice]})
+
+    def ending(self, exchange: Exchange) -> list[bytes]:
+        """The token counts, where they were asked for, and the mark of the end."""
+        done = b"data: [DONE]\n\n"
+        if not self.with_usage:
+            return [done]
+        return [event({**head_of(exchange), "object": self.object, "choices": [], "usage": usage_of(exchange)}), done]
+
+
+def failed(error: LuthierError) -> list[bytes]:
+    """The event of an answer that fails in the middle."""
+    return [event(error_body(error.message, error.http_status, code=getattr(error, "code", None)))]
 
 
 class EventStream(Response):

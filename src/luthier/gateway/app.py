@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from luthier import __version__
-from luthier.core.errors import LuthierError, NotFoundError, StoreError
-from luthier.gateway import key_admin, openapi
+from luthier.core.errors import LuthierError, StoreError
+from luthier.gateway import key_admin, openapi, responses
 from luthier.gateway.answer import answer, json_response, trace_headers
 from luthier.gateway.caller import Caller
 from luthier.gateway.chat import ChatRequest, read_chat
@@ -26,9 +25,10 @@ from luthier.gateway.completions import CompletionRequest, read_completion
 from luthier.gateway.embeddings import EmbeddingRequest, embed
 from luthier.gateway.feedback import feedback_body, give_feedback
 from luthier.gateway.limits import Door
+from luthier.gateway.lookup import after_flush
 from luthier.gateway.openapi import gives, takes
 from luthier.gateway.service import Service
-from luthier.gateway.wire import FeedbackRequest, RequestError, error_body, read
+from luthier.gateway.wire import FeedbackRequest, error_body, read
 from luthier.store.traces import find_trace
 
 logger = logging.getLogger("luthier.gateway")
@@ -43,6 +43,7 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     openapi.describe(app)
     _errors(app)
     _answers(app, service)
+    responses.register(app, service)
     _state(app, service)
     key_admin.register(app, service)
     app.add_middleware(Door, keys=service.keys, host=host)
@@ -73,7 +74,7 @@ def _answers(app: FastAPI, service: Service) -> None:
         caller = request.scope["luthier.caller"]
         caller.require("feedback")
         body = read(await request.body(), FeedbackRequest)
-        given = await asyncio.to_thread(_after_flush, service, body.trace_id, lambda: _record(service, body, caller))
+        given = await asyncio.to_thread(after_flush, service, body.trace_id, lambda: _record(service, body, caller))
         return json_response(feedback_body(given))
 
 
@@ -100,7 +101,7 @@ def _state(app: FastAPI, service: Service) -> None:
         caller = request.scope["luthier.caller"]
         caller.require("traces")
         find = partial(find_trace, service.store, trace_id, tenant=caller.tenant)
-        found = await asyncio.to_thread(_after_flush, service, trace_id, find)
+        found = await asyncio.to_thread(after_flush, service, trace_id, find)
         return json_response({"object": "trace", **asdict(found)})
 
     @app.get("/health", responses=gives(openapi.HEALTH))
@@ -119,26 +120,6 @@ def _state(app: FastAPI, service: Service) -> None:
             "requests": {"running": gate.running, "waiting": gate.waiting},
             "traces": state,
         })  # fmt: skip
-
-
-Found = TypeVar("Found")
-
-
-def _after_flush(service: Service, trace_id: str, look: Callable[[], Found]) -> Found:
-    """``look`` for a trace; one that was answered a moment ago is written first."""
-    try:
-        return look()
-    except NotFoundError:
-        if service.traces.flush():
-            return look()
-        raise RequestError(
-            f"traces are not being written at the moment, so {trace_id!r} cannot be found; "
-            "the server's log says why. Try again later",
-            status=503,
-            param="trace_id",
-            code="traces_waiting",
-            headers={"Retry-After": "5"},
-        ) from None
 
 
 def _record(service: Service, body: FeedbackRequest, caller: Caller) -> Any:

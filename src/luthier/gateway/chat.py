@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from luthier.core.engine import MOST_LOGPROBS, Constraint, Generation, Sampling, TokenLogprob
+from luthier.core.errors import LuthierError
 from luthier.core.message import ToolCall
-from luthier.gateway.answer import Asked
+from luthier.gateway.answer import Asked, Chunks, failed, head_of, usage_of
 from luthier.gateway.asking import Asking, Count, Tokens
 from luthier.gateway.calls import Piece
+from luthier.gateway.exchange import Exchange
 from luthier.gateway.forms import ResponseFormat
 from luthier.gateway.logprobs import listed
 from luthier.gateway.messages import Messages, kept
@@ -51,6 +53,11 @@ class ChatRequest(Asking):
         check_choice(self.tool_choice, self.tools)
         return self
 
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream is to end with the token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
     def forms(self) -> dict[str, Constraint]:
         """The constraints that are asked for, by the field that does."""
         own = {"response_format": self.response_format} if self.response_format is not None else {}
@@ -71,27 +78,27 @@ class ChatRequest(Asking):
 class ChatFormat:
     """Chat completions and their chunks. One for each request: it counts the calls that were sent."""
 
-    chunk = "chat.completion.chunk"
-
-    def __init__(self, *, logprobs: bool) -> None:
-        self._logprobs = logprobs
+    def __init__(self, body: ChatRequest) -> None:
+        self._logprobs = body.logprobs
+        self._chunk = Chunks("chat.completion.chunk", body.wants_usage)
         self._called: dict[int, int] = {}
 
-    def whole(self, head: Mapping[str, Any], choices: list[Generation], usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, exchange: Exchange, choices: list[Generation]) -> dict[str, Any]:
         """A ``chat.completion``."""
+        made = [self._choice(exchange, index, choice) for index, choice in enumerate(choices)]
+        if len(made) > 1:
+            for index, choice in enumerate(made):
+                choice["trace_id"] = exchange.trace_id(index)
         return {
-            **head,
-            "object": "chat.completion",
-            "choices": [self._choice(head, index, choice) for index, choice in enumerate(choices)],
-            "usage": usage,
-        }
+            **head_of(exchange), "object": "chat.completion", "choices": made, "usage": usage_of(exchange),
+        }  # fmt: skip
 
-    def _choice(self, head: Mapping[str, Any], index: int, choice: Generation) -> dict[str, Any]:
+    def _choice(self, exchange: Exchange, index: int, choice: Generation) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
         if choice.tool_calls:
             message["content"] = choice.text or None
             message["tool_calls"] = [
-                {"id": call_id(call, head, index, number), "type": "function", "function": _function(call)}
+                {"id": call_id(call.id, exchange.id, index, number), "type": "function", "function": _function(call)}
                 for number, call in enumerate(choice.tool_calls)
             ]
         return {
@@ -101,54 +108,60 @@ class ChatFormat:
             "finish_reason": choice.finish_reason,
         }
 
-    def opening(self, head: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
+    def opening(self, exchange: Exchange, index: int) -> list[bytes]:
         """The chunk that says who speaks."""
-        return [self._chunk(head, index, {"role": "assistant", "content": ""})]
+        return [self._chunk(exchange, self._delta(index, {"role": "assistant", "content": ""}))]
 
-    def piece(self, head: Mapping[str, Any], piece: Piece) -> list[dict[str, Any]]:
+    def piece(self, exchange: Exchange, piece: Piece) -> list[bytes]:
         """A piece of the answer, and its end."""
-        chunks, index = [], piece.index
+        deltas, index = [], piece.index
         if piece.text or piece.tokens:
-            chunks.append(self._chunk(head, index, {"content": piece.text}, piece.tokens))
+            deltas.append(self._delta(index, {"content": piece.text}, piece.tokens))
         sent = self._called.get(index, 0)
         calls = piece.tool_calls
         if piece.generation is not None:  # what an engine says only at the end
             calls = (*calls, *piece.generation.tool_calls[sent + len(calls) :])
         if calls:
             self._called[index] = sent + len(calls)
-            chunks += [self._chunk(head, index, _call(head, index, sent + n, call)) for n, call in enumerate(calls)]
+            deltas += [self._delta(index, _call(exchange, index, sent + n, call)) for n, call in enumerate(calls)]
         if piece.generation is not None:
-            chunks.append(self._chunk(head, index, {}, finish_reason=piece.generation.finish_reason))
-        return chunks
+            deltas.append(self._delta(index, {}, finish_reason=piece.generation.finish_reason))
+        return [self._chunk(exchange, delta) for delta in deltas]
 
-    def _chunk(
+    def ending(self, exchange: Exchange) -> list[bytes]:
+        """The end of the stream."""
+        return self._chunk.ending(exchange)
+
+    def failure(self, exchange: Exchange, error: LuthierError) -> list[bytes]:
+        """An answer that fails in the middle."""
+        return failed(error)
+
+    def _delta(
         self,
-        head: Mapping[str, Any],
         index: int,
         delta: dict[str, Any],
         tokens: Sequence[TokenLogprob] = (),
         finish_reason: str | None = None,
     ) -> dict[str, Any]:
         said = self._said(tokens) if tokens else None
-        choice = {"index": index, "delta": delta, "logprobs": said, "finish_reason": finish_reason}
-        return {**head, "object": self.chunk, "choices": [choice]}
+        return {"index": index, "delta": delta, "logprobs": said, "finish_reason": finish_reason}
 
     def _said(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         return {"content": listed(tokens), "refusal": None} if self._logprobs else None
 
 
-def _call(head: Mapping[str, Any], index: int, number: int, call: ToolCall) -> dict[str, Any]:
-    said = {"index": number, "id": call_id(call, head, index, number), "type": "function", "function": _function(call)}
-    return {"tool_calls": [said]}
+def _call(exchange: Exchange, index: int, number: int, call: ToolCall) -> dict[str, Any]:
+    said = {"index": number, "id": call_id(call.id, exchange.id, index, number), "type": "function"}
+    return {"tool_calls": [said | {"function": _function(call)}]}
 
 
 def _function(call: ToolCall) -> dict[str, str]:
     return {"name": call.name, "arguments": call.arguments}
 
 
-def call_id(call: ToolCall, head: Mapping[str, Any], index: int, number: int) -> str:
-    """The engine's id of a call, or one that follows from the answer's id."""
-    return call.id or f"call_{str(head['id']).rpartition('_')[2]}{index:02x}{number:02x}"
+def call_id(given: str, answer_id: str, index: int, number: int) -> str:
+    """The engine's id of a call, or where it gave none, one that follows from the answer's id."""
+    return given or f"call_{answer_id.rpartition('_')[2]}{index:02x}{number:02x}"
 
 
 def read_chat(body: ChatRequest) -> Asked:
@@ -158,5 +171,5 @@ def read_chat(body: ChatRequest) -> Asked:
         body=body,
         prompts=(body.messages,),
         messages=(kept(body.messages),),
-        format=ChatFormat(logprobs=body.logprobs),
+        format=ChatFormat(body),
     )

@@ -8,9 +8,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from luthier.core.engine import MOST_LOGPROBS, Constraint, Generation, Sampling, TokenLogprob
-from luthier.gateway.answer import Asked
+from luthier.core.errors import LuthierError
+from luthier.gateway.answer import Asked, Chunks, failed, head_of, usage_of
 from luthier.gateway.asking import Asking, Count, Tokens
 from luthier.gateway.calls import Piece
+from luthier.gateway.exchange import Exchange
 from luthier.gateway.forms import ResponseFormat
 from luthier.gateway.logprobs import columns
 from luthier.gateway.wire import TEXTS_SCHEMA, StreamOptions, bad, text_list
@@ -50,6 +52,11 @@ class CompletionRequest(Asking):
             raise bad(f"times the number of prompts must be at most {MOST_ANSWERS}", ".n")
         return self
 
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream is to end with the token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
     def forms(self) -> dict[str, Constraint]:
         """The constraints that are asked for, by the field that does."""
         own = {"response_format": self.response_format} if self.response_format is not None else {}
@@ -63,41 +70,49 @@ class CompletionRequest(Asking):
 class CompletionFormat:
     """Text completions; a chunk looks like a whole one. One for each request: it counts the characters that were sent."""
 
-    chunk = "text_completion"
-
-    def __init__(self, *, logprobs: int | None, echo: Sequence[str] = ()) -> None:
-        """``echo``: what goes before each choice's text."""
-        self._logprobs = logprobs
-        self._echo = echo
+    def __init__(self, body: CompletionRequest) -> None:
+        self._logprobs = body.logprobs
+        self._echo = [text for text in body.prompt for _ in range(body.n)] if body.echo else []
+        self._chunk = Chunks("text_completion", body.wants_usage)
         self._sent: dict[int, tuple[int, bytes]] = {}
 
-    def whole(self, head: Mapping[str, Any], choices: list[Generation], usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, exchange: Exchange, choices: list[Generation]) -> dict[str, Any]:
         """A ``text_completion``."""
-        listed = [
+        made = [
             self._choice(index, self._before(index) + choice.text, choice.tokens, choice.finish_reason)
             for index, choice in enumerate(choices)
         ]
-        return {**head, "object": self.chunk, "choices": listed, "usage": usage}
+        if len(made) > 1:
+            for index, choice in enumerate(made):
+                choice["trace_id"] = exchange.trace_id(index)
+        return {
+            **head_of(exchange), "object": "text_completion", "choices": made, "usage": usage_of(exchange),
+        }  # fmt: skip
 
-    def opening(self, head: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
+    def opening(self, exchange: Exchange, index: int) -> list[bytes]:
         """The prompt, where it was asked for; else nothing comes before the text."""
         text = self._before(index)
-        return [self._chunk(head, self._choice(index, text, (), None))] if text else []
+        return [self._chunk(exchange, self._choice(index, text, (), None))] if text else []
 
-    def piece(self, head: Mapping[str, Any], piece: Piece) -> list[dict[str, Any]]:
+    def piece(self, exchange: Exchange, piece: Piece) -> list[bytes]:
         """A piece of the text, and its end."""
-        chunks = []
+        choices = []
         if piece.text or piece.tokens:
-            chunks.append(self._chunk(head, self._choice(piece.index, piece.text, piece.tokens, None)))
+            choices.append(self._choice(piece.index, piece.text, piece.tokens, None))
         if piece.generation is not None:
-            chunks.append(self._chunk(head, self._choice(piece.index, "", (), piece.generation.finish_reason)))
-        return chunks
+            choices.append(self._choice(piece.index, "", (), piece.generation.finish_reason))
+        return [self._chunk(exchange, choice) for choice in choices]
+
+    def ending(self, exchange: Exchange) -> list[bytes]:
+        """The end of the stream."""
+        return self._chunk.ending(exchange)
+
+    def failure(self, exchange: Exchange, error: LuthierError) -> list[bytes]:
+        """An answer that fails in the middle."""
+        return failed(error)
 
     def _before(self, index: int) -> str:
         return self._echo[index] if self._echo else ""
-
-    def _chunk(self, head: Mapping[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
-        return {**head, "object": self.chunk, "choices": [choice]}
 
     def _choice(
         self, index: int, text: str, tokens: Sequence[TokenLogprob], finish_reason: str | None
@@ -117,7 +132,5 @@ def read_completion(body: CompletionRequest) -> Asked:
         body=body,
         prompts=tuple(body.prompt),
         messages=tuple(({"role": "user", "content": text},) for text in body.prompt),
-        format=CompletionFormat(
-            logprobs=body.logprobs, echo=[text for text in body.prompt for _ in range(body.n)] if body.echo else ()
-        ),
+        format=CompletionFormat(body),
     )

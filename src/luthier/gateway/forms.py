@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
@@ -32,12 +33,21 @@ def read_response_format(value: Any) -> Constraint | None:
     return _schema_format(held, ".json_schema", ("name", "description", "schema", "strict"))
 
 
-def read_text_format(value: Any) -> Constraint | None:
+@dataclass(frozen=True, slots=True)
+class SaidFormat:
+    """A form, and the words in which it was asked for: a response repeats them."""
+
+    constraint: Constraint | None
+    said: dict[str, Any]
+
+
+def read_text_format(value: Any) -> SaidFormat:
     """The Responses API's ``text.format``: like ``response_format``, with the schema's fields beside ``type``."""
     expect(value, dict, f"an object whose type is one of {_FORMATS}", "")
     if value.get("type") != "json_schema":
-        return _plain_format(value, "")
-    return _schema_format(value, "", ("type", "name", "description", "schema", "strict"))
+        return SaidFormat(_plain_format(value, ""), value)
+    form = _schema_format(value, "", ("type", "name", "description", "schema", "strict"))
+    return SaidFormat(form, value)
 
 
 def _plain_format(value: dict[str, Any], at: str) -> Constraint | None:
@@ -134,7 +144,8 @@ def _named(name: str) -> Any:
 ResponseFormat = Annotated[
     Constraint | None, PlainValidator(read_response_format), WithJsonSchema(_format_schema(flat=False))
 ]
-TextFormat = Annotated[Constraint | None, PlainValidator(read_text_format), WithJsonSchema(_format_schema(flat=True))]
+TextFormat = Annotated[SaidFormat, PlainValidator(read_text_format), WithJsonSchema(_format_schema(flat=True))]
+PLAIN_TEXT = SaidFormat(None, {"type": "text"})
 StructuredOutputs = Annotated[Constraint | None, PlainValidator(read_structured_outputs), WithJsonSchema(_FORMS_SCHEMA)]
 GuidedJson = Annotated[Constraint, PlainValidator(_named("json")), WithJsonSchema(_FORMS_SCHEMA["properties"]["json"])]
 GuidedRegex = Annotated[

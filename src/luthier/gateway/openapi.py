@@ -77,6 +77,33 @@ COMPLETION = record({
     )),
     "usage": USAGE,
 })  # fmt: skip
+_OUTPUT = {
+    "anyOf": [
+        record({
+            "type": {"const": "message"}, "id": TEXT, "role": {"const": "assistant"}, "status": TEXT,
+            "content": listing(record({
+                "type": {"const": "output_text"}, "text": TEXT, "annotations": {"type": "array", "maxItems": 0},
+                "logprobs": LOGPROBS,
+            })),
+        }),
+        record({
+            "type": {"const": "function_call"}, "id": TEXT, "call_id": TEXT, "name": TEXT, "arguments": TEXT, "status": TEXT,
+        }),
+    ]
+}  # fmt: skip
+RESPONSE = record({
+    "id": TEXT, "object": {"const": "response"}, "created_at": COUNT, "model": TEXT,
+    "status": {"enum": ["completed", "incomplete", "failed"]},
+    "error": maybe(record({"code": TEXT, "message": TEXT})),
+    "incomplete_details": maybe(record({"reason": {"enum": ["max_output_tokens", "content_filter"]}})),
+    "instructions": MAYBE_TEXT, "output": listing(_OUTPUT), "previous_response_id": MAYBE_TEXT,
+    "store": {"type": "boolean"}, "metadata": {"type": "object"},
+    "usage": record({
+        "input_tokens": COUNT, "output_tokens": COUNT, "total_tokens": COUNT,
+        "input_tokens_details": record({"cached_tokens": COUNT}),
+        "output_tokens_details": record({"reasoning_tokens": COUNT}),
+    }),
+})  # fmt: skip
 EMBEDDINGS = record({
     "object": {"const": "list"}, "model": TEXT,
     "data": listing(record({
