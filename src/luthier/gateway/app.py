@@ -17,14 +17,14 @@ from starlette.responses import Response
 
 from luthier import __version__
 from luthier.core.errors import LuthierError, StoreError
-from luthier.gateway import key_admin, openapi, responses
+from luthier.gateway import key_admin, metrics, openapi, responses
 from luthier.gateway.answer import answer, json_response, trace_headers
 from luthier.gateway.caller import Caller
 from luthier.gateway.chat import ChatRequest, read_chat
 from luthier.gateway.completions import CompletionRequest, read_completion
 from luthier.gateway.embeddings import EmbeddingRequest, embed
 from luthier.gateway.feedback import feedback_body, give_feedback
-from luthier.gateway.limits import Door
+from luthier.gateway.limits import OPEN_PATHS, Door
 from luthier.gateway.lookup import after_flush
 from luthier.gateway.openapi import gives, takes
 from luthier.gateway.service import Service
@@ -46,7 +46,9 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     responses.register(app, service)
     _state(app, service)
     key_admin.register(app, service)
-    app.add_middleware(Door, keys=service.keys, host=host)
+    metrics.register(app, service)
+    open_paths = OPEN_PATHS | ({metrics.PATH} if service.watch.config.open_metrics else set())
+    app.add_middleware(Door, keys=service.keys, host=host, open_paths=open_paths)
     return app
 
 

@@ -25,7 +25,8 @@ logger = logging.getLogger("luthier.gateway")
 async def answers(service: Service, question: Question) -> AsyncIterator[Piece]:
     """The pieces of all answers to ``question``, as the engine makes them. Leaving the iteration stops the engine at its next token.
 
-    The exchange is told of each attempt under ``attempts``: the model, when it began, waited, gave its first piece and ended. Raises RequestError when the server is full or stops, LuthierError for what the engine refuses or fails at.
+    The exchange is told of each attempt under ``attempts``: the model, when it began, waited, gave its first piece and ended. Raises
+    RequestError when the server is full or stops, LuthierError for what the engine refuses or fails at.
     """
     served = question.served
     assert served is not None  # a route comes before
@@ -72,6 +73,7 @@ async def call(
         served.use.end()
         raise
     waited_s = time.perf_counter() - began
+    service.watch.waited(waited_s)
     if told is not None:
         told["waited_s"] = round(waited_s, 6)
     loop = asyncio.get_running_loop()

@@ -12,12 +12,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from luthier.core.config import from_mapping, read_yaml, validate
+from luthier.gateway.watch import WatchConfig
 
 
 class GatewayConfig(BaseModel):
     """The sections. Everything is optional: without a file the gateway serves what the command line names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    watch: WatchConfig = WatchConfig()
 
 
 def read_config(source: str | Path | Mapping[str, Any] | None) -> GatewayConfig:

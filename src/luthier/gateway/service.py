@@ -20,6 +20,7 @@ from luthier.gateway.routes import direct
 from luthier.gateway.served import Price, Served, read_prices, serve_as
 from luthier.gateway.traces import TraceWriter
 from luthier.gateway.upkeep import Upkeep
+from luthier.gateway.watch import Watch
 from luthier.gateway.wire import RequestError
 from luthier.gateway.workers import Workers
 from luthier.store.database import Store
@@ -50,9 +51,11 @@ class Service:
     started: float = field(default_factory=time.monotonic)
     quota: Quota | None = None
     upkeep: Upkeep = field(default_factory=Upkeep)
+    watch: Watch = field(init=False)
     ask: Ask = field(init=False)
 
     def __post_init__(self) -> None:
+        self.watch = Watch(self)
         self.ask = assemble(self)
         if self.keys.store is not None:
             self.quota = Quota(self.keys.store, self.keys)
@@ -70,9 +73,14 @@ class Service:
         max_queue: int,
         config: GatewayConfig | None = None,
     ) -> Service:
-        """A service whose traces go to ``store``."""
-        writer = TraceWriter(lambda batch: record_traces(store, batch))
-        return Service(models, store, keys, Gate(max_concurrent, max_queue), writer, config or GatewayConfig())
+        """A service whose traces go to ``store``, as far as they may be kept. Raises InputError for what the configuration names and is not there."""
+        writer = TraceWriter(lambda batch: record_traces(store, [service.watch.kept(trace) for trace in batch]))
+        try:
+            service = Service(models, store, keys, Gate(max_concurrent, max_queue), writer, config or GatewayConfig())
+        except BaseException:
+            writer.close()
+            raise
+        return service
 
     async def admit(self, exchange: Exchange, *, bulk: bool = False) -> None:
         """Let a request in. Raises LuthierError when its caller may not ask this model (404: others' models are not shown), or has used up its limits.
@@ -90,6 +98,7 @@ class Service:
         if exchange.finished:
             return
         exchange.finish(error)
+        self.watch.finished(exchange)
         for trace in exchange.traces():
             self.traces.put(trace)
             logger.info(
@@ -118,6 +127,7 @@ class Service:
         self.workers.join(timeout_s)
         self.traces.close()
         self.upkeep.close()
+        self.watch.close()
 
 
 def assemble(service: Service) -> Ask:

@@ -23,6 +23,8 @@ Direction = Literal["ancestors", "descendants"]
 
 _LATEST = 5
 _SNIPPET = 80
+PURGED = "purged"  # stands for the model of answers that are not kept any more
+_EXPLICIT = feedback.c.kind == "explicit"
 _ALL = ":*"  # ends the id of a summary node: all traces (or all feedback) of one model
 
 
@@ -259,19 +261,22 @@ class _Walk:
         """Feedback and traces that went into ``node``, one edge a model."""
         out = []
         into = and_(edges.c.target_kind == node.kind, edges.c.target_id == node.id)
-        for kind, identity in (("feedback", feedback.c.id), ("trace", traces.c.id)):
-            joined = edges.join(feedback, feedback.c.id == edges.c.source_id) if kind == "feedback" else edges
+        for kind in ("feedback", "trace"):
+            joined = edges.outerjoin(feedback, feedback.c.id == edges.c.source_id) if kind == "feedback" else edges
             on = feedback.c.trace_id if kind == "feedback" else edges.c.source_id
-            query = select(traces.c.model, edges.c.relation, func.count(identity))
-            query = query.select_from(joined.join(traces, traces.c.id == on))
-            query = query.where(into, edges.c.source_kind == kind).group_by(traces.c.model, edges.c.relation)
-            for model, relation, count in self.sql.execute(query.order_by(traces.c.model)):
+            whose = func.coalesce(traces.c.model, PURGED)
+            query = select(whose, edges.c.relation, func.count())
+            query = query.select_from(joined.outerjoin(traces, traces.c.id == on))
+            query = query.where(into, edges.c.source_kind == kind).group_by(whose, edges.c.relation)
+            for model, relation, count in self.sql.execute(query.order_by(whose)):
                 out.append(Edge(Node(kind, model + _ALL), f"{relation} ({count})", node))
         return out
 
     def _into_answer(self, node: Node) -> list[Edge]:
         if node.id.endswith(_ALL):
             model = node.id.removesuffix(_ALL)
+            if model == PURGED:
+                return []
             if node.kind == "feedback":
                 return [Edge(Node("trace", node.id), "rated by", node)]
             return [Edge(self._model(model), "answered", node)]
@@ -291,7 +296,7 @@ class _Walk:
         model = node.id.removesuffix(_ALL)
         of_model = feedback.join(traces, traces.c.id == feedback.c.trace_id)
         if node.kind == "trace":
-            rated = select(func.count()).select_from(of_model).where(traces.c.model == model)
+            rated = select(func.count()).select_from(of_model).where(traces.c.model == model, _EXPLICIT)
             out = [Edge(node, "rated by", Node("feedback", node.id))] if self.sql.execute(rated).scalar_one() else []
             joined, kind = edges.join(traces, traces.c.id == edges.c.source_id), "trace"
         else:
@@ -349,7 +354,8 @@ class _Walk:
         rating = feedback.c.rating
         query = select(func.count(), func.count().filter(rating == 1), func.count().filter(rating == -1))
         query = query.select_from(feedback).join(traces, traces.c.id == feedback.c.trace_id)
-        count, up, down = self.sql.execute(query.where(traces.c.model == node.id.removesuffix(_ALL))).one()
+        whose = traces.c.model == node.id.removesuffix(_ALL)
+        count, up, down = self.sql.execute(query.where(whose, _EXPLICIT)).one()
         return {"count": count, "up": up, "down": down}
 
 
@@ -375,5 +381,5 @@ def _answer(row: Any, said: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any
 
 
 def _statement(row: Any) -> dict[str, Any]:
-    said = {key: getattr(row, key) for key in ("rating", "label", "corrected", "comment")}
+    said = {key: getattr(row, key) for key in ("rating", "label", "corrected", "comment", "over", "event")}
     return {key: value for key, value in said.items() if value not in (None, "")}
