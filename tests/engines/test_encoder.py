@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from luthier.core.engine import Engine, Sampling, ScoreRequest
+import luthier
+from luthier.core.engine import Engine, Reranker, Sampling, ScoreRequest
 from luthier.core.errors import InputError, UnsupportedError
 from luthier.core.message import Message, user
 from luthier.core.model import ModelRecord
 from luthier.engines._open import open_engine, open_many
+from luthier.models import rerank
 from luthier.models.attach import save_trained
 from luthier.models.load import load_model
+from luthier.models.rerank import load_reranker
 from luthier.store.artifacts import put, staged
 from luthier.store.database import open_store
 from luthier.store.models import register
@@ -158,3 +162,39 @@ def test_the_real_encoder_knows_what_is_alike(real_home: Path) -> None:
     alike = vectors["fp32"] @ vectors["fp32"].T
     assert alike[0, 1] > 0.5 > 0.2 > abs(alike[0, 2])
     assert (vectors["bf16"] * vectors["fp32"]).sum(1).min() > 0.999
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_reranker_scores_as_it_was_tuned(tiny_encoder: str, tmp_path: Path, method: str) -> None:
+    """Through the engine (its base shared with another model) as through ``models.rerank``: the sigmoid of the same logits."""
+    rows = [
+        {"query": "refund the deposit", "pos": ["billing refund"], "neg": ["lesson", "where is the parcel"]},
+        {"query": "where is the parcel", "pos": ["delivery courier parcel"], "neg": ["billing refund"]},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    luthier.tune(
+        {
+            "name": "reranker", "model": tiny_encoder, "data": {"train": str(path)}, "method": method,
+            "objective": {"name": "rank"}, "train": {"epochs": 2, "batch_size": 2, "dtype": "fp32"},
+        }
+    )  # fmt: skip
+    documents = [f"document {number} {'parcel ' * (number % 9)}" for number in range(70)]
+    logits = rerank.scores(
+        load_reranker(open_store(), "reranker", dtype="fp32", device="cpu"), "where is it", documents
+    )
+    engines = open_many(open_store(), ["reranker", tiny_encoder], options=FP32)
+    engine = engines["reranker"]
+    try:
+        assert engine.info.capabilities == {"embed", "rerank"}
+        assert isinstance(engine, Reranker)
+        engines[tiny_encoder].embed(["something else in between"])
+        found = engine.rerank("where is it", documents)
+        assert found == pytest.approx([1 / (1 + math.exp(-each)) for each in logits], abs=1e-5)
+        with pytest.raises(InputError, match="query must not be empty"):
+            engine.rerank(" ", documents)
+        with pytest.raises(UnsupportedError, match="cannot rerank"):
+            engines[tiny_encoder].rerank("where is it", documents)  # type: ignore[attr-defined]
+    finally:
+        for each in engines.values():
+            each.close()

@@ -269,6 +269,14 @@ class Stoppable(Protocol):
 
 
 @runtime_checkable
+class Reranker(Protocol):
+    """An engine that can ``rerank``: it reads a query and a document together."""
+
+    def rerank(self, query: str, documents: Sequence[str], progress: Progress = no_progress) -> list[float]:
+        """How relevant each document is to ``query``, in order: between 0 and 1, higher is more."""
+
+
+@runtime_checkable
 class Checkable(Protocol):
     """An engine that can say whether it is well without answering anything."""
 

@@ -11,6 +11,7 @@ import torch
 
 from luthier.core.engine import (
     GENERATE,
+    RERANK,
     SCORE,
     STREAM,
     ContinuationScore,
@@ -31,8 +32,12 @@ from luthier.engines._text import before_stop
 from luthier.models.encoder import encode_texts
 from luthier.models.heads import NUMBER, TAGS, number_text
 from luthier.models.load import LoadedModel
+from luthier.models.rerank import scores
 from luthier.models.sample import Sampler
 from luthier.models.tagging import tag_rows, tokenise
+
+_RERANKED_AT_ONCE = 64
+"""Documents between two turns of others on the same base."""
 
 Answers: TypeAlias = tuple[list[list[int]], list[str], list[float | None]]
 """Of each prompt its token ids, the answer, and its log-probability where it has one."""
@@ -102,6 +107,21 @@ class EncoderEngine(EngineOnBase):
         _, vectors = self._pooled(texts, "embed", progress)
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
+
+    def rerank(self, query: str, documents: Sequence[str], progress: Progress = no_progress) -> list[float]:
+        """The sigmoid of each document's score (a probability after a pointwise loss; after another its order is what was learnt).
+
+        Raises InputError for a query that is empty or leaves no room for a document, UnsupportedError without the head of a reranker.
+        """
+        require(self, RERANK)
+        out: list[float] = []
+        for start in range(0, len(documents), _RERANKED_AT_ONCE):
+            some = documents[start : start + _RERANKED_AT_ONCE]
+            with self._base.using(self._key) as loaded:
+                found = scores(loaded, query, some, max_batch_tokens=self._max_batch_tokens)
+            out += torch.tensor(found, dtype=torch.float64).sigmoid().tolist()
+            progress("rerank", len(out), len(documents))
+        return out
 
     def _labels(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress) -> Answers:
         ids, logits = self._logits(prompts, "generate", progress)

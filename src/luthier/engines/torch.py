@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
-from luthier.core.engine import EMBED, GENERATE, SCORE, STREAM, Engine, EngineInfo
+from luthier.core.engine import EMBED, GENERATE, RERANK, SCORE, STREAM, Engine, EngineInfo
 from luthier.core.errors import InputError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.engines._shared import SharedBase
@@ -110,12 +110,15 @@ def _share(model: EngineTarget, record: ModelRecord, config: Config) -> tuple[Sh
 
 def _info(name: str, record: ModelRecord, loaded: LoadedModel, key: str | None) -> EngineInfo:
     from luthier.models.heads import answers_of
+    from luthier.models.rerank import is_reranker
 
     labels = loaded.labels if record.architecture == "encoder" else ()
     answers = answers_of(loaded.head)
     can = {GENERATE, STREAM, SCORE, EMBED} if record.architecture != "encoder" or labels else {EMBED}
     if answers:
         can = {GENERATE, STREAM, EMBED}
+    if record.meta.get("objective") == "rank" and is_reranker(loaded):
+        can = {EMBED, RERANK}
     others = [f".{a.peft_name}." for other, a in loaded.attached.items() if other != key and a.peft_name]
     held = sum(t.nbytes for n, t in loaded.module.named_parameters() if not any(other in f"{n}." for other in others))
     held += loaded.light.nbytes(key) if loaded.light is not None else 0

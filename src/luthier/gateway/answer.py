@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from starlette.requests import Request
@@ -28,6 +28,8 @@ from luthier.gateway.service import Service
 from luthier.gateway.wire import RequestError, error_body
 
 SEND_TIMEOUT_S = 60.0
+
+Made = TypeVar("Made")
 
 logger = logging.getLogger("luthier.gateway")
 
@@ -112,7 +114,7 @@ def _tool(tool: Tool) -> dict[str, Any]:
 
 
 async def answer(service: Service, request: Request, asked: Asked) -> Response:
-    """Answer a request. Raises LuthierError for what is refused: by keys and limits, a layer, or the engine."""
+    """Answer a request. Raises LuthierError for what is refused (by keys and limits, a layer, the engine), ClientGoneError when the client left."""
     question = begin(asked, request.scope["luthier.caller"])
     exchange = question.exchange
     request.state.trace_id = exchange.id
@@ -125,8 +127,6 @@ async def answer(service: Service, request: Request, asked: Asked) -> Response:
         return await _streamed(service, request, asked, question)
     try:
         await unless_gone(request.receive, drive(service, question))
-    except ClientGoneError:
-        return Response(status_code=499)
     except UnsupportedError as error:
         raise named(error, asked.body) from error
     choices = [exchange.made[index] for index in range(len(asked.prompts) * exchange.n)]
@@ -138,9 +138,6 @@ async def _streamed(service: Service, request: Request, asked: Asked, question: 
     task = asyncio.ensure_future(drive(service, question, outbox))
     try:
         first = await unless_gone(request.receive, anext(outbox))
-    except ClientGoneError:
-        task.cancel()
-        return Response(status_code=499)
     except UnsupportedError as error:
         task.cancel()
         raise named(error, asked.body) from error
@@ -148,6 +145,26 @@ async def _streamed(service: Service, request: Request, asked: Asked, question: 
         task.cancel()
         raise
     return EventStream(_events(asked.format, question.exchange, first, outbox), task, question.exchange)
+
+
+async def operate(service: Service, request: Request, exchange: Exchange, work: Callable[[], Awaitable[Made]]) -> Made:
+    """What ``work`` makes, for requests that go to a model past the layers: admitted before, settled and traced after.
+
+    Raises LuthierError for what is refused, ClientGoneError when nobody waits for it any more.
+    """
+    request.state.trace_id = exchange.id
+    error: str | LuthierError = GONE
+    try:
+        await service.admit(exchange)
+        exchange.served = service.model(exchange.model)
+        made = await unless_gone(request.receive, work())
+        error = ""
+    except LuthierError as raised:
+        error = raised
+        raise
+    finally:
+        service.finish(exchange, error)
+    return made
 
 
 def named(error: UnsupportedError, body: Asking) -> LuthierError:

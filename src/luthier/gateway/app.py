@@ -17,9 +17,10 @@ from starlette.responses import Response
 
 from luthier import __version__
 from luthier.core.errors import LuthierError, StoreError
-from luthier.gateway import key_admin, metrics, openapi, responses
+from luthier.gateway import key_admin, metrics, openapi, rerank, responses
 from luthier.gateway.answer import answer, json_response, trace_headers
 from luthier.gateway.caller import Caller
+from luthier.gateway.calls import ClientGoneError
 from luthier.gateway.chat import ChatRequest, read_chat
 from luthier.gateway.completions import CompletionRequest, read_completion
 from luthier.gateway.embeddings import EmbeddingRequest, embed
@@ -44,6 +45,7 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     _errors(app)
     _answers(app, service)
     responses.register(app, service)
+    rerank.register(app, service)
     _state(app, service)
     key_admin.register(app, service)
     metrics.register(app, service)
@@ -158,6 +160,10 @@ def _errors(app: FastAPI) -> None:
         name = str(problem["loc"][-1])
         said = f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}; got {problem.get('input')!r}"
         return json_response(error_body(said, 400, param=name, code="invalid_value"), 400)
+
+    @app.exception_handler(ClientGoneError)
+    async def gone(request: Request, error: ClientGoneError) -> Response:
+        return Response(status_code=499)  # for the log of a proxy: nobody reads it
 
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:

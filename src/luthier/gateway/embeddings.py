@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import AsyncIterator, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -15,11 +15,9 @@ from starlette.responses import Response
 
 from luthier.core.digest import digest_json
 from luthier.core.engine import EMBED, Vectors, require
-from luthier.core.errors import LuthierError
-from luthier.gateway.answer import json_response, trace_headers
+from luthier.gateway.answer import json_response, operate, trace_headers
 from luthier.gateway.backend import call
-from luthier.gateway.calls import ClientGoneError, unless_gone
-from luthier.gateway.exchange import GONE, Exchange
+from luthier.gateway.exchange import Exchange
 from luthier.gateway.quota import tokens_of
 from luthier.gateway.service import Served, Service
 from luthier.gateway.wire import TEXTS_SCHEMA, Body, RequestError, bad, text_list
@@ -69,27 +67,20 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
         "embedding", body.model, request.scope["luthier.caller"], parameters=about, session=body.user or ""
     )
     exchange.expected_tokens = sum(tokens_of(text) for text in body.input)
-    request.state.trace_id = exchange.id
-    error: str | LuthierError = GONE
-    try:
-        await service.admit(exchange)
-        exchange.served = service.model(body.model)
+
+    async def work() -> Vectors:
+        assert exchange.served is not None
         require(exchange.served.engine, EMBED)
-        vectors = await unless_gone(request.receive, _collect(exchange, _parts(service, exchange.served, body)))
-        error = ""
-    except ClientGoneError:
-        return Response(status_code=499)
-    except LuthierError as raised:
-        error = raised
-        raise
-    finally:
-        service.finish(exchange, error)
-    if body.dimensions not in (None, vectors.shape[1]):
-        raise RequestError(
-            f"dimensions must be {vectors.shape[1]}, the width of {body.model}, or be left out; got {body.dimensions}",
-            param="dimensions",
-            code="unsupported_value",
-        )
+        vectors = await collect(exchange, _parts(service, exchange.served, body))
+        if body.dimensions not in (None, vectors.shape[1]):
+            raise RequestError(
+                f"dimensions must be {vectors.shape[1]}, the width of {body.model}, or be left out; got {body.dimensions}",
+                param="dimensions",
+                code="unsupported_value",
+            )
+        return vectors
+
+    vectors = await operate(service, request, exchange, work)
     write = _base64 if body.encoding_format == "base64" else _floats
     listed = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors)]
     usage = {"prompt_tokens": exchange.prompt_tokens, "total_tokens": exchange.prompt_tokens}
@@ -98,17 +89,20 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
 
 
 def _parts(service: Service, served: Served, body: EmbeddingRequest) -> AsyncIterator[Part]:
-    def work(stopped: threading.Event) -> Iterator[Part]:
-        for start in range(0, len(body.input), AT_ONCE):
-            if stopped.is_set():
-                return
-            texts = body.input[start : start + AT_ONCE]
-            yield served.engine.embed(texts), count_tokens(served, texts)
-
-    return call(service, served, work)
+    return call(service, served, partial(embed_parts, served, body.input))
 
 
-async def _collect(exchange: Exchange, results: AsyncIterator[Part]) -> Vectors:
+def embed_parts(served: Served, texts: list[str], stopped: threading.Event) -> Iterator[Part]:
+    """The vectors of texts, ``AT_ONCE`` at a time."""
+    for start in range(0, len(texts), AT_ONCE):
+        if stopped.is_set():
+            return
+        some = texts[start : start + AT_ONCE]
+        yield served.engine.embed(some), count_tokens(served, some)
+
+
+async def collect(exchange: Exchange, results: AsyncIterator[Part]) -> Vectors:
+    """All vectors; their tokens are the exchange's."""
     parts = []
     async for vectors, tokens in results:
         parts.append(vectors)

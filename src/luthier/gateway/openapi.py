@@ -112,6 +112,13 @@ EMBEDDINGS = record({
     })),
     "usage": record({"prompt_tokens": COUNT, "total_tokens": COUNT}),
 })  # fmt: skip
+RERANKED = record({
+    "id": TEXT, "object": {"const": "list"}, "model": TEXT,
+    "results": listing(record(
+        {"index": COUNT, "relevance_score": NUMBER}, optional={"document": record({"text": TEXT})},
+    )),
+    "usage": record({"prompt_tokens": COUNT, "total_tokens": COUNT}),
+})  # fmt: skip
 MODEL = record({
     "id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT, "kind": TEXT, "engine": TEXT,
     "capabilities": listing(TEXT), "parameters": listing(TEXT), "context_length": COUNT, "labels": listing(TEXT),
