@@ -6,14 +6,15 @@ JSON has at most one space where JSON allows spaces: small models repeat them wi
 from __future__ import annotations
 
 import json
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from luthier.core.engine import Constraint
 from luthier.core.errors import InputError
+from luthier.models.gbnf import read_gbnf, to_lark
+from luthier.models.json_schema import read_schema, rust_pattern
+from luthier.models.patterns import Choice, literal, parse, to_regex
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -29,9 +30,6 @@ _JSON: JsonCompileOptions = {
     "lenient": False,
     "json_allow_general_unicode_escapes": False,
 }
-_ADDED = re.compile(r"^([A-Za-z][A-Za-z0-9-]*)[ \t]*::=[ \t]*%(json|text|until)[ \t]+(.+)$", re.MULTILINE)
-_PLACE = "\ue000{}\ue001"
-"""Private-use characters hold the place of added rules while GBNF becomes Lark."""
 
 
 def named(constraint: Constraint) -> str:
@@ -47,13 +45,13 @@ def guidance(constraint: Constraint) -> str:
         if constraint.kind == "json":
             return str(LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=_JSON))
         if constraint.kind == "json_schema":
-            schema = json_schema(constraint.value)
+            schema = read_schema(constraint.value, pattern=rust_pattern)
             return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON))
         if constraint.kind == "regex":
-            return str(LLMatcher.grammar_from_regex(constraint.value))
+            return str(LLMatcher.grammar_from_regex(to_regex(parse(constraint.value))))
         if constraint.kind == "choice":
-            return str(LLMatcher.grammar_from_regex("|".join(map(_escaped, choices(constraint)))))
-        return str(LLMatcher.grammar_from_lark(_lark(constraint.value)))
+            return str(LLMatcher.grammar_from_regex(to_regex(Choice(tuple(map(literal, choices(constraint)))))))
+        return str(LLMatcher.grammar_from_lark(to_lark(read_gbnf(constraint.value), _added)))
     except RecursionError as error:
         raise InputError(f"{named(constraint)} is nested too deeply") from error
 
@@ -71,80 +69,40 @@ def choices(constraint: Constraint) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def json_schema(value: str) -> dict[str, Any]:
-    """The schema in ``value``, checked against its own metaschema. Raises InputError that says where it is wrong."""
-    import jsonschema
-
-    try:
-        schema = json.loads(value)
-    except ValueError as error:
-        raise InputError(f"json_schema is not JSON: {error}") from error
-    if not isinstance(schema, dict):
-        raise InputError(f"json_schema must be an object; got {value[:60]!r}")
-    schema.pop("x-guidance", None)  # llguidance would take settings of its own from it
-    try:
-        jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator).check_schema(schema)
-    except jsonschema.SchemaError as error:
-        where = "/".join(str(part) for part in error.absolute_path) or "its top"
-        raise InputError(f"json_schema is not a valid schema at {where}: {error.message}") from error
-    return schema
-
-
-def _lark(grammar: str) -> str:
-    """GBNF, with the rules ``%json``, ``%text`` and ``%until`` of tool calls (``luthier.data.tools``), in Lark's language."""
-    added: list[tuple[str, str]] = []
-
-    def hold(rule: re.Match[str]) -> str:
-        name, kind, value = rule.groups()
-        place = json.dumps(_PLACE.format(len(added)), ensure_ascii=False)
-        added.append((kind, value))
-        # A rule that calls itself stays a rule; others become patterns, which is what text is.
-        return f"{name} ::= {place}" if kind == "text" else f"{name} ::= {place} {name} | {place}"
-
-    held = _ADDED.sub(hold, grammar)
-    try:
-        lark = str(gbnf_to_lark(held))
-    except RecursionError:
-        raise
-    except Exception as error:  # the converter raises bare Exceptions
-        raise InputError(f"constraint grammar is not GBNF: {error}") from error
-    for at, (kind, value) in enumerate(added):
-        place = re.escape(json.dumps(_PLACE.format(at), ensure_ascii=False))
-        body = _json_rule(value) if kind == "json" else _text_rule(value, ends=kind == "until")
-        whole = rf"^(\w+): {place}.*(?:\n     \| .*)*$"
-        found = re.search(whole, lark, re.MULTILINE)
-        if found:  # a rule that nothing uses may be gone
-            lazy = "[lazy]" if kind == "until" else ""
-            lark = f"{lark[: found.start()]}{found[1]}{lazy}: {body}{lark[found.end() :]}"
-    return lark
+def _added(kind: str, value: str) -> tuple[str, str]:
+    """The rules that tool calls add to GBNF, as options and body of a rule in Lark's language."""
+    return ("", _json_rule(value)) if kind == "json" else _text_rule(value, ends=kind == "until")
 
 
 def _json_rule(value: str) -> str:
-    schema = json_schema(value)
-    settings = json.loads(value).get("x-guidance")
-    lenient = isinstance(settings, dict) and settings.get("lenient") is True
-    return f"%json {json.dumps(schema | {'x-guidance': {**_JSON, 'lenient': lenient}})}"
+    schema = read_schema(value, lenient=is_lenient(value), pattern=rust_pattern)
+    return f"%json {json.dumps(schema | {'x-guidance': {**_JSON, 'lenient': is_lenient(value)}})}"
 
 
-def _text_rule(value: str, *, ends: bool) -> str:
-    """Any text that does not begin as JSON does (an object or a list of them), nor holds the mark; or (``ends``) such a text and the mark."""
+def is_lenient(value: str) -> bool:
+    """Whether the schema of a ``%json`` rule may be held in part: tools that are not strict."""
+    try:
+        settings = json.loads(value).get("x-guidance")
+    except (ValueError, AttributeError, RecursionError):
+        return False  # the reader of the schema says what is wrong
+    return isinstance(settings, dict) and settings.get("lenient") is True
+
+
+def mark_of(value: str, *, ends: bool) -> str:
+    """The mark of a rule ``%text`` or ``%until`` (``ends``). Raises InputError for what is none."""
     try:
         mark = json.loads(value)
-    except ValueError as error:
-        raise InputError(f"constraint grammar: %text needs a text between quotation marks; got {value[:60]}") from error
+    except ValueError:
+        mark = None
     if not isinstance(mark, str) or (ends and not mark):
         raise InputError(f"constraint grammar: %text and %until need a text between quotation marks; got {value[:60]}")
-    escaped = _escaped(mark)
+    return mark
+
+
+def _text_rule(value: str, *, ends: bool) -> tuple[str, str]:
+    """Any text that does not begin as JSON does (an object or a list of them), nor holds the mark; or (``ends``) such a text and the mark."""
+    mark = to_regex(literal(mark_of(value, ends=ends)))
     json_like = r"/\s*(\[\s*)?\{(?s:.*)/"
     if ends:
-        return f"/(?s:.*){escaped}/ & ~{json_like}"
-    return f"/(?s:.*)/ & ~{json_like}" + (f" & ~/(?s:.*){escaped}(?s:.*)/" if mark else "")
-
-
-def _escaped(text: str) -> str:
-    """``text`` as a pattern that matches just it."""
-    return "".join(map(_escaped_letter, text))
-
-
-def _escaped_letter(letter: str) -> str:
-    return letter if letter.isascii() and letter.isalnum() else rf"\x{{{ord(letter):x}}}"
+        return "[lazy]", f"/(?s:.*){mark}/ & ~{json_like}"
+    return "", f"/(?s:.*)/ & ~{json_like}" + (f" & ~/(?s:.*){mark}(?s:.*)/" if mark != "(?:)" else "")
