@@ -8,7 +8,8 @@ import pytest
 from luthier.core.errors import InputError, NotFoundError
 from luthier.core.model import ModelRecord
 from luthier.core.trace import Trace
-from luthier.gateway.feedback import give_feedback
+from luthier.gateway.feedback import ARENA, give_feedback
+from luthier.store.battles import list_battles
 from luthier.store.database import open_store
 from luthier.store.feedback import list_feedback
 from luthier.store.models import register
@@ -79,3 +80,50 @@ def test_a_trace_of_a_model_that_is_gone_takes_any_label(home: Any) -> None:
         give_feedback(store, "t2", label="c")
     with pytest.raises(InputError, match="65,536"):
         give_feedback(store, "t1", comment="x" * 70_000)
+
+
+def test_events_and_choices_are_kept_apart_from_what_was_said(start: Any, make_fake: Any) -> None:
+    server = start({"one": make_fake("one"), "two": make_fake("two")})
+    ids = [server.client().chat.completions.create(model=name, messages=HELLO).id for name in ("one", "two", "one")]
+    copied = post(server, trace_id=ids[0], event="copied", user="ann").json()
+    assert (copied["kind"], copied["event"]) == ("implicit", "copied")
+    assert "rating" not in copied
+    chosen = post(server, trace_id=ids[0], over=ids[1], comment="clearer", user="ann").json()
+    assert (chosen["kind"], chosen["over"]) == ("explicit", ids[1])
+    assert [given.id for _, given in list_feedback(server.store)] == [chosen["id"]]
+    ((_, given),) = list_feedback(server.store, kinds=("implicit",))
+    assert (given.source, given.said_by, given.tenant) == ("client", "ann", "local")
+    (battle,) = list_battles(server.store, ARENA)
+    assert (battle.model_a, battle.model_b, battle.winner, battle.voter) == ("one", "two", "model_a", "ann")
+    assert battle.prompt == HELLO[0]["content"]
+    post(server, trace_id=ids[0], over=ids[2])  # of one model: no battle
+    assert len(list_battles(server.store, ARENA)) == 1
+    shown = httpx.get(f"{server.base_url}/traces/{ids[1]}").json()
+    assert [said["over"] for said in shown["feedback"]] == [ids[1]]
+
+
+def test_impossible_events_and_choices_are_refused(server: Any) -> None:
+    one, two = (
+        server.client().chat.completions.create(model="fake", messages=[{"role": "user", "content": text}]).id
+        for text in ("first", "second")
+    )
+    for body, status, word in (
+        ({"event": "liked"}, 400, "event"),
+        ({"event": "copied", "rating": 1}, 400, "stands alone"),
+        ({"over": two}, 400, "same question"),
+        ({"over": one}, 400, "another trace"),
+        ({"over": "trace_none"}, 404, "trace_none"),
+        ({"over": ""}, 400, "over"),
+    ):
+        answer = post(server, trace_id=one, **body)
+        assert (answer.status_code, word in answer.text) == (status, True), answer.text
+
+
+def test_what_people_write_is_redacted_like_the_traces(start: Any, make_fake: Any) -> None:
+    server = start({"fake": make_fake("fake")}, config={"watch": {"redact": "pii"}})
+    answer = server.client().chat.completions.create(model="fake", messages=HELLO)
+    mail = "ann.lee@example.com"
+    said = post(server, trace_id=answer.id, corrected=f"to {mail}", comment=f"{mail}!", user=mail).json()
+    assert (said["corrected"], said["comment"]) == ("to [EMAIL]", "[EMAIL]!")
+    ((_, given),) = list_feedback(server.store)
+    assert mail not in repr(given)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from luthier.gateway.chat import ChatRequest
 from luthier.gateway.completions import CompletionRequest
 from luthier.gateway.embeddings import EmbeddingRequest
-from luthier.gateway.wire import FeedbackRequest, RequestError, error_body, read, require_shallow
+from luthier.gateway.feedback import FeedbackRequest
+from luthier.gateway.wire import RequestError, error_body, read, require_shallow
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 ASK = {"model": "m", "prompt": "a"}

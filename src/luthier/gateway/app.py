@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from dataclasses import asdict
-from functools import partial
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,20 +13,16 @@ from starlette.responses import Response
 
 from luthier import __version__
 from luthier.core.errors import LuthierError, StoreError
-from luthier.gateway import key_admin, metrics, openapi, rerank, responses
+from luthier.gateway import feedback, key_admin, metrics, openapi, rerank, responses, trace_api
 from luthier.gateway.answer import answer, json_response, trace_headers
-from luthier.gateway.caller import Caller
 from luthier.gateway.calls import ClientGoneError
 from luthier.gateway.chat import ChatRequest, read_chat
 from luthier.gateway.completions import CompletionRequest, read_completion
 from luthier.gateway.embeddings import EmbeddingRequest, embed
-from luthier.gateway.feedback import feedback_body, give_feedback
 from luthier.gateway.limits import OPEN_PATHS, Door
-from luthier.gateway.lookup import after_flush
 from luthier.gateway.openapi import gives, takes
 from luthier.gateway.service import Service
-from luthier.gateway.wire import FeedbackRequest, error_body, read
-from luthier.store.traces import find_trace
+from luthier.gateway.wire import error_body, read
 
 logger = logging.getLogger("luthier.gateway")
 
@@ -46,6 +38,8 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     _answers(app, service)
     responses.register(app, service)
     rerank.register(app, service)
+    feedback.register(app, service)
+    trace_api.register(app, service)
     _state(app, service)
     key_admin.register(app, service)
     metrics.register(app, service)
@@ -72,15 +66,6 @@ def _answers(app: FastAPI, service: Service) -> None:
         """Embed texts."""
         return await embed(service, request, read(await request.body(), EmbeddingRequest))
 
-    @app.post("/v1/feedback", openapi_extra=takes(FeedbackRequest), responses=gives(openapi.FEEDBACK))
-    async def feedback(request: Request) -> Response:
-        """Say something of an answer."""
-        caller = request.scope["luthier.caller"]
-        caller.require("feedback")
-        body = read(await request.body(), FeedbackRequest)
-        given = await asyncio.to_thread(after_flush, service, body.trace_id, lambda: _record(service, body, caller))
-        return json_response(feedback_body(given))
-
 
 def _state(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", responses=gives(openapi.MODELS))
@@ -99,15 +84,6 @@ def _state(app: FastAPI, service: Service) -> None:
             service.refuse_model(name, [each for each in service.models if caller.sees(each)])
         return json_response(service.model(name).as_dict())
 
-    @app.get("/v1/traces/{trace_id}", responses=gives(openapi.TRACE))
-    async def trace(request: Request, trace_id: str) -> Response:
-        """What was asked and answered, by what. Another tenant's trace is not known here."""
-        caller = request.scope["luthier.caller"]
-        caller.require("traces")
-        find = partial(find_trace, service.store, trace_id, tenant=caller.tenant)
-        found = await asyncio.to_thread(after_flush, service, trace_id, find)
-        return json_response({"object": "trace", **asdict(found)})
-
     @app.get("/health", responses=gives(openapi.HEALTH))
     async def health(request: Request) -> Response:
         """Whether the server answers; with a key (or when none is needed) also how it is doing."""
@@ -124,19 +100,6 @@ def _state(app: FastAPI, service: Service) -> None:
             "requests": {"running": gate.running, "waiting": gate.waiting},
             "traces": state,
         })  # fmt: skip
-
-
-def _record(service: Service, body: FeedbackRequest, caller: Caller) -> Any:
-    served = service.models.get(find_trace(service.store, body.trace_id, tenant=caller.tenant).model)
-    return give_feedback(
-        service.store,
-        body.trace_id,
-        rating=body.rating,
-        label=body.label,
-        corrected=body.corrected,
-        comment=body.comment,
-        labels=served.labels if served is not None else None,
-    )
 
 
 def _errors(app: FastAPI) -> None:

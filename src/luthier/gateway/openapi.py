@@ -129,6 +129,10 @@ MODELS = record({"object": {"const": "list"}, "data": listing(MODEL)})
 TRACE = record(
     {"object": {"const": "trace"}, "id": TEXT, "model": TEXT, "operation": TEXT, "answer": TEXT, "error": TEXT}
 )
+TRACES = record({
+    "object": {"const": "list"}, "data": listing(TRACE), "first_id": MAYBE_TEXT, "last_id": MAYBE_TEXT,
+    "has_more": {"type": "boolean"},
+})  # fmt: skip
 FEEDBACK = record({"object": {"const": "feedback"}, "id": TEXT, "trace_id": TEXT, "created_at": TEXT})
 HEALTH = record({"status": {"enum": ["ok", "degraded"]}}, optional={"models": listing(TEXT), "version": TEXT})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -77,16 +77,6 @@ class StreamOptions(Body):
 
     neutral = {"include_obfuscation": (False,)}
     include_usage: bool = False
-
-
-class FeedbackRequest(Body):
-    """POST /v1/feedback: what somebody says of an answer; at least one of the four."""
-
-    trace_id: str
-    rating: Literal[-1, 1] | None = None
-    label: str | None = None
-    corrected: str | None = None
-    comment: str = ""
 
 
 class RequestError(LuthierError):
