@@ -121,17 +121,30 @@ def _format_schema(*, flat: bool) -> dict[str, Any]:
     required = ["type", *(held["required"] if flat else inner)]
     return {
         "anyOf": [
-            {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}},
-            {"type": "object", "required": required, "properties": {"type": {"const": "json_schema"}, **inner}},
+            {
+                "type": "object",
+                "required": ["type"],
+                "properties": {"type": {"enum": ["text", "json_object"]}},
+                "additionalProperties": False,
+            },
+            {
+                "type": "object",
+                "required": required,
+                "properties": {"type": {"const": "json_schema"}, **inner},
+                "additionalProperties": False,
+            },
         ]
     }
 
 
+_LONG = {"type": "string", "minLength": 1, "maxLength": LONGEST}
 _FORMS_SCHEMA: dict[str, Any] = {
     "type": "object", "maxProperties": 1, "additionalProperties": False,
     "properties": {
-        "json": {"type": "object"}, "regex": {"type": "string"}, "grammar": {"type": "string"},
-        "choice": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+        "json": {"type": "object"}, "regex": _LONG, "grammar": _LONG,
+        "choice": {
+            "type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MOST_CHOICES,
+        },
         "json_object": {"type": "boolean"},
     },
 }  # fmt: skip

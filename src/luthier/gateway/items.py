@@ -88,22 +88,29 @@ def check_turns(messages: Sequence[Message]) -> None:
         raise RequestError("input needs at least one user turn; got none", param="input", code="invalid_value")
 
 
+def _object(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    about = {"id": {"type": "string"}, "status": {"type": "string"}}
+    return {
+        "type": "object", "required": list(required), "properties": {**required, **about, **(optional or {})},
+        "additionalProperties": False,
+    }  # fmt: skip
+
+
 _PART: dict[str, Any] = {
-    "anyOf": [
-        {
-            "type": "object", "required": ["type", "text"],
-            "properties": {"type": {"enum": list(_TEXTS)}, "text": {"type": "string"}},
-        },
-        {
-            "type": "object", "required": ["type", "image_url"],
-            "properties": {
-                "type": {"const": "input_image"}, "image_url": {"type": "string"},
-                "detail": {"enum": ["auto", "low", "high"]},
-            },
-        },
-    ]
+    "type": "object", "required": ["type", "text"],
+    "properties": {"type": {"enum": list(_TEXTS)}, "text": {"type": "string"}}, "additionalProperties": False,
 }  # fmt: skip
-_CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]}
+_IMAGE: dict[str, Any] = {
+    "type": "object", "required": ["type", "image_url"],
+    "properties": {
+        "type": {"const": "input_image"}, "image_url": {"type": "string"}, "detail": {"enum": ["auto", "low", "high"]},
+    },
+    "additionalProperties": False,
+}  # fmt: skip
+_CONTENT: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]}
+_SEEN: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": [_PART, _IMAGE]}}]}
+_MESSAGE = {"type": {"const": "message"}}
+_TEXT = {"type": "string"}
 INPUT_SCHEMA: dict[str, Any] = {
     "anyOf": [
         {"type": "string"},
@@ -111,26 +118,10 @@ INPUT_SCHEMA: dict[str, Any] = {
             "type": "array", "minItems": 1, "maxItems": MOST_MESSAGES,
             "items": {
                 "anyOf": [
-                    {
-                        "type": "object", "required": ["role", "content"],
-                        "properties": {
-                            "type": {"const": "message"}, "role": {"enum": ["system", "developer", "user", "assistant"]},
-                            "content": _CONTENT,
-                        },
-                    },
-                    {
-                        "type": "object", "required": ["type", "call_id", "name", "arguments"],
-                        "properties": {
-                            "type": {"const": "function_call"}, "call_id": {"type": "string"}, "name": {"type": "string"},
-                            "arguments": {"type": "string"},
-                        },
-                    },
-                    {
-                        "type": "object", "required": ["type", "call_id", "output"],
-                        "properties": {
-                            "type": {"const": "function_call_output"}, "call_id": {"type": "string"}, "output": _CONTENT,
-                        },
-                    },
+                    _object({"role": {"const": "user"}, "content": _SEEN}, _MESSAGE),
+                    _object({"role": {"enum": ["system", "developer", "assistant"]}, "content": _CONTENT}, _MESSAGE),
+                    _object({"type": {"const": "function_call"}, "call_id": _TEXT, "name": _TEXT, "arguments": _TEXT}),
+                    _object({"type": {"const": "function_call_output"}, "call_id": _TEXT, "output": _CONTENT}),
                 ]
             },
         },

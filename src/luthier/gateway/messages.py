@@ -228,44 +228,57 @@ def _kept(message: Message) -> dict[str, Any]:
     return out
 
 
-_TEXT = {
-    "type": "object", "required": ["type", "text"],
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-}  # fmt: skip
-_IMAGE = {
-    "type": "object", "required": ["type", "image_url"],
-    "properties": {
-        "type": {"const": "image_url"},
-        "image_url": {
-            "type": "object", "required": ["url"],
-            "properties": {
-                "url": {"type": "string", "description": "an https: URL, or data:image/png;base64,..."},
-                "detail": {"enum": ["auto", "low", "high"]},
-            },
-        },
-    },
-}  # fmt: skip
-_CALL = {
-    "type": "object", "required": ["id", "type", "function"],
-    "properties": {
-        "id": {"type": "string"}, "type": {"const": "function"},
-        "function": {
-            "type": "object", "required": ["name", "arguments"],
-            "properties": {"name": {"type": "string"}, "arguments": {"type": "string", "description": "JSON as text"}},
-        },
-    },
-}  # fmt: skip
-MESSAGES_SCHEMA: dict[str, Any] = {
-    "type": "array", "minItems": 1, "maxItems": MOST_MESSAGES,
-    "items": {
-        "type": "object", "required": ["role"],
-        "properties": {
-            "role": {"enum": list(ROLES)},
-            "content": {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": {"anyOf": [_TEXT, _IMAGE]}}]},
-            "tool_calls": {"type": "array", "items": _CALL, "description": "role assistant"},
-            "tool_call_id": {"type": "string", "description": "role tool: which call this answers"},
-        },
+def _object(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "type": "object", "required": list(required), "properties": {**required, **(optional or {})},
         "additionalProperties": False,
+    }  # fmt: skip
+
+
+_TEXT = _object({"type": {"const": "text"}, "text": {"type": "string"}})
+_URL = {"type": "string", "description": "an https: URL, or data:image/png;base64,..."}
+_IMAGE = _object(
+    {
+        "type": {"const": "image_url"},
+        "image_url": {"anyOf": [_URL, _object({"url": _URL}, {"detail": {"enum": ["auto", "low", "high"]}})]},
+    }
+)
+_CALL = _object(
+    {
+        "id": {"type": "string"},
+        "type": {"const": "function"},
+        "function": _object(
+            {"name": {"type": "string"}, "arguments": {"type": "string", "description": "JSON as text"}}
+        ),
+    }
+)
+
+
+def _content(*parts: Any) -> dict[str, Any]:
+    return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": list(parts)}}]}
+
+
+_REFUSAL = _object({"type": {"const": "refusal"}, "refusal": {"type": "string"}})
+_USER = _object({"role": {"const": "user"}, "content": _content(_TEXT, _IMAGE)})
+MESSAGES_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": MOST_MESSAGES,
+    "contains": _USER,
+    "items": {
+        "anyOf": [
+            _object({"role": {"enum": ["system", "developer"]}, "content": _content(_TEXT)}),
+            _USER,
+            _object({"role": {"const": "assistant"}, "content": _content(_TEXT, _REFUSAL)}),
+            _object(
+                {"role": {"const": "assistant"}, "tool_calls": {"type": "array", "items": _CALL, "minItems": 1}},
+                {"content": {"anyOf": [{"type": "null"}, *_content(_TEXT, _REFUSAL)["anyOf"]]}},
+            ),
+            _object({
+                "role": {"const": "tool"}, "content": _content(_TEXT),
+                "tool_call_id": {"type": "string", "description": "the id of a call of an earlier turn"},
+            }),
+        ]
     },
 }  # fmt: skip
 

@@ -150,6 +150,12 @@ TENANTS = record({"object": {"const": "list"}, "data": listing(TENANT)})
 ROWS = record({"object": {"const": "list"}, "data": listing({"type": "object"})})
 
 
+_EVENT = record(
+    {"data": {"type": "string", "description": "JSON of a chunk or an event; in the end [DONE]"}},
+    optional={"event": TEXT},
+)
+
+
 def takes(body: type[BaseModel]) -> dict[str, Any]:
     """``openapi_extra`` of a route that reads ``body``."""
     schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -161,7 +167,7 @@ def gives(schema: Schema, *, streams: bool = False) -> dict[int | str, dict[str,
     """``responses`` of a route that answers JSON like ``schema``, or with ``stream: true`` server-sent events."""
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     return {200: {"description": "The answer", "content": content}}
 
 

@@ -53,7 +53,7 @@ def _query(value: Any) -> str:
     return value
 
 
-_DOCUMENT = {"anyOf": [{"type": "string"}, openapi.record({"text": openapi.TEXT})]}
+_DOCUMENT = {"anyOf": [openapi.TEXT, openapi.record({"text": openapi.TEXT}) | {"additionalProperties": False}]}
 
 
 class RerankRequest(Body):

@@ -94,7 +94,9 @@ _FUNCTION: dict[str, Any] = {
     "parameters": {"type": "object", "description": "JSON schema of the arguments"},
     "strict": {"type": "boolean", "description": "arguments always follow the schema"},
 }
-_NAMED: Mapping[str, Any] = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
+_NAMED: Mapping[str, Any] = {
+    "type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}, "additionalProperties": False,
+}  # fmt: skip
 
 
 def _tools_schema(*, flat: bool) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def _tools_schema(*, flat: bool) -> dict[str, Any]:
 def _choice_schema(*, flat: bool) -> dict[str, Any]:
     named = {"name": {"type": "string"}} if flat else {"function": _NAMED}
     item = {"type": "object", "required": ["type", *named], "properties": {"type": {"const": "function"}, **named}}
-    return {"anyOf": [{"enum": list(CHOICES)}, item]}
+    return {"anyOf": [{"enum": list(CHOICES)}, item | {"additionalProperties": False}]}
 
 
 Tools = Annotated[tuple[Tool, ...], PlainValidator(read_tools), WithJsonSchema(_tools_schema(flat=False))]

@@ -48,7 +48,8 @@ class Body(BaseModel):
                     allowed = " or ".join(["leave it out", *(f"send {json.dumps(each)}" for each in neutral[name])])
                     raise bad(f"is not supported by this server; {allowed}", f".{name}", code="unsupported_value")
             elif value is not None or name not in known or known[name].is_required():
-                kept[name] = value
+                # 2.0 is a whole number in JSON
+                kept[name] = int(value) if type(value) is float and value.is_integer() else value
         return kept
 
 
