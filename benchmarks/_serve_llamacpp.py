@@ -17,12 +17,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 HERE = Path(__file__).resolve().parent
 MODEL = "smollm2-135m"
 CONTEXT, SLOTS = 1024, 8
-SUBJECTS = ("a lighthouse", "the first bread", "a clockmaker", "rain in May", "two rivers", "an old map", "night trains", "salt")
+SUBJECTS = (
+    "a lighthouse",
+    "the first bread",
+    "a clockmaker",
+    "rain in May",
+    "two rivers",
+    "an old map",
+    "night trains",
+    "salt",
+)
 
 
 def compare(
@@ -52,7 +60,9 @@ def compare(
                 pairs = []
                 for _ in range(rounds):
                     number += 1
-                    pair = [_load(url, concurrency, count, tokens, streamed, number) for url in _turn(peer, ours, number)]
+                    pair = [
+                        _load(url, concurrency, count, tokens, streamed, number) for url in _turn(peer, ours, number)
+                    ]
                     pairs.append(pair if number % 2 else pair[::-1])
                 name = f"{'streamed' if streamed else 'whole'}_{concurrency}"
                 figures[name] = {"llama.cpp": _middle(p[0] for p in pairs), "luthier": _middle(p[1] for p in pairs)}

@@ -6,8 +6,8 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from tests.engines.sharp import EXACT, GREEDY, QUESTIONS, adapt, both, decoder
 
 from luthier.core.engine import GENERATE, SCORE, STREAM, Engine, Sampling, ScoreRequest
 from luthier.core.errors import DataError, EngineError, InputError, MismatchError, StoreError, UnsupportedError
@@ -23,117 +23,10 @@ from luthier.core.message import Message, user
 from luthier.core.model import ModelRecord
 from luthier.engines import _llamacpp_server as server_module
 from luthier.engines._open import open_engine, open_many
-from luthier.models.attach import save_trained
-from luthier.models.load import load_model
 from luthier.models.pull import pull
-from luthier.store.artifacts import path_of, put, staged
+from luthier.store.artifacts import path_of
 from luthier.store.database import open_store
 from luthier.store.models import find, list_models, register
-
-QUESTIONS = [
-    user("The parcel has not arrived."),
-    user("refund the violin, 2 days"),
-    (
-        Message("system", "Be brief."),
-        Message("user", "My lesson?"),
-        Message("assistant", "Yes."),
-        Message("user", "我的"),
-    ),
-    "The courier",
-]
-EXACT = {"type": "F32", "cache_type": "f32", "context_length": 512, "parallel": 2, "threads": 1}
-GREEDY = Sampling(max_new_tokens=16)
-
-
-def decoder(tokenizer: Path, folder: Path, family: str = "Llama", **changes: Any) -> Path:
-    """A tiny decoder whose greedy choices are clear (large random weights) and mostly readable (other tokens are unlikely)."""
-    torch.manual_seed(0)
-    options: dict[str, Any] = {
-        "vocab_size": 384,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.4,
-        "tie_word_embeddings": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-    config = getattr(transformers, f"{family}Config")(**{**options, **changes})
-    module = getattr(transformers, f"{family}ForCausalLM")(config)
-    with torch.no_grad():
-        for key, parameter in module.named_parameters():
-            if key.endswith(".bias"):
-                parameter.copy_(torch.randn_like(parameter) * 0.2)
-        module.get_output_embeddings().weight[unreadable(tokenizer)] *= 0.05
-    module.save_pretrained(str(folder))
-    transformers.AutoTokenizer.from_pretrained(str(tokenizer)).save_pretrained(str(folder))
-    return folder
-
-
-def unreadable(folder: Path) -> list[int]:
-    """Ids of special tokens and of tokens that are not whole ASCII characters, but for a few parts of Chinese ones."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
-    texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
-    special = set(tokenizer.all_special_ids)
-    return [i for i, t in enumerate(texts) if i in special or not (t.isascii() and t.isprintable())]
-
-
-@pytest.fixture(scope="session")
-def sharp_path(tiny_decoder_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return decoder(tiny_decoder_path, tmp_path_factory.mktemp("sharp"))
-
-
-@pytest.fixture
-def sharp(home: Path, sharp_path: Path) -> str:
-    return pull(f"file:{sharp_path}", alias="sharp").name
-
-
-def adapt(base: str, name: str, seed: int, saves: str = "adapter", **options: Any) -> ModelRecord:
-    """A random adapter (or changed weights) of ``base`` in the store."""
-    store = open_store()
-    model = load_model(store, base, dtype="fp32")
-    torch.manual_seed(seed)
-    if saves == "adapter":
-        settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "down_proj"], **options}
-        config = LoraConfig(**settings, init_lora_weights=False)
-        model.module = get_peft_model(model.module, config, autocast_adapter_dtype=False)
-        with torch.no_grad():
-            for key, parameter in model.module.named_parameters():
-                if "lora_" in key:
-                    parameter.mul_(3.0)
-    else:
-        with torch.no_grad():
-            for parameter in model.module.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-    with staged(store) as folder:
-        manifest = save_trained(model, folder, {"saves": saves, "method": {"name": "lora", "config": {}}})
-        digest, size = put(store, folder)
-    meta = {"template_digest": manifest["template_digest"]}
-    return register(store, ModelRecord(name, "adapter", "decoder", digest, size, base=base, meta=meta))
-
-
-@pytest.fixture
-def opened() -> Iterator[list[Engine]]:
-    """Engines that are closed at the end."""
-    engines: list[Engine] = []
-    yield engines
-    for engine in engines:
-        engine.close()
-
-
-def both(opened: list[Engine], name: str, **options: Any) -> tuple[Engine, Engine]:
-    """(llama.cpp in full precision, torch in full precision)."""
-    store = open_store()
-    pair = (
-        open_engine(store, name, "llamacpp", EXACT | options),
-        open_engine(store, name, "torch", {"dtype": "fp32", "device": "cpu"}),
-    )
-    opened.extend(pair)
-    return pair
 
 
 def same_answers(ours: Engine, reference: Engine) -> None:
@@ -142,9 +35,9 @@ def same_answers(ours: Engine, reference: Engine) -> None:
         assert mine.token_ids == theirs.token_ids
         assert (mine.text, mine.finish_reason) == (theirs.text, theirs.finish_reason)
         assert (mine.prompt_tokens, mine.completion_tokens) == (theirs.prompt_tokens, theirs.completion_tokens)
-        if mine.logprob is not None:  # None when an answer holds parts of characters
-            assert mine.logprob == pytest.approx(theirs.logprob, abs=2e-3)
-    assert any(g.logprob is not None for g in ours.generate(QUESTIONS, GREEDY))
+    told = replace(GREEDY, logprobs=0)
+    for mine, theirs in zip(ours.generate(QUESTIONS, told), reference.generate(QUESTIONS, told), strict=True):
+        assert mine.logprob == pytest.approx(theirs.logprob, abs=2e-3)
 
 
 def test_a_base_answers_as_in_torch(sharp: str, opened: list[Engine]) -> None:
@@ -356,7 +249,7 @@ def test_the_share_of_drawn_tokens_is_the_softmax(sharp: str, opened: list[Engin
     logits = {}
     renderer = ours._renderer  # type: ignore[attr-defined]
     for token in set(tokens):
-        value, _ = ours._token_score(renderer.prompt_ids("The"), token, [])  # type: ignore[attr-defined]
+        value, _ = ours._tokens.score(renderer.prompt_ids("The"), token)  # type: ignore[attr-defined]
         logits[token] = value / 2.0
     assert len(logits) <= 3
     total = sum(np.exp(v) for v in logits.values())

@@ -12,6 +12,7 @@ from luthier.core.message import Message, Tool, user
 from luthier.engines.fake import Config as FakeConfig
 from luthier.engines.fake import FakeEngine
 from luthier.strategies import _load
+from luthier.strategies._build import wrap_strategy
 from luthier.strategies.best_of_n import Config, prepare, wrap
 
 SEEDED = Sampling(seed=0)
@@ -119,6 +120,27 @@ def test_conversations_of_several_turns_are_answered_so_too(home: Path, spy: Any
     answers = wrap(inner, Config(samples=2)).generate([turns, "raw text"], SEEDED)
     assert inner.asked == [turns, "raw text"] * 2
     assert [answer.calls for answer in answers] == [2, 2]
+
+
+def test_log_probabilities_are_asked_for_where_an_engine_gives_them_only_then(home: Path, spy: Any) -> None:
+    class OnDemand(type(spy())):  # type: ignore[misc]
+        def generate(self, prompts: Any, sampling: Any, progress: Any = lambda *_: None) -> Any:
+            from dataclasses import replace
+
+            made = super().generate(prompts, sampling, progress)
+            return made if sampling.logprobs is not None else [replace(each, logprob=None) for each in made]
+
+    for engine in (
+        wrap(OnDemand(answers=ANSWERS), Config(samples=2)),
+        wrap(OnDemand(answers=ANSWERS), Config(samples=2, of="zero_shot_cot")),
+        wrap_strategy(
+            OnDemand(answers=ANSWERS), "self_consistency", {"samples": 2, "vote": "weighted", "of": "zero_shot"}
+        ),
+        wrap_strategy(OnDemand(answers=ANSWERS), "prompt_ensemble", {"combine": "mean"}),
+    ):
+        (answer,) = engine.generate([user("q")], SEEDED)
+        assert answer.logprob is not None
+        assert answer.tokens == ()
 
 
 def test_calls_and_tokens_of_the_best_answer_are_kept_and_streamed(home: Path, spy: Any) -> None:

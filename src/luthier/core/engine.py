@@ -123,7 +123,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer. ``token_ids`` without the stop token; ``logprob`` is the sum over them (None when the engine cannot say).
+    """One answer. ``token_ids`` without the stop token; ``logprob`` is the sum over them (None when the engine cannot say,
+    or was not asked for log-probabilities and computes them only then).
 
     ``tokens`` is there when ``Sampling.logprobs`` asked for it. ``tool_calls`` end an answer with the reason ``tool_calls``; their text is not in
     ``text``. ``cached_tokens`` of the prompt needed no computing. A strategy that thinks before it answers keeps the thoughts in ``reasoning``; one that asks several times keeps every answer in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from luthier.engines._llamacpp_server import LlamaServer
@@ -13,10 +14,10 @@ _FORCE = 1e5  # a logit above all others; finite, because llama.cpp adds it
 
 @dataclass(frozen=True)
 class LlamaProbe:
-    """``server`` with the LoRA file number ``lora`` applied (None: the base alone). Safe from several threads."""
+    """``server`` with a LoRA file applied (None: the base alone). Safe from several threads."""
 
     server: LlamaServer
-    lora: int | None
+    lora: Path | None
 
     def tokenize(self, text: str) -> list[int]:
         """The ids that llama.cpp's own tokenizer makes of ``text``, special tokens read as such."""
@@ -55,4 +56,4 @@ class LlamaProbe:
     def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """A greedy draw with ``logit_bias``: probabilities are reported as they were before it."""
         fixed = {"temperature": 0.0, "samplers": ["temperature"], "cache_prompt": True}
-        return self.server.post("/completion", body | fixed | {"lora": self.server.lora(self.lora)})
+        return self.server.post("/completion", body | fixed, self.lora)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 
 _BROKEN = "\ufffd"
@@ -39,6 +40,11 @@ class AnswerText:
             return tuple(self._ids)
         count = next((n for n, end in enumerate(self._ends) if end >= len(self._text)), len(self._ends) - 1) + 1
         return tuple(self._ids[:count]) if self._text else ()
+
+    @property
+    def settled(self) -> int:
+        """How many of the first tokens have all their text shown."""
+        return bisect.bisect_right(self._ends, self._shown)
 
     def push(self, token: int) -> str:
         """Take one token; returns the new text that is safe to show."""

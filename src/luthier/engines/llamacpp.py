@@ -7,9 +7,8 @@ and llama.cpp reports its log-probability under the unchanged distribution.
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,40 +27,56 @@ from luthier.core.engine import (
     Generation,
     Sampling,
     ScoreRequest,
+    TokenLogprob,
     Vectors,
 )
-from luthier.core.errors import ContextLengthError, InputError, UnsupportedError
+from luthier.core.errors import ContextLengthError, InputError, MismatchError, UnsupportedError
 from luthier.core.message import Prompt
 from luthier.core.model import ModelRecord
 from luthier.core.run import Progress, no_progress
 from luthier.engines._concurrent import run_all
 from luthier.engines._llamacpp_server import LlamaServer, Settings
+from luthier.engines._llamacpp_tokens import Tokens
+from luthier.engines._llamacpp_wire import Drawn, Reader, request_body
 from luthier.engines._scoring import ScoreRow, ask
-from luthier.engines._text import AnswerText
+from luthier.engines._tools import prompt_tools
 
 if TYPE_CHECKING:
     from luthier.data.render import Renderer
     from luthier.engines._target import EngineTarget
     from luthier.store.database import Store
 
-_FORCE = 1e5  # a logit above all others; finite, because llama.cpp adds it
+PARAMETERS = frozenset({
+    "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs",
+})  # fmt: skip
+_MOST_SLOTS, _SHARE_OF_MEMORY = 8, 0.2
+_BYTES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
 
 
 class Config(EntryConfig):
     """``type`` of the base's weights: F16, BF16, F32, Q8_0, Q4_0, Q4_1, or ``source`` for the GGUF that was pulled.
 
-    ``context_length`` tokens (at most the model's) for each of ``parallel`` requests at once. ``threads`` 0: one a physical core.
-    ``cache_type``: what keys and values are kept in (f32 computes as exactly as torch does in fp32). ``gpu_layers`` -1: as many as llama.cpp finds room for. ``timeout_s`` bounds the
-    wait for the next piece of an answer.
+    ``context_length`` tokens (at most the model's) for each of ``parallel`` requests at once (0: 8, or as many as a fifth of the free
+    memory holds the keys and values of). ``threads`` 0: one a physical core. ``cache_type``: what keys and values are kept in (f32 computes as
+    exactly as torch does in fp32). ``gpu_layers`` -1: as many as llama.cpp finds room for. ``timeout_s`` bounds the wait for the next piece of
+    an answer.
+
+    A prompt that begins as an earlier one is read on from there. ``cache_mib`` keeps what was computed of prompts when another takes their
+    place (not while adapters are served). ``draft`` names a stored base of the same vocabulary that guesses up to ``draft_tokens``
+    ahead, ``lookup`` guesses what followed the same words before; the model checks every guess (Leviathan et al., 2023).
     """
 
     type: Literal["F16", "BF16", "F32", "Q8_0", "Q4_0", "Q4_1", "source"] = "F16"
     context_length: int = Field(default=4096, ge=16)
-    parallel: int = Field(default=4, ge=1, le=64)
+    parallel: int = Field(default=0, ge=0, le=64)
     threads: int = Field(default=0, ge=0)
     cache_type: Literal["f16", "f32", "q8_0"] = "f16"
     gpu_layers: int = Field(default=-1, ge=-1)
     timeout_s: float = Field(default=600.0, gt=0)
+    cache_mib: int = Field(default=512, ge=0)
+    draft: str = ""
+    draft_tokens: int = Field(default=8, ge=1, le=64)
+    lookup: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,20 +110,25 @@ def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the nam
     trained = str(record.meta.get("template_digest") or "")
     if trained and record.kind != "base":
         mismatch(trained, renderer.digest, what=record.name)
-    trained_length = check(files)
+    metadata = check(files)
+    length = min(config.context_length, int(_of(metadata, "context_length")))
     settings = Settings(
         model=files.base,
-        context_length=min(config.context_length, trained_length),
-        parallel=config.parallel,
+        context_length=length,
+        parallel=config.parallel or slots(metadata, length, config.cache_type),
         threads=config.threads or usable_cores(),
         cache_type=config.cache_type,
         gpu_layers=config.gpu_layers,
         timeout_s=config.timeout_s,
+        cache_mib=config.cache_mib,
+        draft=_draft(store, config, metadata),
+        draft_tokens=config.draft_tokens,
+        lookup=config.lookup,
     )
     server = model.shared.setdefault(("llamacpp", settings), LlamaServer(settings))
     info = EngineInfo(
         model=model.name,
-        parameters=frozenset({"top_k", "repetition_penalty"}),
+        parameters=PARAMETERS,
         engine="llamacpp",
         capabilities=frozenset({GENERATE, STREAM, SCORE}),
         model_digest=record.digest,
@@ -157,14 +177,47 @@ def _base_file(store: Store, base: ModelRecord, type: str) -> Path:  # noqa: A00
     return gguf_file(store, export(base.name, type=type, store=store))
 
 
-def check(files: Files) -> int:
-    """Check both files before llama.cpp sees them; returns the context length that the model was made for."""
+def check(files: Files) -> dict[str, Any]:
+    """Check both files before llama.cpp sees them; returns what the base's says of itself."""
     from luthier.models.gguf import check_gguf
 
     metadata = check_gguf(files.base).metadata
     if files.lora is not None:
         check_gguf(files.lora, holds="adapter")
-    return int(metadata[f"{metadata['general.architecture']}.context_length"])
+    return dict(metadata)
+
+
+def _of(metadata: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """A value that GGUF keeps under the architecture's name."""
+    return metadata.get(f"{metadata['general.architecture']}.{key}", default)
+
+
+def slots(metadata: Mapping[str, Any], context_length: int, cache_type: str) -> int:
+    """How many requests at once: 8, or as many as a fifth of the free memory holds the keys and values of, at least 1."""
+    import psutil
+
+    layers, heads = int(_of(metadata, "block_count")), _of(metadata, "attention.head_count")
+    shared = _of(metadata, "attention.head_count_kv", heads)
+    width = int(_of(metadata, "embedding_length")) // int(max(heads) if isinstance(heads, list) else heads)
+    rows = sum(shared) if isinstance(shared, list) else layers * int(shared)
+    sizes = int(_of(metadata, "attention.key_length", width)) + int(_of(metadata, "attention.value_length", width))
+    one = context_length * rows * sizes * _BYTES[cache_type]
+    return max(1, min(_MOST_SLOTS, int(psutil.virtual_memory().available * _SHARE_OF_MEMORY / one)))
+
+
+def _draft(store: Store, config: Config, metadata: Mapping[str, Any]) -> Path | None:
+    """The GGUF of the draft model. Raises MismatchError when its vocabulary is another one."""
+    from luthier.models.gguf import check_gguf
+    from luthier.store.models import find
+
+    if not config.draft:
+        return None
+    path = find_files(store, find(store, config.draft), config.type).base
+    theirs = check_gguf(path).metadata
+    for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
+        if theirs.get(key) != metadata.get(key):
+            raise MismatchError(f"draft: {config.draft} has another vocabulary, so it cannot guess this model's tokens")
+    return path
 
 
 def _weights(record: ModelRecord, type: str) -> str:  # noqa: A002
@@ -176,8 +229,9 @@ class LlamaEngine:
     """One model on a ``LlamaServer``, which other engines may share. Safe from several threads."""
 
     def __init__(self, info: EngineInfo, server: LlamaServer, lora: Path | None, renderer: Renderer) -> None:
-        self._info, self._server, self._renderer = info, server, renderer
-        self._lora = server.join(lora)
+        self._info, self._server, self._lora, self._renderer = info, server, lora, renderer
+        self._tokens = Tokens(server, lora, renderer)
+        server.join(lora)
         self._open = True
 
     @property
@@ -188,26 +242,39 @@ class LlamaEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
     ) -> list[Generation]:
-        """One answer a prompt, as many at once as the server has places.
+        """One answer a prompt, as many at once as the server has places. Log-probabilities cost time: they are there when
+        ``sampling.logprobs`` asks for them.
 
-        Raises InputError for a prompt that fills the context, EngineError when llama.cpp fails.
+        Raises ContextLengthError for a prompt that fills the context, UnsupportedError for parameters that cannot be combined,
+        EngineError when llama.cpp fails.
         """
-        return run_all(
-            lambda prompt: self._generate(prompt, sampling),
-            prompts,
-            workers=self._server.settings.parallel,
-            stage="generate",
-            progress=progress,
-        )
+
+        def one(prompt: Prompt) -> Generation:
+            made = self._whole(prompt, sampling, None)
+            assert made is not None  # only an event can stop it
+            return made
+
+        workers = self._server.settings.parallel
+        return run_all(one, prompts, workers=workers, stage="generate", progress=progress)
+
+    def answer(self, prompt: Prompt, sampling: Sampling, stopped: threading.Event) -> Generation | None:
+        """One answer; None when ``stopped`` was set before it was done, which ends it in llama.cpp too. Raises as ``generate``."""
+        return self._whole(prompt, sampling, stopped)
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:
-        """The answer as it grows; stopping the iteration stops the model.
+        """The answer as it grows; stopping the iteration stops the model. Raises as ``generate``, before the first piece.
 
-        llama.cpp does not report tokens that are only part of a character: for such an answer ``token_ids`` is empty.
+        llama.cpp does not report tokens that are only part of a character: for such an answer ``token_ids`` is empty, unless
+        log-probabilities are asked for.
         """
-        start = time.perf_counter()
-        body = self._body(prompt, sampling)
-        return self._pieces(body, sampling, start)
+        ids = self._prompt_ids(prompt, sampling)
+        reader = self._reader(ids, sampling)
+        if sampling.presence_penalty:
+            return reader.grow(self._steps(ids, sampling, reader))
+        body = self._body(ids, sampling)
+        if sampling.logprobs is not None:
+            body["stop"] = []  # so that every piece of text comes with its tokens
+        return self._pieces(reader, body)
 
     def score(
         self, requests: Sequence[ScoreRequest], progress: Progress = no_progress
@@ -221,152 +288,71 @@ class LlamaEngine:
         """Not offered: a server that embeds cannot generate."""
         raise UnsupportedError(f"{self._info.model} on engine llamacpp cannot embed", hint="use engine torch for it")
 
+    def healthy(self, timeout_s: float) -> None:
+        """Raises EngineError when the server does not say that it is well; one that ended is started again."""
+        self._server.healthy(timeout_s)
+
     def close(self) -> None:
         """Leave the server; the last engine on it stops it."""
         if self._open:
             self._open = False
-            self._server.leave()
+            self._server.leave(self._lora)
 
     # ---- requests
 
-    def _prompt_ids(self, prompt: Prompt, room: int = 1) -> list[int]:
-        ids = self._renderer.prompt_ids(prompt)
-        if len(ids) + room > self._info.context_length:
+    def _prompt_ids(self, prompt: Prompt, sampling: Sampling) -> list[int]:
+        ids = self._renderer.prompt_ids(prompt, prompt_tools(sampling))
+        if len(ids) + 1 > self._info.context_length:
             raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens; {self._info.model} takes at most "
-                f"{self._info.context_length - room} here",
+                f"{self._info.context_length - 1} here",
                 hint="shorten it, or raise the engine option context_length",
             )
         return ids
 
-    def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
-        ids = self._prompt_ids(prompt)
-        return {
-            "prompt": ids,
-            "n_predict": min(sampling.max_new_tokens, self._info.context_length - len(ids)),
-            "samplers": ["penalties", "temperature", "top_k", "top_p"],  # transformers' order
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "repeat_penalty": sampling.repetition_penalty,
-            "repeat_last_n": self._info.context_length,
-            "seed": secrets.randbits(31) if sampling.seed is None else sampling.seed % 2**31,
-            "stop": list(sampling.stop),
-            "n_probs": 1,
-            "return_tokens": True,
-            "cache_prompt": True,
-            "lora": self._server.lora(self._lora),
-        }
+    def _reader(self, ids: Sequence[int], sampling: Sampling) -> Reader:
+        def weigh(before: Sequence[int], token: int) -> TokenLogprob:
+            return self._tokens.weigh(before, token, sampling.logprobs or 0)
 
-    def _generate(self, prompt: Prompt, sampling: Sampling) -> Generation:
-        start = time.perf_counter()
-        body = self._body(prompt, sampling)
-        answer = self._server.post("/completion", body)
-        ids, ended = self._answer_ids(answer["tokens"], answer["stop_type"])
-        grown = AnswerText(self._renderer.decode, sampling.stop)
-        for token in ids:
-            grown.push(token)
-        grown.finish()
-        kept = grown.ids
-        spent = time.perf_counter() - start
-        timings = answer.get("timings", {})
-        return Generation(
-            text=grown.text,
-            token_ids=kept,
-            prompt_token_ids=tuple(body["prompt"]),
-            finish_reason="stop" if ended or grown.stopped else "length",
-            logprob=_logprob(answer.get("completion_probabilities") or [], kept),
-            first_token_s=max(0.0, spent - float(timings.get("predicted_ms", 0.0)) / 1000),
-            latency_s=spent,
-            prompt_tokens=len(body["prompt"]),
-            completion_tokens=len(kept),
-        )
+        return Reader(self._renderer, ids, sampling, weigh, lambda: self._tokens.vocabulary)
 
-    def _pieces(self, body: dict[str, Any], sampling: Sampling, start: float) -> Iterator[Delta]:
-        text, tokens, first, last = "", list[int](), 0.0, dict[str, Any]()
-        probabilities: list[dict[str, Any]] = []
-        for event in self._server.events("/completion", body):
-            first = first or time.perf_counter() - start
-            tokens += event.get("tokens", [])
-            probabilities += event.get("completion_probabilities", [])
-            if event.get("content"):
-                text += event["content"]
-                yield Delta(event["content"])
-            last = event
-        count = int(last.get("tokens_predicted", 0))
-        whole = tokens if len(tokens) == count else []
-        ids, ended = self._answer_ids(whole, last.get("stop_type", ""))
-        if sampling.stop and last.get("stop_type") == "word":
-            grown = AnswerText(self._renderer.decode, sampling.stop)
-            for token in ids:
-                grown.push(token)
-            ids, ended = list(grown.ids), True
-        yield Delta(
-            "",
-            Generation(
-                text=text,
-                token_ids=tuple(ids),
-                prompt_token_ids=tuple(body["prompt"]),
-                finish_reason="stop" if ended else "length",
-                logprob=_logprob(probabilities, tuple(ids)) if whole else None,
-                first_token_s=first,
-                latency_s=time.perf_counter() - start,
-                prompt_tokens=len(body["prompt"]),
-                completion_tokens=len(ids) if whole else count - (last.get("stop_type") == "eos"),
-            ),
-        )
+    def _body(self, ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
+        return request_body(ids, sampling, self._info.context_length)
 
-    def _answer_ids(self, tokens: list[int], stop_type: str) -> tuple[list[int], bool]:
-        """The tokens before the one that ends the answer, and whether the model ended it."""
-        for place, token in enumerate(tokens):
-            if token in self._renderer.stop_ids:
-                return tokens[:place], True
-        if stop_type == "eos":
-            return tokens[:-1], True
-        return tokens, False
+    def _steps(self, ids: Sequence[int], sampling: Sampling, reader: Reader) -> Iterator[Drawn]:
+        return self._tokens.steps(ids, sampling, self._info.context_length, reader.note_cached)
+
+    def _whole(self, prompt: Prompt, sampling: Sampling, stopped: threading.Event | None) -> Generation | None:
+        ids = self._prompt_ids(prompt, sampling)
+        reader = self._reader(ids, sampling)
+        if not sampling.presence_penalty:
+            body = self._body(ids, sampling)
+            if stopped is None:
+                return reader.whole(self._server.post("/completion", body, self._lora))
+            answer = self._server.post_unless(stopped, "/completion", body, self._lora)
+            return None if answer is None else reader.whole(answer)
+        last = None
+        for delta in reader.grow(self._steps(ids, sampling, reader)):
+            last = delta.generation
+            if stopped is not None and stopped.is_set():
+                break
+        return last
+
+    def _pieces(self, reader: Reader, body: dict[str, Any]) -> Iterator[Delta]:
+        events = self._server.events("/completion", body, self._lora)
+        try:
+            yield from reader.stream(events)
+        finally:
+            events.close()
 
     def _score(self, row: ScoreRow) -> tuple[ContinuationScore, ...]:
-        lora, known = self._server.lora(self._lora), dict[tuple[int, ...], tuple[float, bool]]()
+        known: dict[tuple[int, ...], tuple[float, bool]] = {}
         for ids in map(tuple, row.continuations):
             for place in range(len(ids)):
                 if ids[: place + 1] not in known:
-                    known[ids[: place + 1]] = self._token_score([*row.prompt, *ids[:place]], ids[place], lora)
+                    known[ids[: place + 1]] = self._tokens.score([*row.prompt, *ids[:place]], ids[place])
         out = []
         for ids in map(tuple, row.continuations):
             said = [known[ids[: place + 1]] for place in range(len(ids))]
             out.append(ContinuationScore(sum(value for value, _ in said), len(ids), all(best for _, best in said)))
         return tuple(out)
-
-    def _token_score(self, before: list[int], token: int, lora: list[dict[str, Any]]) -> tuple[float, bool]:
-        """The log-probability of ``token`` after ``before``, and whether it is the likeliest: forced to be drawn, reported as it was
-        before any sampling."""
-        body: dict[str, Any] = {
-            "prompt": before,
-            "n_predict": 1,
-            "temperature": 0.0,
-            "samplers": ["temperature"],
-            "logit_bias": [[token, _FORCE]],
-            "n_probs": 1,
-            "cache_prompt": True,
-            "lora": lora,
-        }
-        said = self._server.post("/completion", body).get("completion_probabilities")
-        if said:
-            return float(said[0]["logprob"]), said[0]["top_logprobs"][0]["id"] == token
-        # a token that is only part of a character is not reported: draw another one and look for this one among all
-        body |= {"n_probs": len(self._renderer.tokenizer), "logit_bias": [[self._whole_token(), _FORCE]]}
-        said = self._server.post("/completion", body)["completion_probabilities"]
-        listed = said[0]["top_logprobs"]
-        return next(float(each["logprob"]) for each in listed if each["id"] == token), listed[0]["id"] == token
-
-    def _whole_token(self) -> int:
-        """Any token that is whole characters."""
-        return self._renderer.continuation_ids("a", ends_turn=False)[0]
-
-
-def _logprob(probabilities: list[dict[str, Any]], ids: tuple[int, ...]) -> float | None:
-    """Sum over ``ids``; None when llama.cpp left some out."""
-    said = probabilities[: len(ids)]
-    if [each.get("id") for each in said] != list(ids):
-        return None
-    return float(sum(each["logprob"] for each in said))

@@ -273,6 +273,17 @@ def cost_of(answer: Generation, made: Sequence[Generation]) -> Generation:
     )
 
 
+def weighed(sampling: Sampling, engine: Engine) -> Sampling:
+    """``sampling`` for calls whose log-probability is needed; some engines compute it only when they are asked."""
+    known = sampling.logprobs is not None or "logprobs" not in engine.info.parameters
+    return sampling if known else replace(sampling, logprobs=0)
+
+
+def as_asked(answer: Generation, sampling: Sampling) -> Generation:
+    """``answer`` without what was said of its tokens, unless ``sampling`` asked for it."""
+    return answer if sampling.logprobs is not None else replace(answer, tokens=())
+
+
 def mean_logprob(answer: Generation) -> float | None:
     """Log-probability a token, in nats; None when the engine did not say."""
     tokens = len(answer.token_ids) or answer.completion_tokens

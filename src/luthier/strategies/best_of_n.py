@@ -20,7 +20,7 @@ from luthier.strategies._build import prepare_inner, wrap_inner
 from luthier.strategies._prompted import plain, read_prompt
 from luthier.strategies._reward import Reward, judge_reward, model_reward
 from luthier.strategies._texts import settle_texts
-from luthier.strategies._thinking import Ask, Talk, Thinking, Weigh, cost_of, good, seeded
+from luthier.strategies._thinking import Ask, Talk, Thinking, Weigh, as_asked, cost_of, good, seeded, weighed
 from luthier.strategies._vote import likelihoods
 
 if TYPE_CHECKING:
@@ -89,14 +89,16 @@ def wrap(engine: Engine, config: Config, store: Store | None = None) -> Engine:
     reward = _reward(config, store)
 
     def think(asked: Prompt, sampling: Sampling) -> Talk:
-        draws = (seeded(sampling, number, config.samples, config.temperature) for number in range(config.samples))
+        drawn = weighed(sampling, engine) if reward is None else sampling
+        draws = (seeded(drawn, number, config.samples, config.temperature) for number in range(config.samples))
         made = good((yield [Ask(asked, drawn) for drawn in draws]))
         if reward is None:
             values = likelihoods(made, inner.info.model)
         else:
             values = yield Weigh(tuple((last_user_text(asked), each.text) for each in made))
         chosen = max(range(len(made)), key=lambda place: (values[place], -place))
-        return cost_of(replace(made[chosen], samples=tuple(each.text for each in made)), made)
+        best = as_asked(made[chosen], sampling)
+        return cost_of(replace(best, samples=tuple(each.text for each in made)), made)
 
     decides = [inner.info.prompt_digest, config.samples, config.temperature, config.by, reward.digest if reward else ""]
     honoured = frozenset(PARAMETERS) - {"beams"}  # beams are not drawn; whole answers keep everything else

@@ -21,7 +21,7 @@ from luthier.data.prompts import in_language
 from luthier.data.reasons import answers_of
 from luthier.strategies._answers import AnswerForm, final_answer, form_of
 from luthier.strategies._prompted import is_question, plain, read_prompt
-from luthier.strategies._thinking import Ask, Talk, Thinking, cost_of, good
+from luthier.strategies._thinking import Ask, Talk, Thinking, as_asked, cost_of, good, weighed
 from luthier.strategies._vote import elect, likelihoods, probabilities
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ class _Ensemble(Thinking):
         return self._scores
 
     def _answers(self, asked: Prompt, sampling: Sampling) -> Talk:
-        made = good((yield [Ask(p.messages(last_user_text(asked)), sampling) for p in self.prompts]))
+        drawn = sampling if self._config.combine == "vote" else weighed(sampling, self.inner)
+        made = good((yield [Ask(p.messages(last_user_text(asked)), drawn) for p in self.prompts]))
         answers = [final_answer(each.text, self._config.answer, self.prompts[0].labels) for each in made]
         name = self.inner.info.model
         if self._config.combine == "max":
@@ -112,7 +113,7 @@ class _Ensemble(Thinking):
             weights = probabilities(made, name) if self._config.combine == "mean" else [1.0] * len(made)
             chosen = elect(answers, weights)
         text = made[chosen].text if self._config.answer == "text" else answers[chosen]
-        return cost_of(replace(made[chosen], text=text, samples=tuple(answers)), made)
+        return cost_of(replace(as_asked(made[chosen], sampling), text=text, samples=tuple(answers)), made)
 
     def score(
         self, requests: Sequence[ScoreRequest], progress: Progress = no_progress

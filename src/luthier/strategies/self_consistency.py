@@ -17,7 +17,7 @@ from luthier.data.reasons import answers_of, rationale_of
 from luthier.strategies._answers import AnswerForm, final_answer, form_of
 from luthier.strategies._build import prepare_inner, wrap_inner
 from luthier.strategies._prompted import plain, read_prompt
-from luthier.strategies._thinking import Ask, Talk, Thinking, cost_of, good, seeded
+from luthier.strategies._thinking import Ask, Talk, Thinking, as_asked, cost_of, good, seeded, weighed
 from luthier.strategies._vote import elect, probabilities
 
 if TYPE_CHECKING:
@@ -64,12 +64,14 @@ def wrap(engine: Engine, config: Config, store: Store | None = None) -> Engine:
     inner = wrap_inner(engine, config.of or "zero_shot_cot", "self_consistency.of", prompt, store)
 
     def think(asked: Prompt, sampling: Sampling) -> Talk:
-        draws = (seeded(sampling, number, config.samples, config.temperature) for number in range(config.samples))
-        made = good((yield [Ask(asked, drawn) for drawn in draws]))
-        answers = [_answer(each, config.answer, prompt.labels) for each in made]
         weighted = config.vote == "weighted"
+        drawn = weighed(sampling, engine) if weighted else sampling
+        draws = (seeded(drawn, number, config.samples, config.temperature) for number in range(config.samples))
+        made = good((yield [Ask(asked, each) for each in draws]))
+        answers = [_answer(each, config.answer, prompt.labels) for each in made]
         chosen = elect(answers, probabilities(made, inner.info.model) if weighted else [1.0] * len(made))
-        return cost_of(replace(made[chosen], text=answers[chosen], samples=tuple(answers)), made)
+        best = as_asked(made[chosen], sampling)
+        return cost_of(replace(best, text=answers[chosen], samples=tuple(answers)), made)
 
     decides = [inner.info.prompt_digest, config.samples, config.temperature, config.vote, config.answer]
     return Thinking(inner, think, digest_json(["self_consistency", *decides]))

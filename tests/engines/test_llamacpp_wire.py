@@ -1,0 +1,226 @@
+"""Every parameter of llama.cpp against its definition, worked out on the same model in torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.engines.sharp import EXACT, QUESTIONS
+
+from luthier.core.engine import Delta, Engine, Generation, Sampling, TokenLogprob, require_parameters
+from luthier.core.errors import EngineError, UnsupportedError
+from luthier.engines._llamacpp_wire import split_bytes
+from luthier.engines._open import open_engine
+from luthier.models.load import load_model
+from luthier.store.database import open_store
+
+
+@pytest.fixture
+def ours(sharp: str, opened: list[Engine]) -> Any:
+    engine = open_engine(open_store(), sharp, "llamacpp", EXACT)
+    opened.append(engine)
+    return engine
+
+
+@pytest.fixture
+def logits(sharp: str) -> Callable[[list[int]], torch.Tensor]:
+    """The logits after token ids, by torch in fp32."""
+    module = load_model(open_store(), sharp, dtype="fp32", device="cpu").module
+
+    def after(ids: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = module(torch.tensor([ids])).logits[0, -1]
+        return found
+
+    return after
+
+
+def greedy(logits: Any, prompt: list[int], tokens: int, change: Callable[[torch.Tensor, list[int]], Any]) -> list[int]:
+    """Greedy tokens after ``change(logits, answer so far)``."""
+    said: list[int] = []
+    for _ in range(tokens):
+        found = logits([*prompt, *said]).clone()
+        change(found, said)
+        said.append(int(found.argmax()))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("presence", "frequency", "bias"),
+    [
+        (0.0, 2.0, {}),
+        (2.0, 0.0, {}),
+        (1.5, 0.7, {}),
+        (-1.5, -0.5, {}),
+        (0.0, 0.0, {70: 4.0, 80: -100.0}),
+        (2.0, 1.0, {70: 4.0}),
+    ],
+)
+def test_penalties_are_of_the_answer_alone(
+    ours: Any, logits: Any, presence: float, frequency: float, bias: dict[int, float]
+) -> None:
+    sampling = Sampling(
+        max_new_tokens=24, presence_penalty=presence, frequency_penalty=frequency, logit_bias=tuple(bias.items())
+    )
+    require_parameters(ours.info, QUESTIONS, sampling)
+
+    def penalise(found: torch.Tensor, said: list[int]) -> None:
+        for token, count in Counter(said).items():
+            found[token] -= presence + frequency * count
+        for token, value in bias.items():
+            found[token] += value
+
+    plain = ours.generate(QUESTIONS, replace(sampling, presence_penalty=0.0, frequency_penalty=0.0, logit_bias=()))
+    answers = ours.generate(QUESTIONS, sampling)
+    for prompt, answer in zip(QUESTIONS, answers, strict=True):
+        expected = greedy(logits, list(answer.prompt_token_ids), len(answer.token_ids), penalise)
+        assert list(answer.token_ids) == expected
+        assert list(ours.stream(prompt, sampling))[-1].generation.text == answer.text
+    assert [answer.token_ids for answer in answers] != [answer.token_ids for answer in plain]
+
+
+def test_a_repetition_penalty_beside_another_one_is_refused(ours: Any) -> None:
+    for name in ("presence_penalty", "frequency_penalty"):
+        sampling = Sampling(repetition_penalty=1.2, **{name: 0.5})  # type: ignore[arg-type]
+        for call in (ours.generate, lambda prompts, s: list(ours.stream(prompts[0], s))):
+            with pytest.raises(UnsupportedError, match=f"{name}.*repetition_penalty") as raised:
+                call(QUESTIONS[:1], sampling)
+            assert raised.value.parameters == (name, "repetition_penalty")
+
+
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(ours: Any, logits: Any) -> None:
+    """The shares of first tokens are those of the definition: temperature, then every token below min_p of the best is out."""
+    prompt = ours.generate(QUESTIONS[:1], Sampling(max_new_tokens=1))[0].prompt_token_ids
+    shares = (logits(list(prompt)) / 2.0).softmax(-1)
+    smallest = float(shares.sort(descending=True).values[3] / shares.max()) * 0.999
+    kept = torch.where(shares >= smallest * shares.max(), shares, 0.0)
+    kept /= kept.sum()
+    assert int((kept > 0).sum()) == 4
+    sampling = Sampling(max_new_tokens=1, temperature=2.0, min_p=smallest)
+    drawn = Counter(g.token_ids[0] for g in ours.generate(QUESTIONS[:1] * 300, sampling))
+    assert set(drawn) <= set(kept.nonzero().flatten().tolist())
+    for token in kept.nonzero().flatten().tolist():
+        expected = float(kept[token])
+        assert abs(drawn[token] / 300 - expected) < 5 * (expected * (1 - expected) / 300) ** 0.5 + 0.01
+
+
+def checked_logprobs(logits: Any, answer: Generation, alternatives: int) -> int:
+    """Compare what is said of each token with torch; returns how many tokens are not whole characters."""
+    assert len(answer.tokens) == len(answer.token_ids) > 0
+    before, partial = list(answer.prompt_token_ids), 0
+    for token, about in zip(answer.token_ids, answer.tokens, strict=True):
+        expected = logits(before).log_softmax(-1)
+        assert about.logprob == pytest.approx(float(expected[token]), abs=3e-3)
+        best = expected.topk(alternatives).values.tolist() if alternatives else []
+        assert [value for _, value in about.top] == pytest.approx(best, abs=3e-3)
+        try:
+            about.data.decode()
+        except UnicodeDecodeError:
+            partial += 1
+        before.append(token)
+    assert answer.logprob == pytest.approx(sum(about.logprob for about in answer.tokens))
+    return partial
+
+
+def same_but_for_rounding(ours: tuple[TokenLogprob, ...], theirs: tuple[TokenLogprob, ...]) -> bool:
+    return [t.data for t in ours] == [t.data for t in theirs] and [t.logprob for t in ours] == pytest.approx(
+        [t.logprob for t in theirs], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("alternatives", [0, 3])
+def test_log_probabilities_are_those_of_torch_and_their_bytes_are_the_text(
+    ours: Any, logits: Any, alternatives: int
+) -> None:
+    sampling = Sampling(max_new_tokens=16, logprobs=alternatives)
+    for prompt in QUESTIONS:
+        (answer,) = ours.generate([prompt], sampling)
+        checked_logprobs(logits, answer, alternatives)
+        assert b"".join(about.data for about in answer.tokens).decode(errors="replace").startswith(answer.text[:-1])
+        deltas = list(ours.stream(prompt, sampling))
+        last = deltas[-1].generation
+        assert (last.text, last.token_ids, last.finish_reason) == (answer.text, answer.token_ids, answer.finish_reason)
+        assert same_but_for_rounding(last.tokens, answer.tokens)
+        assert tuple(token for delta in deltas for token in delta.tokens) == last.tokens
+        assert "".join(delta.text for delta in deltas) == answer.text
+    assert ours.generate(QUESTIONS[:1], Sampling(max_new_tokens=2))[0].logprob is None
+
+
+def entry(token: int, data: bytes) -> dict[str, Any]:
+    return {"id": token, "bytes": list(data), "logprob": -1.0, "top_logprobs": []}
+
+
+def test_an_answer_fills_in_the_tokens_that_llama_cpp_leaves_out(ours: Any, logits: Any) -> None:
+    """Chinese characters and an emoji in single bytes: llama.cpp reports the last byte of each."""
+    vocabulary = ours._tokens.vocabulary
+    prompt = ours._prompt_ids(QUESTIONS[0], Sampling())
+    text = "a的é🎻"
+    ids = [vocabulary.index(bytes([byte])) for byte in text.encode()]
+    lasts = [ids[end - 1] for end in (1, 4, 6, 10)]
+    answer = {
+        "tokens": ids, "stop_type": "limit", "timings/cache_n": 3,
+        "completion_probabilities": [entry(token, vocabulary[token]) for token in lasts],
+    }  # fmt: skip
+    made = ours._reader(prompt, Sampling(max_new_tokens=10, logprobs=2)).whole(answer)
+    assert (made.text, made.token_ids, made.cached_tokens) == (text, tuple(ids), 3)
+    assert b"".join(about.data for about in made.tokens).decode() == text
+    for place, (token, about) in enumerate(zip(ids, made.tokens, strict=True)):
+        if token in lasts:
+            assert (about.logprob, about.top) == (-1.0, ())
+            continue
+        expected = logits([*prompt, *ids[:place]]).log_softmax(-1)
+        assert about.logprob == pytest.approx(float(expected[token]), abs=3e-3)
+        assert [value for _, value in about.top] == pytest.approx(expected.topk(2).values.tolist(), abs=3e-3)
+
+
+def test_a_stream_fills_in_the_tokens_that_llama_cpp_leaves_out(ours: Any) -> None:
+    """Events as llama.cpp sends them: the last token of a character stands for those before it."""
+    vocabulary = ours._tokens.vocabulary
+    prompt = ours._prompt_ids(QUESTIONS[0], Sampling())
+    ids = [vocabulary.index(bytes([byte])) for byte in "的".encode()]
+    plain = vocabulary.index(b"a")
+
+    events = [
+        {"content": "a", "tokens": [plain], "tokens_predicted": 1, "completion_probabilities": [entry(plain, b"a")]},
+        {
+            "content": "的", "tokens": ids[2:], "tokens_predicted": 4,
+            "completion_probabilities": [entry(ids[2], vocabulary[ids[2]])],
+        },
+        {"content": "", "tokens": [], "stop": True, "stop_type": "limit", "tokens_predicted": 4, "timings/cache_n": 5},
+    ]  # fmt: skip
+    sampling = Sampling(max_new_tokens=4, logprobs=0)
+    deltas: list[Delta] = list(ours._reader(prompt, sampling).stream(events))
+    last = deltas[-1].generation
+    assert last is not None
+    assert (last.text, last.token_ids, last.cached_tokens) == ("a的", (plain, *ids), 5)
+    assert b"".join(token.data for token in last.tokens) == "a的".encode()
+    assert last.tokens[1].logprob == pytest.approx(ours._tokens.score([*prompt, plain], ids[0])[0], abs=1e-3)
+    with pytest.raises(EngineError, match="broke off"):
+        list(ours._reader(prompt, sampling).stream(events[:2]))
+    with pytest.raises(EngineError, match="broke off"):
+        list(ours._reader(prompt, Sampling()).stream(events[:2]))
+
+
+def test_bytes_are_split_into_tokens() -> None:
+    vocabulary = {b"ab": 1, b"a": 2, b"b": 3, b"c": 4}
+    assert split_bytes(b"abc", 2, vocabulary) == [1, 4]
+    assert split_bytes(b"abc", 3, vocabulary) == [2, 3, 4]
+    with pytest.raises(EngineError, match="vocabulary"):
+        split_bytes(b"abd", 2, vocabulary)
+
+
+def test_stop_texts_end_a_stream_that_reports_tokens(ours: Any) -> None:
+    text = ours.generate(QUESTIONS[:1], Sampling(max_new_tokens=40))[0].text
+    stop = next(text[i : i + 2] for i in range(4, len(text) - 2) if text[i : i + 2].isascii())
+    for sampling in (Sampling(max_new_tokens=40, stop=(stop,), logprobs=1), Sampling(max_new_tokens=40, stop=(stop,))):
+        whole = ours.generate(QUESTIONS[:1], sampling)[0]
+        deltas = list(ours.stream(QUESTIONS[0], sampling))
+        last = deltas[-1].generation
+        assert (last.text, last.finish_reason, last.tokens) == (whole.text, "stop", last.tokens)
+        assert "".join(delta.text for delta in deltas) == whole.text == text[: text.index(stop)]
+        assert tuple(token for delta in deltas for token in delta.tokens) == last.tokens
+        assert len(last.tokens) == (len(whole.token_ids) if sampling.logprobs is not None else 0)
