@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
         for title, tree in (("what made it", root), ("what it made", graph.tree("descendants"))):
             branch = drawn.add(f"[bold]{title}[/]")
             for child in tree["children"]:
-                _grow(branch, child)
+                grow(branch, child)
             if title == "what it made" and root["kind"] == "trace":
                 _answers(branch, [root["detail"]])
             if not branch.children:
@@ -53,14 +53,15 @@ def register(app: typer.Typer) -> None:
         _print.show(drawn)
 
 
-def _grow(tree: Tree, node: dict[str, Any]) -> None:
+def grow(tree: Tree, node: dict[str, Any]) -> None:
+    """Add a node of ``Graph.tree`` and what is below it."""
     branch = tree.add(_line(node))
     if node.get("again"):
         branch.add("[dim]shown above[/]")
         return
     _answers(branch, node["detail"].get("latest", []))
     for child in node["children"]:
-        _grow(branch, child)
+        grow(branch, child)
 
 
 def _line(node: dict[str, Any]) -> str:
@@ -111,5 +112,11 @@ def _answers(tree: Tree, answers: list[dict[str, Any]]) -> None:
 
 def _statement(said: dict[str, Any]) -> str:
     words = {1: "good", -1: "bad"}.get(said.get("rating", 0), "")
-    parts = [words, *(f"{key}: {said[key]}" for key in ("label", "corrected", "comment") if said.get(key))]
+    better = f"better than {said['over']}" if said.get("over") else ""
+    parts = [
+        words,
+        better,
+        said.get("event", ""),
+        *(f"{key}: {said[key]}" for key in ("label", "corrected", "comment") if said.get(key)),
+    ]
     return ", ".join(part for part in parts if part)

@@ -81,3 +81,18 @@ class Feedback:
         if self.kind == "implicit":
             return 1 if self.event in GOOD_EVENTS else -1 if self.event in BAD_EVENTS else 0
         return self.rating or (1 if self.over else 0)
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message as a trace keeps it; of content in parts, their texts one a line."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    texts = [part.get("text") for part in content or () if isinstance(part, Mapping)]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def asked_last(trace: Trace) -> str:
+    """The text of a trace's last user turn; "" when it has none or does not keep it."""
+    asked = [message for message in trace.messages if message.get("role") == "user"]
+    return text_of(asked[-1]) if asked else ""

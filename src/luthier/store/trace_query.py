@@ -134,6 +134,13 @@ def query_traces(
         return read_traces(connection, query)
 
 
+def starting_with(store: Store, start: str, most: int = 6) -> list[str]:
+    """Ids of traces that begin so."""
+    query = select(traces.c.id).where(traces.c.id.startswith(start, autoescape=True)).order_by(traces.c.id).limit(most)
+    with store.read() as connection:
+        return [str(each) for each in connection.execute(query).scalars()]
+
+
 def iterate_traces(store: Store, wanted: TraceFilter, *, at_once: int = 1000) -> Iterator[Trace]:
     """All traces that ``wanted`` fits, oldest first, read ``at_once`` at a time."""
     at = ("", "")
