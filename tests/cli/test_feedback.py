@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,32 @@ def test_what_is_refused(trace: str, capsys: pytest.CaptureFixture[str], argumen
     assert run(*arguments) == 2
     assert words in capsys.readouterr().err
     assert list_feedback(open_store()) == []
+
+
+def test_what_was_done_and_what_was_better(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ({"role": "user", "content": "q"},)
+    for name in ("one", "two"):
+        record_trace(open_store(), Trace(name, "2026-01-01T00:00:00.000Z", "m", "chat", asked, name))
+    assert run("one", "--over", "two", "--user", "ann") == 0
+    assert run("--event", "copied", "two") == 0
+    capsys.readouterr()
+    assert run("list") == 0
+    shown = capsys.readouterr().out
+    assert "better than two; by ann" in shown
+    assert "copied" not in shown
+    assert run("list", "--implicit", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(said["trace_id"], said["kind"], said["source"]) for said in listed] == [
+        ("two", "implicit", "cli"), ("one", "explicit", "cli"),
+    ]  # fmt: skip
+
+
+def test_inferring(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ({"role": "user", "content": "where is my parcel"},)
+    for number in range(3):
+        trace = Trace(f"t{number}", f"2026-01-01T00:0{number}:00.000Z", "m", "chat", asked, f"a{number}", session="s")
+        record_trace(open_store(), trace)
+    assert run("infer", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"regenerated": 2}
+    assert run("infer") == 0
+    assert "Nothing new" in capsys.readouterr().err
