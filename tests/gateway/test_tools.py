@@ -78,7 +78,7 @@ def deep(levels: int) -> dict[str, Any]:
         ({"tools": [tool(strict="yes")]}, "tools[0].function.strict", "true or false"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1]", "earlier tool"),
         ({"tools": [tool(parameters=5)]}, "tools[0].function.parameters", "JSON schema"),
-        ({"tools": [tool(parameters={"type": "strin"})]}, "tools[0].function.parameters", "'strin'"),
+        ({"tools": [tool(parameters={"type": "strin"})]}, "tools[0].function.parameters", '"strin"'),
         ({"tools": [tool(parameters={"$ref": "#"})]}, "tools[0].function.parameters", "without end"),
         (
             {"tools": [tool(parameters={"properties": {"a": {"$ref": "http://10.0.0.1/s.json"}}})]},

@@ -37,7 +37,10 @@ def example(schema: Any) -> Any:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise InputError(f"the JSON schema is not valid: {error.message}") from error
-    value = _value(schema, schema)
+    try:
+        value = _value(schema, schema)
+    except RecursionError as error:
+        raise UnsupportedError("the JSON schema requires a value inside of itself, so that no value ends") from error
     if not jsonschema.Draft202012Validator(schema).is_valid(value):
         raise UnsupportedError("the fake engine found no value for the JSON schema; give it an answer that is valid")
     return value

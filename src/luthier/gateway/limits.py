@@ -14,7 +14,13 @@ from luthier.gateway.keys import UNASKED, Keys, is_loopback
 from luthier.gateway.wire import RequestError, error_bytes
 
 BODY_LIMIT = 4 * 2**20
-_DISCARD_LIMIT = 16 * BODY_LIMIT  # an oversized body is read on to here, so that the client gets to read the refusal
+IMAGES_LIMIT = 20 * 2**20
+"""Bytes of a body on ``WITH_IMAGES``, where pictures come inside of it."""
+WITH_IMAGES = frozenset({"/v1/chat/completions", "/v1/responses"})
+HELD_LIMIT = 256 * 2**20
+"""Bytes of all bodies together, from their first byte to the end of their request."""
+_DISCARD_LIMIT = 64 * 2**20  # an oversized body is read on to here, so that the client gets to read the refusal
+_CLOSE = {"Connection": "close"}  # else what is left of the body would be read on and on
 BODY_TIMEOUT_S = 60.0
 OPEN_PATHS = frozenset({"/health"})
 
@@ -33,6 +39,7 @@ class Door:
         self.open_paths = open_paths
         self.keys = keys
         self.limit = limit
+        self.held = 0
         self.hosts = {host.lower(), "localhost"} if is_loopback(host) and not keys else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,15 +50,27 @@ class Door:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if "traceparent" in headers:
             TRACEPARENT.set(headers["traceparent"])
+        body: list[bytes] = []  # counted in ``held`` until the request is over
+        try:
+            if await self._enters(scope, headers, body, receive, send):
+                body[:] = [b"".join(body)]
+                await self.app(scope, _replay(body[0], receive), send)
+        finally:
+            self.held -= sum(map(len, body))
+
+    async def _enters(
+        self, scope: Scope, headers: Mapping[str, str], body: list[bytes], receive: Receive, send: Send
+    ) -> bool:
+        """Whether a request may pass: its ``body`` is then complete. One that may not is answered here."""
         try:
             self._check(scope, headers)
-            body = await self._body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH") else b""
+            if scope["method"] not in ("POST", "PUT", "PATCH"):
+                return True
+            limit = max(self.limit, IMAGES_LIMIT) if scope["path"] in WITH_IMAGES else self.limit
+            return await self._body(body, limit, headers, receive)
         except RequestError as error:
             await refuse(send, error)
-            return
-        if body is None:  # the client left while it was sending
-            return
-        await self.app(scope, _replay(body, receive), send)
+            return False
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         if self.hosts is not None:
@@ -73,38 +92,53 @@ class Door:
         scope["luthier.caller"] = caller
         scope["luthier.trusted"] = caller.may("admin")
 
-    async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes | None:
+    async def _body(self, body: list[bytes], limit: int, headers: Mapping[str, str], receive: Receive) -> bool:
+        """Fill ``body``. False when the client left."""
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             kind = headers.get("content-type") or "none"
             raise RequestError(f"Content-Type must be application/json; got {kind}", status=415, code="content_type")
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise RequestError(
+                f"Content-Encoding must be left out: bodies are not unpacked here; got {headers['content-encoding']}",
+                status=415,
+                code="content_encoding",
+            )
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
-                return await self._read(receive)
+                return await self._read(body, limit, receive)
         except TimeoutError as error:
             raise RequestError(
-                f"the body did not arrive within {BODY_TIMEOUT_S:g} s", status=408, code="body_timeout"
+                f"the body did not arrive within {BODY_TIMEOUT_S:g} s", status=408, code="body_timeout", headers=_CLOSE
             ) from error
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        chunks: list[bytes] = []
+    async def _read(self, body: list[bytes], limit: int, receive: Receive) -> bool:
         size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return None
+                return False
             chunk = message.get("body", b"")
             size += len(chunk)
-            if size <= self.limit:
-                chunks.append(chunk)
+            if size <= limit and chunk:
+                self.held += len(chunk)
+                body.append(chunk)
             more = message.get("more_body", False)
-            if size > self.limit and (not more or size > _DISCARD_LIMIT):
+            if self.held > HELD_LIMIT:
                 raise RequestError(
-                    f"the body must be at most {self.limit:,} bytes; got {'more than ' if more else ''}{size:,}",
+                    "the server holds as many bytes of requests as it can; try again in a moment",
+                    status=503,
+                    code="busy",
+                    headers={"Retry-After": "1", **_CLOSE},
+                )
+            if size > limit and (not more or size > _DISCARD_LIMIT):
+                raise RequestError(
+                    f"the body must be at most {limit:,} bytes; got {'more than ' if more else ''}{size:,}",
                     status=413,
                     code="body_too_large",
+                    headers=_CLOSE if more else None,
                 )
             if not more:
-                return b"".join(chunks)
+                return True
 
 
 async def refuse(send: Send, error: RequestError) -> None:
