@@ -14,8 +14,8 @@ LAYERS = (
     "evaluation", "knowledge", "apps", "tournament", "gateway", "console", "scale", "cli",
 )  # fmt: skip
 CATALOGUES = {"methods", "objectives", "engines", "strategies", "scorers", "tasks"}
-WITHIN = {"training": "optimizers"}
-"""A catalogue inside of another folder."""
+WITHIN = {"training": ("optimizers",), "gateway": ("guardrails",)}
+"""Catalogues inside of another folder."""
 FILES = sorted(SOURCE.rglob("*.py"))
 WITHOUT_TORCH = {"core", "store", "scorers", "tasks", "cli"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "sklearn", "matplotlib", "pyarrow"}
@@ -49,7 +49,7 @@ def violations(path: Path, tree: ast.AST) -> list[str]:
         if LAYERS.index(names[1]) > LAYERS.index(own):
             out.append(f"{own} imports {names[1]} (line {line}: {module})")
         folder = (
-            (own,) if own in CATALOGUES else (own, WITHIN[own]) if own in WITHIN and parts[1] == WITHIN[own] else ()
+            (own,) if own in CATALOGUES else (own, parts[1]) if parts[1] in WITHIN.get(own, ()) else ()
         )
         entry = names[len(folder) + 1] if folder and len(names) > len(folder) + 1 else ""
         if tuple(names[1 : len(folder) + 1]) == folder and entry and not entry.startswith("_") and entry != path.stem:

@@ -30,9 +30,10 @@ FUNCTIONS: Mapping[str, str] = {
     "scorers": "score",
     "tasks": "build",
     "optimizers": "build",
+    "guardrails": "check",
 }
 
-_FOLDERS: Mapping[str, str] = {"optimizers": "training/optimizers"}
+_FOLDERS: Mapping[str, str] = {"optimizers": "training/optimizers", "guardrails": "gateway/guardrails"}
 """Where a catalogue lies that is a part of another folder."""
 
 

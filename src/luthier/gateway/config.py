@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from luthier.core.config import from_mapping, read_yaml, validate
+from luthier.gateway.guard_rules import Rule
 from luthier.gateway.watch import WatchConfig
 
 
@@ -20,6 +21,7 @@ class GatewayConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     watch: WatchConfig = WatchConfig()
+    guardrails: tuple[Rule, ...] = ()
 
 
 def read_config(source: str | Path | Mapping[str, Any] | None) -> GatewayConfig:

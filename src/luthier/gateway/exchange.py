@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.engine import Generation
 from luthier.core.errors import LuthierError
+from luthier.core.message import ToolCall
 from luthier.core.trace import Trace
 from luthier.gateway.caller import Caller
 from luthier.gateway.calls import Piece
@@ -40,6 +41,7 @@ class Exchange:
     once, when the request is over, before its traces are made. ``status`` is the HTTP status that the client sees (of a stream, would have
     seen), ``fault`` the kind of error behind it: a short name of a closed set. ``priority`` says who goes first at the gate.
     ``headers`` go out with the answer. ``expected_tokens``: about how many the prompt has besides ``messages``, before anything counted them.
+    ``kept`` holds the texts and calls of choices that traces must keep in another form than the caller got them.
     """
 
     operation: str
@@ -65,6 +67,7 @@ class Exchange:
     first_s: dict[int, float] = field(default_factory=dict)
     end_s: dict[int, float] = field(default_factory=dict)
     made: dict[int, Generation] = field(default_factory=dict)
+    kept: dict[int, tuple[str, tuple[ToolCall, ...]]] = field(default_factory=dict)
     error: str = ""
     fault: str = ""
     status: int = 200
@@ -142,8 +145,11 @@ class Exchange:
         if self.operation in ("embedding", "rerank"):
             price = self.cost
         details = {name: list(said) for name, said in self.details.items()}
-        if answer is not None and answer.tool_calls:
-            calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in answer.tool_calls]
+        text, made_calls = "".join(self.texts.get(index, ())), answer.tool_calls if answer is not None else ()
+        if index in self.kept:
+            text, made_calls = self.kept[index]
+        if made_calls:
+            calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in made_calls]
             details["tool_calls"] = calls
         if answer is not None and answer.logprob is not None:
             details["answer"] = [{"logprob": answer.logprob}]
@@ -153,7 +159,7 @@ class Exchange:
             model=served.name if served is not None else self.model,
             operation=self.operation,
             messages=self.messages[index // self.n] if self.messages else (),
-            answer="".join(self.texts.get(index, ())),
+            answer=text,
             parameters=self.parameters,
             model_digest=info.model_digest if info else "",
             base_digest=info.base_digest if info else "",

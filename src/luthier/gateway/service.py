@@ -13,8 +13,11 @@ from luthier.core.errors import LuthierError, did_you_mean
 from luthier.gateway.backend import answers
 from luthier.gateway.config import GatewayConfig
 from luthier.gateway.gate import Gate
+from luthier.gateway.guard import guarded, open_guard
+from luthier.gateway.guard_run import Guard
+from luthier.gateway.handover import record_handover
 from luthier.gateway.keys import Keys
-from luthier.gateway.layers import Ask, compose
+from luthier.gateway.layers import Ask, Layer, compose
 from luthier.gateway.quota import Quota
 from luthier.gateway.routes import direct
 from luthier.gateway.served import Price, Served, read_prices, serve_as
@@ -51,11 +54,15 @@ class Service:
     started: float = field(default_factory=time.monotonic)
     quota: Quota | None = None
     upkeep: Upkeep = field(default_factory=Upkeep)
+    guard: Guard | None = field(init=False, default=None)
     watch: Watch = field(init=False)
     ask: Ask = field(init=False)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self)
+        if self.config.guardrails:
+            engines = {name: served.engine for name, served in self.models.items()}
+            self.guard = open_guard(self.config.guardrails, engines, self.store)
         self.ask = assemble(self)
         if self.keys.store is not None:
             self.quota = Quota(self.keys.store, self.keys)
@@ -125,6 +132,8 @@ class Service:
     def close(self, timeout_s: float = 10.0) -> None:
         """Wait for calls that still run, then write the traces that wait. Safe to call twice."""
         self.workers.join(timeout_s)
+        if self.guard is not None:
+            self.guard.close()
         self.traces.close()
         self.upkeep.close()
         self.watch.close()
@@ -132,4 +141,7 @@ class Service:
 
 def assemble(service: Service) -> Ask:
     """The layers of a service around the call of its engines (``gateway.layers``)."""
-    return compose([direct(service)], partial(answers, service))
+    layers: list[Layer] = [direct(service)]
+    if service.guard is not None:
+        layers.insert(0, guarded(service.guard, partial(record_handover, service)))
+    return compose(layers, partial(answers, service))

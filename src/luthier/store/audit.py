@@ -101,6 +101,7 @@ def list_audit(
     action: str | None = None,
     actor: str | None = None,
     target: str | None = None,
+    tenant: str | None = None,
     since: str | None = None,
     limit: int = 100,
 ) -> list[AuditRecord]:
@@ -112,7 +113,7 @@ def list_audit(
             if action.endswith("*")
             else audit_log.c.action == action
         )
-    for column, value in ((audit_log.c.actor, actor), (audit_log.c.target, target)):
+    for column, value in ((audit_log.c.actor, actor), (audit_log.c.target, target), (audit_log.c.tenant, tenant)):
         query = query if value is None else query.where(column == value)
     if since is not None:
         query = query.where(audit_log.c.at >= since)
