@@ -36,6 +36,8 @@ INTRODUCTIONS = {
     "scorers": "An answer and a target give a score, for every example. Choose them with `scorers:` in a task file; the first one ranks.",
     "optimizers": "How a step follows from the gradient. Choose one with `train.optimizer` in a run file: a name, or `{name: ..., options}`; "
     "[tune](../tune.md#optimizers-schedules-averages) says when which.",
+    "guardrails": "What is looked for in what goes to a model and in what comes back. Choose them in the section `guardrails` of the gateway's "
+    "configuration; [guardrails](../guardrails.md) says what is done about their findings.",
     "tasks": "Where examples, prompt and scorers come from.",
 }
 HOW = {"swap": "hot-swapped on its base", "merge": "as weights of its own", "no": "not possible"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
@@ -33,6 +33,14 @@ logger = logging.getLogger("luthier.gateway")
 
 
 @dataclass
+class Kept:
+    """What traces keep of a choice."""
+
+    texts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+
+
+@dataclass
 class Exchange:
     """A request, from its arrival to its last trace. Belongs to the event loop.
 
@@ -41,7 +49,7 @@ class Exchange:
     once, when the request is over, before its traces are made. ``status`` is the HTTP status that the client sees (of a stream, would have
     seen), ``fault`` the kind of error behind it: a short name of a closed set. ``priority`` says who goes first at the gate.
     ``headers`` go out with the answer. ``expected_tokens``: about how many the prompt has besides ``messages``, before anything counted them.
-    ``kept`` holds the texts and calls of choices that traces must keep in another form than the caller got them.
+    ``kept`` holds the texts and calls of choices that must be kept in another form than the caller got them; ``veiled``: ``messages`` are so, too.
     """
 
     operation: str
@@ -67,7 +75,8 @@ class Exchange:
     first_s: dict[int, float] = field(default_factory=dict)
     end_s: dict[int, float] = field(default_factory=dict)
     made: dict[int, Generation] = field(default_factory=dict)
-    kept: dict[int, tuple[str, tuple[ToolCall, ...]]] = field(default_factory=dict)
+    kept: dict[int, Kept] = field(default_factory=dict)
+    veiled: bool = False
     error: str = ""
     fault: str = ""
     status: int = 200
@@ -96,6 +105,10 @@ class Exchange:
             whole = len(self.texts[piece.index]) == 1  # not streamed: the engine knows when its first token came
             early = piece.generation.latency_s - piece.generation.first_token_s if whole else 0.0
             self.first_s.setdefault(piece.index, max(0.0, at - max(0.0, early)))
+
+    def text(self, index: int) -> str:
+        """What traces and spans say of a choice."""
+        return "".join(self.kept[index].texts if index in self.kept else self.texts.get(index, ()))
 
     @property
     def usage(self) -> tuple[int, int, int]:
@@ -145,9 +158,9 @@ class Exchange:
         if self.operation in ("embedding", "rerank"):
             price = self.cost
         details = {name: list(said) for name, said in self.details.items()}
-        text, made_calls = "".join(self.texts.get(index, ())), answer.tool_calls if answer is not None else ()
+        made_calls: Sequence[ToolCall] = answer.tool_calls if answer is not None else ()
         if index in self.kept:
-            text, made_calls = self.kept[index]
+            made_calls = self.kept[index].calls
         if made_calls:
             calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in made_calls]
             details["tool_calls"] = calls
@@ -159,7 +172,7 @@ class Exchange:
             model=served.name if served is not None else self.model,
             operation=self.operation,
             messages=self.messages[index // self.n] if self.messages else (),
-            answer=text,
+            answer=self.text(index),
             parameters=self.parameters,
             model_digest=info.model_digest if info else "",
             base_digest=info.base_digest if info else "",

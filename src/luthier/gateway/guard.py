@@ -107,7 +107,9 @@ class _Asking:
             constraint=constraint,
             restored=lambda text: examined.placeholders.restore(text, as_json=as_json),
         )
-        return Answer(self._guard, self._out, question.exchange, context, examined.placeholders, as_json=as_json)
+        answer = Answer(self._guard, self._out, question.exchange, context, examined.placeholders, as_json=as_json)
+        question.exchange.kept[index] = answer.kept
+        return answer
 
     async def _through(
         self, examined: Examined, answer: Answer, piece: Piece, attempt: int = 0
@@ -151,7 +153,7 @@ class _Asking:
         """The last try was no better: what the rule says then. Gives the text that is let out."""
         then = verdict.rail.rule.exhausted
         question.exchange.say(
-            "guardrails", guardrail=verdict.rail.name, on=OUTPUT, action=then, kind="exhausted", count=tries, score=1.0,
+            "guardrails", name=verdict.rail.name, on=OUTPUT, action=then, kind="exhausted", count=tries, score=1.0,
             reason="; ".join(verdict.reasons), role="assistant",
         )  # fmt: skip
         if then == "flag":
@@ -180,8 +182,6 @@ class _Asking:
             prompt = question.prompts[piece.index // question.n]
             prompt_tokens, _ = count_or_estimate(question.exchange.served, prompt)
         made = answer.generation(generation, prompt_tokens, answer.text(), reason)
-        if answer.kept != answer.sent or answer.kept_calls != answer.calls:
-            question.exchange.kept[piece.index] = ("".join(answer.kept), tuple(answer.kept_calls))
         tokens = piece.tokens if not self._out and verdict is None else ()
         return Piece(piece.index, text, made, tokens, tuple(calls))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from luthier.core.engine import Generation
 from luthier.core.message import ToolCall
-from luthier.gateway.exchange import Exchange
+from luthier.gateway.exchange import Exchange, Kept
 from luthier.gateway.guard_rules import Guardrail
 from luthier.gateway.guard_run import Guard, Verdict, failed, report, verdict_on
 from luthier.gateway.guardrails._contract import OUTPUT, Context, Finding
@@ -132,9 +132,8 @@ class Answer:
         self._restorer = placeholders.restorer(as_json=as_json)
         self.pieces = 0
         self.sent: list[str] = []
-        self.kept: list[str] = []
         self.calls: list[ToolCall] = []
-        self.kept_calls: list[ToolCall] = []
+        self.kept = Kept()
         self.verdict: Verdict | None = None
         self.earlier: Generation | None = None  # what earlier tries of this answer took
         self._ended_at = 0
@@ -173,11 +172,13 @@ class Answer:
 
     def instead(self, message: str) -> str:
         """The caller gets this and nothing else."""
-        self.sent, self.kept, self.calls, self.kept_calls = [message], [message], [], []
+        self.sent[:], self.kept.texts[:] = [message], [message]
+        self.calls.clear()
+        self.kept.calls.clear()
         return message
 
     def _out(self, text: str, *, final: bool) -> str:
-        self.kept.append(text)
+        self.kept.texts.append(text)
         out = self._restorer.feed(text, final=final)
         self.sent.append(out)
         return out
@@ -199,7 +200,7 @@ class Answer:
                 arguments = await self._arguments(rail, arguments)
         made = ToolCall(call.name, self._placeholders.restore_arguments(arguments), call.id)
         self.calls.append(made)
-        self.kept_calls.append(ToolCall(call.name, arguments, call.id))
+        self.kept.calls.append(ToolCall(call.name, arguments, call.id))
         return made
 
     async def _arguments(self, rail: Guardrail, arguments: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from luthier.gateway.guard_rules import Guardrail, by_masks
 from luthier.gateway.guard_run import Guard, Verdict, failed, report, verdict_on
 from luthier.gateway.guardrails._contract import INPUT, Context, Finding
 from luthier.gateway.layers import Question
+from luthier.gateway.messages import kept
 from luthier.gateway.placeholders import Placeholders, mask_arguments
 
 
@@ -30,15 +31,16 @@ async def examine(guard: Guard, rails: Sequence[Guardrail], question: Question) 
 
     Raises RequestError for a block that is an error, and when a guardrail fails that must not.
     """
-    rails = [rail for rail in by_masks(rails) if "input" in rail.on]
-    masks = [rail for rail in rails if rail.action == "mask"]
+    looking = [rail for rail in by_masks(rails) if INPUT in rail.on]
+    masks = [rail for rail in looking if rail.action == "mask"]
     placeholders = _placeholders(masks, question)
     for rail in masks:
         question = await _masked(guard, rail, question, placeholders)
     if len(placeholders):
         question = _with(question, placeholders.mask_names)
-        question.exchange.messages = tuple(map(_shown, question.prompts))
-    for rail in rails:
+        question.exchange.messages = tuple(kept(conversation_of(prompt)) for prompt in question.prompts)
+    question.exchange.veiled = all(said["kind"] != "error" for said in said_of(question.exchange))
+    for rail in looking:
         if rail.action != "mask":
             verdict = await _checked(guard, rail, question)
             if verdict is not None:
@@ -166,11 +168,6 @@ def _amended(rails: Sequence[Guardrail], question: Question) -> Question:
             )
             question = replace(question, prompts=prompts)
     return question
-
-
-def _shown(prompt: Prompt) -> tuple[Mapping[str, Any], ...]:
-    """A prompt as traces keep it."""
-    return tuple(message.as_dict() for message in conversation_of(prompt))
 
 
 def said_of(exchange: Exchange) -> list[dict[str, Any]]:

@@ -7,11 +7,14 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
+from luthier.data.pii import redact
 from luthier.gateway.exchange import Exchange
 from luthier.gateway.guard_rules import HANDED_OVER, REFUSAL, Guardrail, OpenModels
-from luthier.gateway.guardrails._contract import Direction, Finding
+from luthier.gateway.guardrails._contract import INPUT, Direction, Finding
+from luthier.gateway.placeholders import each_text
 from luthier.gateway.wire import RequestError
 
 LONG_CHARACTERS = 8_192  # a text of more is checked in a thread, whoever checks it
@@ -35,6 +38,18 @@ class Guard:
     def of(self, exchange: Exchange) -> tuple[Guardrail, ...]:
         """The guardrails that hold for a request."""
         return tuple(rail for rail in self.rails if rail.rule.holds(exchange.model, exchange.caller.tenant))
+
+    def veil(self, exchange: Exchange) -> None:
+        """Hide in what traces keep of a request that no layer has seen (refused before, or not a conversation) what its masks would hide."""
+        if exchange.veiled:
+            return
+        exchange.veiled = True
+        for rail in self.of(exchange):
+            if rail.action == "mask" and INPUT in rail.on and rail.rule.name == "pii":
+                hide = partial(redact, kinds=rail.config.kinds, regions=rail.config.regions)
+                exchange.messages = tuple(
+                    tuple(each_text(message, hide) for message in prompt) for prompt in exchange.messages
+                )
 
     async def run(self, rail: Guardrail, length: int, work: Callable[[], Made]) -> Made:
         """What ``work`` returns; in a thread when the guardrail is slow or the text long."""
@@ -95,7 +110,7 @@ def report(
     for kind, found in by_kind.items():
         exchange.say(
             "guardrails",
-            guardrail=rail.name,
+            name=rail.name,
             on=direction,
             action=action or rail.action,
             kind=kind,
@@ -111,7 +126,7 @@ def failed(exchange: Exchange, rail: Guardrail, direction: Direction, error: Exc
     logger.error("guardrail %s failed on %s of %s", rail.name, direction, exchange.id, exc_info=error)
     exchange.say(
         "guardrails",
-        guardrail=rail.name,
+        name=rail.name,
         on=direction,
         action="refused" if rail.closed else "let_through",
         kind="error",

@@ -234,7 +234,7 @@ class Spans:
         system = [self._part(m) for m in asked if m.get("role") == "system"]
         turns = [{"role": m.get("role", "user"), "parts": [self._part(m)]} for m in asked if m.get("role") != "system"]
         said = [
-            {"role": "assistant", "parts": [{"type": "text", "content": self._cut("".join(exchange.texts[index]))}],
+            {"role": "assistant", "parts": [{"type": "text", "content": self._cut(exchange.text(index))}],
              "finish_reason": exchange.made[index].finish_reason if index in exchange.made else "error"}
             for index in sorted(exchange.texts)
         ]  # fmt: skip

@@ -99,7 +99,7 @@ class Placeholders:
             document = json.loads(arguments)
         except ValueError:
             return self.restore(arguments, as_json=True)
-        return json.dumps(_each_text(document, self.restore), ensure_ascii=False)
+        return json.dumps(each_text(document, self.restore), ensure_ascii=False)
 
     def restorer(self, *, as_json: bool = False) -> Restorer:
         """``restore`` for a growing text."""
@@ -172,17 +172,18 @@ def mask_arguments(arguments: str, mask: Callable[[str], str]) -> str:
         document = json.loads(arguments)
     except ValueError:
         return mask(arguments)
-    masked = _each_text(document, mask, numbers=True)
+    masked = each_text(document, mask, numbers=True)
     return arguments if masked == document else json.dumps(masked, ensure_ascii=False)
 
 
-def _each_text(value: Any, change: Callable[[str], str], *, numbers: bool = False) -> Any:
+def each_text(value: Any, change: Callable[[str], str], *, numbers: bool = False) -> Any:
+    """A JSON value with every text in it changed; ``numbers``: whole numbers, too, which become texts when they change."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {change(key): _each_text(each, change, numbers=numbers) for key, each in value.items()}
+        return {change(key): each_text(each, change, numbers=numbers) for key, each in value.items()}
     if isinstance(value, list):
-        return [_each_text(each, change, numbers=numbers) for each in value]
+        return [each_text(each, change, numbers=numbers) for each in value]
     if numbers and isinstance(value, int) and not isinstance(value, bool):
         changed = change(str(value))
         return value if changed == str(value) else changed

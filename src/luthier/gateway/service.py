@@ -105,6 +105,8 @@ class Service:
         if exchange.finished:
             return
         exchange.finish(error)
+        if self.guard is not None:
+            self.guard.veil(exchange)
         self.watch.finished(exchange)
         for trace in exchange.traces():
             self.traces.put(trace)
