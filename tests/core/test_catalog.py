@@ -41,7 +41,10 @@ def own(tmp_path, monkeypatch):
 
 def test_entries_are_the_file_names_of_the_folder():
     for catalogue in FUNCTIONS:
-        place = Path(luthier.__file__).parent / {"optimizers": "training/optimizers"}.get(catalogue, catalogue)
+        place = Path(luthier.__file__).parent / {
+            "optimizers": "training/optimizers",
+            "guardrails": "gateway/guardrails",
+        }.get(catalogue, catalogue)
         found = tuple(sorted(p.stem for p in place.glob("*.py") if not p.stem.startswith("_")))
         assert names(catalogue) == found and found
 
