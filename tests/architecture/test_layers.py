@@ -48,9 +48,7 @@ def violations(path: Path, tree: ast.AST) -> list[str]:
             continue
         if LAYERS.index(names[1]) > LAYERS.index(own):
             out.append(f"{own} imports {names[1]} (line {line}: {module})")
-        folder = (
-            (own,) if own in CATALOGUES else (own, parts[1]) if parts[1] in WITHIN.get(own, ()) else ()
-        )
+        folder = (own,) if own in CATALOGUES else (own, parts[1]) if parts[1] in WITHIN.get(own, ()) else ()
         entry = names[len(folder) + 1] if folder and len(names) > len(folder) + 1 else ""
         if tuple(names[1 : len(folder) + 1]) == folder and entry and not entry.startswith("_") and entry != path.stem:
             out.append(f"catalogue entry imports another entry (line {line}: {module})")
