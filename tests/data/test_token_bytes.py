@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from luthier.core.errors import UnsupportedError
-from luthier.data.token_bytes import token_bytes
+from luthier.data.token_bytes import has_token_bytes, token_bytes
 
 TEXT = "naïve 你好 🙂\n\ttwo  spaces refund {}"
 
@@ -42,6 +42,7 @@ def test_the_bytes_of_a_texts_tokens_are_the_text(tiny_decoder_path: Path) -> No
         known = token_bytes(tokenizer)
         assert b"".join(known[i] for i in tokenizer(TEXT, add_special_tokens=False)["input_ids"]) == TEXT.encode()
         assert len(known) == len(tokenizer)
+        assert has_token_bytes(tokenizer)
 
 
 def test_special_tokens_give_their_text(tiny_decoder_path: Path) -> None:
@@ -58,3 +59,4 @@ def test_metaspace_pieces() -> None:
 def test_word_pieces_are_refused(tiny_encoder_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="byte-level and SentencePiece"):
         token_bytes(AutoTokenizer.from_pretrained(str(tiny_encoder_path)))
+    assert not has_token_bytes(AutoTokenizer.from_pretrained(str(tiny_encoder_path)))

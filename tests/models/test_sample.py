@@ -21,12 +21,12 @@ YES_MAYBE_NO = torch.tensor([[0.60, 0.31, 0.08, 0.01]]).log()
 
 def frequencies(sampling: Sampling, logits: torch.Tensor, prompt: list[int], draws: int = 20_000) -> torch.Tensor:
     """How often each token comes, from many rows with generators of their own."""
-    sampler = Sampler(sampling, [prompt] * draws, range(draws))
+    sampler = Sampler.alike(sampling, [prompt] * draws, range(draws))
     return torch.bincount(sampler.draw(logits.expand(draws, -1)).tokens, minlength=logits.shape[1]) / draws
 
 
 def test_greedy_takes_the_likeliest_and_says_how_likely() -> None:
-    drawn = Sampler(Sampling(), [[]]).draw(YES_MAYBE_NO)
+    drawn = Sampler.alike(Sampling(), [[]]).draw(YES_MAYBE_NO)
     assert drawn.tokens.tolist() == [0]
     assert drawn.log_probs.tolist() == pytest.approx([math.log(0.60)])
     assert drawn.top == {}
@@ -80,7 +80,7 @@ def test_a_wide_nucleus_in_a_large_vocabulary_is_whole() -> None:
 
 
 def test_repetition_penalty_counts_what_was_drawn() -> None:
-    sampler = Sampler(Sampling(repetition_penalty=10.0), [[0]])
+    sampler = Sampler.alike(Sampling(repetition_penalty=10.0), [[0]])
     logits = torch.tensor([[5.0, 4.0, 3.0]])
     drawn = [sampler.draw(logits).tokens.item() for _ in range(3)]
     assert drawn == [1, 2, 0]  # 0 stands in the prompt; then each one drawn is weakened
@@ -90,15 +90,15 @@ def test_a_seed_repeats_and_rows_do_not_disturb_one_another() -> None:
     sampling = Sampling(temperature=1.0, seed=5)
     torch.manual_seed(0)
     logits = torch.randn(3, 50)
-    together, alone = Sampler(sampling, [[]] * 3), Sampler(sampling, [[]])
+    together, alone = Sampler.alike(sampling, [[]] * 3), Sampler.alike(sampling, [[]])
     first = [together.draw(logits).tokens for _ in range(4)]
     assert [t[1].item() for t in first] == [alone.draw(logits[1:2]).tokens.item() for _ in range(4)]
-    again = Sampler(sampling, [[]] * 3)
+    again = Sampler.alike(sampling, [[]] * 3)
     again.draw(logits)
     again.keep([0, 2])
     assert again.draw(logits[[0, 2]]).tokens.tolist() == first[1][[0, 2]].tolist()
     free = {
-        tuple(Sampler(Sampling(temperature=1.0), [[]] * 8).draw(logits[:1].expand(8, -1)).tokens.tolist())
+        tuple(Sampler.alike(Sampling(temperature=1.0), [[]] * 8).draw(logits[:1].expand(8, -1)).tokens.tolist())
         for _ in range(4)
     }
     assert len(free) > 1

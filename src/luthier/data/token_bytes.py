@@ -23,19 +23,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     Added tokens, special ones among them, give their own text. Raises UnsupportedError for a tokenizer that is not made of bytes or of
     SentencePiece's pieces (WordPiece writes no spaces, so the bytes between two tokens are not known).
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UnsupportedError(f"the bytes of tokens are known of fast tokenizers only; got {type(tokenizer).__name__}")
-    decoder = json.loads(backend.to_str())["decoder"]
-    steps = list(_steps(decoder))
-    kinds = {str(step.get("type")) for step in steps}
-    spaces = {_pattern(s): str(s["content"]) for s in steps if s.get("type") == "Replace" and _pattern(s)}
-    spaces |= {str(s["replacement"]): " " for s in steps if s.get("type") == "Metaspace"}
-    if not spaces and "ByteLevel" not in kinds and "ByteFallback" not in kinds:
-        known = ", ".join(sorted(kinds)) or "none"
-        raise UnsupportedError(
-            f"the bytes of tokens are known of byte-level and SentencePiece vocabularies; got decoder {known}"
-        )
+    kinds, spaces = _forms(tokenizer)
     added = {int(id_): token.content.encode() for id_, token in tokenizer.added_tokens_decoder.items()}
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     out = [b""] * (max([*vocabulary.values(), *added], default=-1) + 1)
@@ -52,6 +40,33 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     for id_, content in added.items():
         out[id_] = content
     return out
+
+
+def has_token_bytes(tokenizer: Any) -> bool:
+    """Whether ``token_bytes`` knows this kind of tokenizer; asks without reading the vocabulary."""
+    try:
+        _forms(tokenizer)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _forms(tokenizer: Any) -> tuple[set[str], dict[str, str]]:
+    """The kinds of a decoder's steps, and what is written for what in its tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UnsupportedError(f"the bytes of tokens are known of fast tokenizers only; got {type(tokenizer).__name__}")
+    decoder = None if backend.decoder is None else json.loads(backend.decoder.__getstate__())
+    steps = list(_steps(decoder))
+    kinds = {str(step.get("type")) for step in steps}
+    spaces = {_pattern(s): str(s["content"]) for s in steps if s.get("type") == "Replace" and _pattern(s)}
+    spaces |= {str(s["replacement"]): " " for s in steps if s.get("type") == "Metaspace"}
+    if not spaces and "ByteLevel" not in kinds and "ByteFallback" not in kinds:
+        known = ", ".join(sorted(kinds)) or "none"
+        raise UnsupportedError(
+            f"the bytes of tokens are known of byte-level and SentencePiece vocabularies; got decoder {known}"
+        )
+    return kinds, spaces
 
 
 def _steps(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from luthier.core.engine import ContinuationScore, EngineInfo, Generation, Sampling, ScoreRequest, Vectors
+from luthier.core.engine import ContinuationScore, Delta, EngineInfo, Generation, Sampling, ScoreRequest, Vectors
 from luthier.core.errors import ContextLengthError
 from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.data.batch import pad
 from luthier.engines._answer import Answer
 from luthier.engines._on_base import TextEngine, finished
+from luthier.engines._places import Row, answered
 from luthier.engines._scoring import ask
 from luthier.models.decode import attends_fully, hidden_states
 from luthier.models.generate import Answering
 from luthier.models.load import LoadedModel
 from luthier.models.mixed import beginning, row_names, shared_tokens, stacked
 from luthier.models.prefix import KeysValues, shared_prefix
-from luthier.models.score import Row, score_batches
+from luthier.models.sample import RowSampler
+from luthier.models.score import Row as ScoreRow
+from luthier.models.score import score_batches
+from luthier.models.slots import supports
 
 if TYPE_CHECKING:
     from luthier.engines._shared import SharedBase
+
+_FEW = 8
+"""Prompts of one call that join the running batch of their base. More of them fill a batch of their own, which reads what they share once and
+whose answers do not depend, not even by rounding, on what was asked before."""
+
+_READ_SHARE = 4
+"""A step of the running batch reads this part of ``max_batch_tokens`` of prompts: the answers beside them wait for it, and on a CPU longer
+pieces are not read faster."""
 
 
 class DecoderEngine(TextEngine):
@@ -52,9 +65,20 @@ class DecoderEngine(TextEngine):
     ) -> list[Generation]:
         """One answer a prompt, decoded together; an answer does not depend on what else is asked (in fp32, to rounding).
 
-        Raises InputError when a prompt fills the context. ``max_new_tokens`` is cut to what fits after the prompt.
+        A few prompts join what other threads ask at the same time (``engines._scheduler``), many are a batch of their own. Raises InputError when
+        a prompt fills the context. ``max_new_tokens`` is cut to what fits after the prompt.
         """
-        return self.generate_as([self._key] * len(prompts), prompts, sampling, progress)
+        if not prompts or len(prompts) > _FEW or not self._joins:
+            return self.generate_as([self._key] * len(prompts), prompts, sampling, progress)
+        told: SimpleQueue[Any] = SimpleQueue()
+        answers = [self._answer(row, sampling) for row in self._prompt_ids(prompts, sampling)]
+        rows = [
+            self._row(answer, sampler, told, streams=False)
+            for answer, sampler in zip(answers, self._samplers(answers, sampling), strict=True)
+        ]
+        for done, _ in enumerate(answered(self._base.scheduler.submit, rows), start=1):
+            progress("generate", done, len(rows))
+        return [answer.generation() for answer in answers]
 
     def generate_as(
         self,
@@ -67,18 +91,21 @@ class DecoderEngine(TextEngine):
 
         Several of them must be ones that one forward can take (``models.mixed.groups``).
         """
-        ids = self._prompt_ids(prompts)
+        ids = self._prompt_ids(prompts, sampling)
         if not ids:
             return []
         shared, prefixes = self._prefixes(ids, keys)
-        answers = [self._answer(row, sampling, incremental=bool(sampling.stop)) for row in ids]
+        answers = [self._answer(row, sampling) for row in ids]
+        samplers = self._samplers(answers, sampling)
         first = {key: place for place, key in reversed(list(enumerate(keys)))}
         batches = (
             sorted(batch, key=lambda row: first[keys[row]])  # an adapter's rows side by side
             for batch in self._batches([len(row) - shared for row in ids], [answer.limit for answer in answers])
         )
         steps = (
-            self._decode([answers[i] for i in rows], [keys[i] for i in rows], sampling, shared, prefixes)
+            self._decode(
+                [answers[i] for i in rows], [keys[i] for i in rows], [samplers[i] for i in rows], shared, prefixes
+            )
             for rows in batches
         )
         return finished(answers, chain.from_iterable(steps), progress)
@@ -92,7 +119,7 @@ class DecoderEngine(TextEngine):
         continuation, or a prompt and continuation that together pass the context.
         """
         asked = ask(requests, self._renderer, self._info)
-        rows = [Row(row.prompt, row.continuations) for row in asked.rows]
+        rows = [ScoreRow(row.prompt, row.continuations) for row in asked.rows]
         with self._base.using(self._key) as loaded:
             batches = score_batches(
                 loaded.module,
@@ -113,9 +140,26 @@ class DecoderEngine(TextEngine):
                 f"{which} has {len(prompt)} tokens; {self._info.model} reads {self._info.context_length} in all, answer included"
             )
 
-    def _alone(self, answer: Answer, sampling: Sampling) -> Iterator[str]:
+    def _alone(self, answer: Answer, sampler: RowSampler) -> Iterator[Delta]:
+        if self._joins:
+            row = self._row(answer, sampler, SimpleQueue(), streams=True)
+            yield from (told for _, told in answered(self._base.scheduler.submit, [row]) if told is not None)
+            return
         shared, prefixes = self._prefixes([answer.prompt], [self._key])
-        yield from self._decode([answer], [self._key], sampling, shared, prefixes)
+        yield from self._decode([answer], [self._key], [sampler], shared, prefixes)
+
+    @cached_property
+    def _joins(self) -> bool:
+        """Whether its answers can run beside others (``models.slots``)."""
+        with self._base.using(self._key) as loaded:
+            held = loaded.attached[self._key] if self._key is not None else None
+            if held is None or held.light:  # these change nothing in how the base attends
+                self._base.choose(loaded, [None])
+            return supports(loaded.module, self._device)
+
+    def _row(self, answer: Answer, sampler: RowSampler, told: SimpleQueue[Any], *, streams: bool) -> Row:
+        read_tokens = max(1, self._max_batch_tokens // _READ_SHARE)
+        return Row(self._key, answer, sampler, told, read_tokens=read_tokens, streams=streams)
 
     def _means(self, loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Vectors:
         return mean_hidden(loaded, rows)
@@ -157,18 +201,19 @@ class DecoderEngine(TextEngine):
         self,
         answers: Sequence[Answer],
         keys: Sequence[str | None],
-        sampling: Sampling,
+        samplers: Sequence[RowSampler],
         shared: int,
         prefixes: Mapping[str | None, KeysValues],
-    ) -> Iterator[str]:
-        """Fill ``answers``; after each step yields the first one's new text, with the model free for others meanwhile."""
+    ) -> Iterator[Delta]:
+        """Fill ``answers``; after each step yields what the first one shows, with the model free for others meanwhile."""
         distinct = tuple(dict.fromkeys(keys))
         with self._base.using(*distinct) as loaded:
             names = row_names(loaded, keys) if len(distinct) > 1 else None
         batch = Answering(
             [answer.prompt for answer in answers],
-            replace(sampling, max_new_tokens=max(answer.limit for answer in answers)),
+            Sampling(max_new_tokens=max(answer.limit for answer in answers)),
             self._device,
+            samplers=samplers,
             prefix=prefixes.get(keys[0]),
             shared=shared,
             full_attention=self._full_attention,
@@ -182,7 +227,7 @@ class DecoderEngine(TextEngine):
             if alone:
                 self._base.memory.put(keys[0], answers[0].prompt, batch.prompt_cache())
 
-        yield from self._grow(answers, batch, distinct, after_prompt=remember)
+        yield from self._grow(answers, batch, distinct, samplers, after_prompt=remember)
 
 
 @torch.inference_mode()

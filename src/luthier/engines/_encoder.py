@@ -21,6 +21,7 @@ from luthier.core.engine import (
     ScoreRequest,
     Vectors,
     require,
+    require_parameters,
 )
 from luthier.core.entities import answer_text
 from luthier.core.errors import InputError, did_you_mean
@@ -57,6 +58,7 @@ class EncoderEngine(EngineOnBase):
         """The likeliest label of each prompt; with a temperature, a label drawn from their probabilities. Numbers and
         entities are the same at every temperature."""
         require(self, GENERATE)
+        require_parameters(self._info, prompts, sampling)
         start = time.perf_counter()
         answer = {NUMBER: self._numbers, TAGS: self._tags}.get(self._info.answers, self._labels)
         ids, texts, log_probs = answer(prompts, sampling, progress)
@@ -125,7 +127,7 @@ class EncoderEngine(EngineOnBase):
 
     def _labels(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress) -> Answers:
         ids, logits = self._logits(prompts, "generate", progress)
-        drawn = Sampler(sampling, [[]] * len(prompts)).draw(logits)
+        drawn = Sampler.alike(sampling, [[]] * len(prompts)).draw(logits)
         return ids, [self._info.labels[label] for label in drawn.tokens.tolist()], drawn.log_probs.tolist()
 
     def _numbers(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress) -> Answers:

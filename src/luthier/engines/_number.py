@@ -26,7 +26,7 @@ class NumberEngine(TextEngine):
     ) -> list[Generation]:
         """The number of each prompt, as text. Raises InputError when a prompt is longer than the context."""
         start = time.perf_counter()
-        ids = self._prompt_ids(prompts)
+        ids = self._prompt_ids(prompts, sampling)
         texts = [""] * len(ids)
         done = 0
         for batch in order_by_length([len(row) for row in ids], self._max_batch_tokens):

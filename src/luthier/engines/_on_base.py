@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from luthier.core.engine import Delta, EngineInfo, Generation, Sampling, Vectors
+from luthier.core.engine import Delta, EngineInfo, Generation, Sampling, Vectors, require_parameters
+from luthier.core.errors import InputError
 from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.data.batch import order_by_length
-from luthier.engines._answer import Answer
+from luthier.data.token_bytes import token_bytes
+from luthier.engines._answer import Answer, Top
+from luthier.engines._tools import prompt_tools
+from luthier.models.sample import Follower, RowSampler
 
 if TYPE_CHECKING:
+    from luthier.data.render import Renderer
     from luthier.engines._shared import SharedBase
     from luthier.models.load import LoadedModel
     from luthier.models.packed import Read
@@ -24,6 +30,10 @@ _MOST_ROWS = 64
 
 class Batch(Protocol):
     """Rows while they are answered, token by token (``models.generate.Answering``, ``models.seq2seq.Replies``)."""
+
+    @property
+    def top(self) -> Mapping[int, Top]:
+        """What was likeliest in the last step, of the rows that asked for it."""
 
     @property
     def done(self) -> bool:
@@ -64,15 +74,18 @@ class TextEngine(EngineOnBase):
         with base.using(key) as loaded:
             assert loaded.renderer is not None  # models that write text have one
             self._renderer, self._device = loaded.renderer, loaded.device
+            self._vocabulary = int(loaded.module.get_input_embeddings().weight.shape[0])
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:
         """The answer piece by piece. Between pieces the model is free for others. Raises as ``generate``, before the first piece."""
-        (ids,) = self._prompt_ids([prompt])
-        return self._pieces(self._answer(ids, sampling, incremental=True), sampling)
+        (ids,) = self._prompt_ids([prompt], sampling)
+        answer = self._answer(ids, sampling, incremental=True)
+        (sampler,) = self._samplers([answer], sampling)
+        return self._pieces(answer, sampler)
 
     def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> Vectors:
         """Unit-length means of the last hidden states over a text's tokens, shape (texts, width), float32."""
-        ids = self._prompt_ids(texts)
+        ids = self._prompt_ids(texts, Sampling())
         with self._base.using(self._key) as loaded:
             width = loaded.module.get_input_embeddings().weight.shape[1]
         out = np.zeros((len(ids), width), dtype=np.float32)
@@ -94,9 +107,13 @@ class TextEngine(EngineOnBase):
         """Raise InputError for a prompt that is too long."""
         raise NotImplementedError
 
-    def _alone(self, answer: Answer, sampling: Sampling) -> Iterator[str]:
-        """Fill one answer; yields its text as it grows."""
+    def _alone(self, answer: Answer, sampler: RowSampler) -> Iterator[Delta]:
+        """Fill one answer; yields what can be shown as it grows."""
         raise NotImplementedError
+
+    def _drawn_from(self, answer: Answer) -> Sequence[int]:
+        """The tokens before the answer that a penalty on repetition counts."""
+        return answer.prompt
 
     def _means(self, loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Vectors:
         """A unit-length vector for each row of token ids."""
@@ -104,15 +121,38 @@ class TextEngine(EngineOnBase):
 
     # ---- what they are made of
 
-    def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        ids = self._renderer.prompt_ids_batch(prompts)
+    def _prompt_ids(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
+        """Token ids of each prompt. Raises what cannot be asked of this model."""
+        require_parameters(self._info, prompts, sampling)
+        for token, _ in sampling.logit_bias:
+            if not 0 <= token < self._vocabulary:
+                raise InputError(
+                    f"logit_bias names token {token}; {self._info.model} has tokens 0 to {self._vocabulary - 1}"
+                )
+        ids = self._renderer.prompt_ids_batch(prompts, prompt_tools(sampling))
         for number, row in enumerate(ids):
             self._require_fits(row, f"prompt {number + 1} of {len(ids)}" if len(ids) > 1 else "the prompt")
         return ids
 
-    def _answer(self, prompt: list[int], sampling: Sampling, *, incremental: bool) -> Answer:
+    def _answer(self, prompt: list[int], sampling: Sampling, *, incremental: bool = False) -> Answer:
         limit = min(sampling.max_new_tokens, self._room(prompt))
-        return Answer(prompt, limit, self._renderer, sampling.stop, incremental=incremental)
+        bytes_of = () if sampling.logprobs is None else bytes_of_tokens(self._renderer)
+        return Answer(prompt, limit, self._renderer, sampling, incremental=incremental, bytes_of=bytes_of)
+
+    def _samplers(self, answers: Sequence[Answer], sampling: Sampling) -> list[RowSampler]:
+        """How each answer is drawn. Raises InputError for a constraint that cannot be read."""
+        followers = [self._follower(sampling) for _ in answers]
+        return [
+            RowSampler(sampling, self._drawn_from(answer), follower=follower)
+            for answer, follower in zip(answers, followers, strict=True)
+        ]
+
+    def _follower(self, sampling: Sampling) -> Follower | None:
+        if sampling.constraint is None:
+            return None
+        from luthier.models.constrain import follower
+
+        return follower(self._renderer, sampling.constraint)
 
     def _together(self, sizes: Sequence[int], rows: Sequence[int] | None = None) -> list[list[int]]:
         """Batches of answers to decode; ``sizes`` are the tokens of each with its prompt, ``rows`` their numbers (0, 1, ...)."""
@@ -123,12 +163,13 @@ class TextEngine(EngineOnBase):
         answers: Sequence[Answer],
         batch: Batch,
         keys: Sequence[str | None],
+        samplers: Sequence[RowSampler],
         *,
         after_prompt: Callable[[], None] | None = None,
-    ) -> Iterator[str]:
-        """Fill ``answers``; after each step yields the first one's new text, with the model free for others meanwhile.
+    ) -> Iterator[Delta]:
+        """Fill ``answers``; after each step yields what the first one shows, with the model free for others meanwhile.
 
-        ``after_prompt`` is called once, when the first step has read the prompts, while the model is still held.
+        ``samplers`` are those that ``batch`` draws with. ``after_prompt`` is called once, when the first step has read the prompts, while the model is still held.
         """
         for answer in answers:
             answer.begin()
@@ -138,14 +179,18 @@ class TextEngine(EngineOnBase):
                 if after_prompt is not None:
                     after_prompt()
                     after_prompt = None
-            pieces = [answers[r].take(t, p) for r, t, p in zip(rows, tokens, log_probs, strict=True)]
+            top = batch.top
+            pieces = [
+                answers[r].take(t, p, top.get(r, ()), over=samplers[r].done)
+                for r, t, p in zip(rows, tokens, log_probs, strict=True)
+            ]
             batch.finish(row for row in rows if answers[row].finish_reason)
             yield pieces[0]
 
-    def _pieces(self, answer: Answer, sampling: Sampling) -> Iterator[Delta]:
-        for piece in self._alone(answer, sampling):
-            if piece:
-                yield Delta(piece)
+    def _pieces(self, answer: Answer, sampler: RowSampler) -> Iterator[Delta]:
+        for piece in self._alone(answer, sampler):
+            if piece.text or piece.tokens or piece.tool_calls:
+                yield piece
         yield Delta("", answer.generation())
 
     def _scored(
@@ -165,7 +210,7 @@ class TextEngine(EngineOnBase):
             progress("score", done, count)
 
 
-def finished(answers: Sequence[Answer], steps: Iterable[str], progress: Progress) -> list[Generation]:
+def finished(answers: Sequence[Answer], steps: Iterable[object], progress: Progress) -> list[Generation]:
     """The answers after all ``steps``; ``progress`` hears of it whenever more of them are finished."""
     told = 0
     for _ in steps:
@@ -174,3 +219,14 @@ def finished(answers: Sequence[Answer], steps: Iterable[str], progress: Progress
             told = done
             progress("generate", done, len(answers))
     return [answer.generation() for answer in answers]
+
+
+def bytes_of_tokens(renderer: Renderer) -> list[bytes]:
+    """The bytes of every token, by id; kept as long as the renderer."""
+    found = _bytes_of.get(renderer)
+    if found is None:
+        found = _bytes_of.setdefault(renderer, token_bytes(renderer.tokenizer))
+    return found
+
+
+_bytes_of: WeakKeyDictionary[Renderer, list[bytes]] = WeakKeyDictionary()

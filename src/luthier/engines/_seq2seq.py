@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 
-from luthier.core.engine import ContinuationScore, Generation, Sampling, ScoreRequest, Vectors
+from luthier.core.engine import ContinuationScore, Delta, Generation, Sampling, ScoreRequest, Vectors
 from luthier.core.errors import ContextLengthError, InputError
 from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
@@ -17,6 +16,7 @@ from luthier.engines._answer import Answer
 from luthier.engines._on_base import TextEngine, finished
 from luthier.models.load import LoadedModel
 from luthier.models.packed import Row
+from luthier.models.sample import RowSampler
 from luthier.models.seq2seq import Replies, mean_encoded, score_pairs, sources
 
 
@@ -35,10 +35,13 @@ class EncoderDecoderEngine(TextEngine):
 
         Raises InputError for a prompt that is empty or longer than the context.
         """
-        ids = self._prompt_ids(prompts)
-        answers = [self._answer(row, sampling, incremental=bool(sampling.stop)) for row in ids]
+        ids = self._prompt_ids(prompts, sampling)
+        answers = [self._answer(row, sampling) for row in ids]
+        samplers = self._samplers(answers, sampling)
         sizes = [len(answer.prompt) + answer.limit for answer in answers]
-        steps = (self._decode([answers[i] for i in batch], sampling) for batch in self._together(sizes))
+        steps = (
+            self._decode([answers[i] for i in batch], [samplers[i] for i in batch]) for batch in self._together(sizes)
+        )
         return finished(answers, chain.from_iterable(steps), progress)
 
     def score(
@@ -76,8 +79,11 @@ class EncoderDecoderEngine(TextEngine):
                 f"{which} has {len(prompt)} tokens; {self._info.model} reads {self._info.context_length}"
             )
 
-    def _alone(self, answer: Answer, sampling: Sampling) -> Iterator[str]:
-        return self._decode([answer], sampling)
+    def _alone(self, answer: Answer, sampler: RowSampler) -> Iterator[Delta]:
+        return self._decode([answer], [sampler])
+
+    def _drawn_from(self, answer: Answer) -> Sequence[int]:
+        return self._renderer.opening  # what the decoder has said
 
     def _means(self, loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Vectors:
         ids, mask = sources(rows, self._renderer.pad_id, self._device)
@@ -95,7 +101,7 @@ class EncoderDecoderEngine(TextEngine):
         known: dict[tuple[str, bool], list[int]] = {}
         rows = []
         for number, (request, prompt) in enumerate(
-            zip(requests, self._prompt_ids([request.prompt for request in requests]), strict=True)
+            zip(requests, self._prompt_ids([request.prompt for request in requests], Sampling()), strict=True)
         ):
             whole = not isinstance(request.prompt, str)
             for text in request.continuations:
@@ -111,14 +117,14 @@ class EncoderDecoderEngine(TextEngine):
             rows.append(Row(prompt, targets))
         return rows
 
-    def _decode(self, answers: Sequence[Answer], sampling: Sampling) -> Iterator[str]:
-        """Fill ``answers``; after each step yields the first one's new text, with the model free for others meanwhile."""
+    def _decode(self, answers: Sequence[Answer], samplers: Sequence[RowSampler]) -> Iterator[Delta]:
+        """Fill ``answers``; after each step yields what the first one shows, with the model free for others meanwhile."""
         batch = Replies(
             [answer.prompt for answer in answers],
-            replace(sampling, max_new_tokens=max(answer.limit for answer in answers)),
+            samplers,
             self._renderer.opening,
             self._renderer.pad_id,
             self._device,
             read_tokens=self._max_batch_tokens,
         )
-        yield from self._grow(answers, batch, [self._key])
+        yield from self._grow(answers, batch, [self._key], samplers)

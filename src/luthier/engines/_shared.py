@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import EngineError
+from luthier.engines._places import Serving
+from luthier.engines._scheduler import Scheduler
+
+MEMORY_RAN_OUT = "memory ran out while answering"
+MEMORY_HINT = "lower the engine's max_batch_tokens, or answer shorter prompts"
 
 if TYPE_CHECKING:
     from luthier.core.model import ModelRecord
@@ -58,14 +63,22 @@ class SharedBase:
     """A loaded base and the engines that use it.
 
     Every use goes through ``using``, which waits for its turn and selects the adapter; work is cut into short uses (one decoding
-    step, one batch), so that engines on the same base take turns. ``memory`` is read and written only inside ``using``.
+    step, one batch), so that engines on the same base take turns. ``memory`` is read and written only inside of a turn. ``scheduler`` answers
+    what several threads ask at the same time in one running batch.
     """
 
-    def __init__(self, store: Store, load: Callable[[], LoadedModel], forget: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        load: Callable[[], LoadedModel],
+        forget: Callable[[], Any],
+        serving: Serving | None = None,
+    ) -> None:
         from luthier.models.prefix import PrefixMemory
 
         self._store, self._load, self._forget = store, load, forget
-        self.memory = PrefixMemory()
+        self.scheduler = Scheduler(self, serving or Serving())
+        self.memory = PrefixMemory(self.scheduler.serving.prefix_cache_bytes)
         self._turns = Turns()
         self._users: dict[str | None, int] = {}
         self._loaded: LoadedModel | None = None
@@ -95,6 +108,7 @@ class SharedBase:
             if not self._users[name]:
                 del self._users[name]
                 self.memory.forget(name)
+                self.scheduler.drop(name)
                 if name is not None:
                     detach(self._loaded, name)
             self._free_unused()
@@ -104,6 +118,10 @@ class SharedBase:
             self._loaded = None
             self._forget()
 
+    def answers(self, name: str | None) -> bool:
+        """Whether some engine answers as ``name``. Asked inside of a turn, it stays true until the turn's end."""
+        return name in self._users
+
     @contextmanager
     def using(self, *names: str | None) -> Iterator[LoadedModel]:
         """The base, answering as the adapter that is named (None: as itself), for as long as the block runs.
@@ -111,29 +129,41 @@ class SharedBase:
         With several names it is ready to answer each row as its own (``models.mixed.prepare``): they must be ones that go together.
         Raises EngineError after an engine that answers as one of them was closed.
         """
-        from luthier.models.attach import select
-        from luthier.models.mixed import prepare
-
-        with self._turns:
-            if self._loaded is None or not all(map(self._users.get, names)):
+        with self.turn() as loaded:
+            if not all(map(self.answers, names)):
                 raise EngineError("the engine was closed")
-            if len(names) > 1:
-                prepare(self._loaded, names)
-            elif names[0] is not None or self._loaded.attached:
-                select(self._loaded, names[0])
+            self.choose(loaded, names)
+            yield loaded
+
+    @contextmanager
+    def turn(self) -> Iterator[LoadedModel]:
+        """The base for as long as the block runs, answering as whatever was chosen last. Raises EngineError when nobody uses it any more."""
+        with self._turns:
+            if self._loaded is None:
+                raise EngineError("the engine was closed")
             try:
                 yield self._loaded
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
-                raise EngineError(
-                    "memory ran out while answering",
-                    hint="lower the engine's max_batch_tokens, or answer shorter prompts",
-                ) from error
+                raise EngineError(MEMORY_RAN_OUT, hint=MEMORY_HINT) from error
+
+    def choose(self, loaded: LoadedModel, names: Sequence[str | None]) -> None:
+        """Inside of a turn: answer as ``names`` from now on; several of them must be ones that go together."""
+        from luthier.models.attach import select
+        from luthier.models.mixed import prepare
+
+        if len(names) > 1:
+            prepare(loaded, names)
+        elif names[0] is not None or loaded.attached:
+            select(loaded, names[0])
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that no memory is left."""
     import torch
 
     text = str(error)  # torch has an own class for GPUs only
+    if not isinstance(error, RuntimeError):
+        return False
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "not enough memory" in text

@@ -36,10 +36,12 @@ class AnswerText:
     @property
     def ids(self) -> tuple[int, ...]:
         """The tokens that the text is made of; after a stop text without the tokens that only it needed."""
-        if not self.stopped:
-            return tuple(self._ids)
-        count = next((n for n, end in enumerate(self._ends) if end >= len(self._text)), len(self._ends) - 1) + 1
-        return tuple(self._ids[:count]) if self._text else ()
+        return tuple(self._ids[: self._made_of(len(self._text))] if self.stopped else self._ids)
+
+    @property
+    def shown_tokens(self) -> int:
+        """How many tokens the text is made of that has been shown so far."""
+        return self._made_of(self._shown)
 
     @property
     def settled(self) -> int:
@@ -65,6 +67,12 @@ class AnswerText:
             self._read = len(self._ids)
             self._ends[-1] = len(self._text)
         return self._show(final=True)
+
+    def _made_of(self, length: int) -> int:
+        """How many tokens it takes for the first ``length`` characters."""
+        if not length:
+            return 0
+        return next((n for n, end in enumerate(self._ends) if end >= length), len(self._ends) - 1) + 1
 
     def _show(self, *, final: bool) -> str:
         if self.stopped:

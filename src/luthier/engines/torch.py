@@ -6,12 +6,12 @@ side by side in one forward, and answers of one call are decoded together.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
-from luthier.core.engine import EMBED, GENERATE, RERANK, SCORE, STREAM, Engine, EngineInfo
+from luthier.core.engine import EMBED, GENERATE, RERANK, SCORE, STREAM, ConstraintKind, Engine, EngineInfo
 from luthier.core.errors import InputError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.engines._shared import SharedBase
@@ -124,7 +124,7 @@ def _info(name: str, record: ModelRecord, loaded: LoadedModel, key: str | None) 
     held += loaded.light.nbytes(key) if loaded.light is not None else 0
     return EngineInfo(
         model=name,
-        parameters=frozenset({"top_k", "repetition_penalty"}),
+        parameters=_parameters(record, loaded, labels, answers),
         engine="torch",
         capabilities=frozenset(can),
         model_digest=record.digest,
@@ -139,3 +139,19 @@ def _info(name: str, record: ModelRecord, loaded: LoadedModel, key: str | None) 
             ("weights_mb", held / 1e6),
         ),
     )
+
+
+def _parameters(record: ModelRecord, loaded: LoadedModel, labels: tuple[str, ...], answers: str) -> frozenset[str]:
+    """What of ``PARAMETERS`` is honoured: by heads only what chooses among labels, by encoder-decoders all but tools and beams."""
+    from luthier.data.token_bytes import has_token_bytes
+
+    if labels:
+        return frozenset({"top_k", "min_p"})
+    if answers or record.architecture == "encoder":
+        return frozenset()
+    out = {"top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"}
+    if has_token_bytes(loaded.tokenizer):
+        out |= {"logprobs", *get_args(ConstraintKind)}
+    if record.architecture == "decoder":
+        out |= {"tools", "beams"}
+    return frozenset(out)

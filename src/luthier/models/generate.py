@@ -113,7 +113,7 @@ class Answering:
         self._copies, self._count = copies, len(self.rows)
         self._prompts = [list(prompt) for prompt in prompts]
         asked = [prompt for prompt in self._prompts for _ in range(copies)]
-        self._sampler = Sampler(sampling, asked, seeds, samplers)
+        self._sampler = Sampler.alike(sampling, asked, seeds) if samplers is None else Sampler(samplers)
         self.top: Mapping[int, list[tuple[int, float]]] = {}
         self._device, self._prefix, self._shared = device, prefix, shared
         self._names = None if names is None else tuple(names)
@@ -128,7 +128,8 @@ class Answering:
             None  # (rows, 1, 1, kv) additive: hides the padding; None when there is none
         )
         self._last = torch.empty(0)
-        self._room = self._width + min(sampling.max_new_tokens, FIRST_ROOM)
+        self._most_new = sampling.max_new_tokens
+        self._room = self._width + min(self._most_new, FIRST_ROOM)
         self._virtual = 0
 
     @torch.inference_mode()
@@ -189,7 +190,7 @@ class Answering:
         self._virtual = virtual_tokens(module)
         padding = self._width - self._lengths
         if bool(padding.any()):
-            capacity = self._width + self._sampler.sampling.max_new_tokens
+            capacity = self._width + self._most_new
             hidden_columns = torch.arange(self._width - self._shared, device=self._device)[None] < padding[:, None]
             self._unseen = torch.zeros(len(self._prompts), 1, 1, capacity, dtype=kind, device=self._device)
             self._unseen[:, 0, 0, self._shared : self._width].masked_fill_(hidden_columns, torch.finfo(kind).min)

@@ -7,7 +7,7 @@ PEFT's other kinds, whose layers know one adapter at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,14 +26,18 @@ def groups(base: LoadedModel, names: Names) -> list[list[int]]:
     """The places of ``names`` (attached adapters, None for the bare base) that one forward can take together, in order of the first."""
     found: dict[Any, list[int]] = {}
     for place, name in enumerate(names):
-        held = _held(base, name)
-        key: Any = ("alone", name)
-        if held is None or held.light:
-            key = "light"
-        elif getattr(getattr(held.peft_model, "base_model", None), "per_row", False):
-            key = id(held.peft_model)
-        found.setdefault(key, []).append(place)
+        found.setdefault(group_of(base, name), []).append(place)
     return list(found.values())
+
+
+def group_of(base: LoadedModel, name: str | None) -> Hashable:
+    """Equal for adapters that one forward can take together."""
+    held = _held(base, name)
+    if held is None or held.light:
+        return "light"
+    if getattr(getattr(held.peft_model, "base_model", None), "per_row", False):
+        return id(held.peft_model)
+    return ("alone", name)
 
 
 def prepare(base: LoadedModel, names: Names) -> None:

@@ -139,8 +139,16 @@ class Drawn:
     top: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
 
 
+class DrawError(Exception):
+    """The row in ``place`` cannot be drawn, for the reason that is its cause; the others can."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(f"row {place}")
+        self.place = place
+
+
 def draw(logits: torch.Tensor, rows: Sequence[RowSampler]) -> Drawn:
-    """A token for each row of ``logits`` (rows, vocabulary); the samplers do not move (``RowSampler.take``)."""
+    """A token for each row of ``logits`` (rows, vocabulary); the samplers do not move (``RowSampler.take``). Raises DrawError."""
     logits = logits.float()
     scores = _adjusted(logits, rows)
     by_chance = [place for place, row in enumerate(rows) if row.sampling.temperature > 0.0]
@@ -161,29 +169,23 @@ def draw(logits: torch.Tensor, rows: Sequence[RowSampler]) -> Drawn:
 
 
 class Sampler:
-    """Draws tokens for ``prompts`` (one row each) as ``sampling`` says; with a seed the same tokens every time.
+    """Draws for rows that stay together: each goes on after what was drawn for it."""
 
-    ``seeds``: one for each row, in place of ``sampling.seed``. ``rows`` replaces all of it: a sampler for each row.
-    """
+    def __init__(self, rows: Sequence[RowSampler]) -> None:
+        self.rows = list(rows)
 
-    def __init__(
-        self,
-        sampling: Sampling,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int] | None = None,
-        rows: Sequence[RowSampler] | None = None,
-    ) -> None:
-        self.sampling = sampling
-        self.rows = list(rows or ())
-        if rows is None:
-            self.rows = [
-                RowSampler(sampling, prompt, seed=None if seeds is None else seeds[place])
-                for place, prompt in enumerate(prompts)
-            ]
+    @classmethod
+    def alike(cls, sampling: Sampling, prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None = None) -> Sampler:
+        """One row a prompt, all by ``sampling``; ``seeds``: one for each row, in place of ``sampling.seed``."""
+        given: Sequence[int | None] = [None] * len(prompts) if seeds is None else seeds
+        return cls([RowSampler(sampling, prompt, seed=seed) for prompt, seed in zip(prompts, given, strict=True)])
 
     def draw(self, logits: torch.Tensor) -> Drawn:
         """A token for each row, from (rows, vocabulary); the rows go on after them."""
-        drawn = draw(logits, self.rows)
+        try:
+            drawn = draw(logits, self.rows)
+        except DrawError as error:
+            raise error.__cause__ or error from None
         if any(row.changes or row.sampling.temperature > 0.0 for row in self.rows):
             for row, token in zip(self.rows, drawn.tokens.tolist(), strict=True):
                 row.take(token)
@@ -200,7 +202,10 @@ def _adjusted(logits: torch.Tensor, rows: Sequence[RowSampler]) -> torch.Tensor:
         return logits
     scores = logits.clone()
     for place in changed:
-        rows[place].adjust(scores[place])
+        try:
+            rows[place].adjust(scores[place])
+        except Exception as error:
+            raise DrawError(place) from error
     return scores
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from luthier.core.engine import Sampling
 from luthier.data.batch import order_by_length, pad
 from luthier.models.decode import causal_model, logits
 from luthier.models.log_probs import token_log_probs
@@ -158,25 +157,23 @@ class Replies:
     """Rows of one batch while they are answered, token by token. The encoder runs once, in the first step.
 
     ``prompts`` are sources' token ids; the encoder reads at most ``read_tokens`` of them at once. All rows begin with ``opening``.
-    ``samplers``: how each row is drawn, in place of ``sampling``.
+    ``samplers``: how each row is drawn.
     """
 
     def __init__(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        samplers: Sequence[RowSampler],
         opening: Sequence[int],
         pad_id: int,
         device: torch.device,
         *,
         read_tokens: int = 1024,
-        samplers: Sequence[RowSampler] | None = None,
     ) -> None:
         self.rows = list(range(len(prompts)))
         self._prompts, self._pad_id, self._read_tokens = prompts, pad_id, read_tokens
         self._count, self._device = len(prompts), device
-        # what a penalty on repetition counts is what the decoder has said, the opening among it
-        self._sampler = Sampler(sampling, [opening] * len(prompts), rows=samplers)
+        self._sampler = Sampler(samplers)
         self.top: Mapping[int, list[tuple[int, float]]] = {}
         self._last = torch.tensor([list(opening)] * len(prompts), device=device)
         self._finished: set[int] = set()

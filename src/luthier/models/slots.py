@@ -58,29 +58,34 @@ class Slots:
     def __init__(self, rows: int, device: torch.device) -> None:
         self.rows, self.columns, self.device = rows, 0, device
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._free = list(range(rows))[::-1]
+        self._used: set[int] = set()
 
     @property
     def free(self) -> int:
         """How many slots are free."""
-        return len(self._free)
+        return self.rows - len(self._used)
 
     def open(self) -> int:
-        """A free slot."""
-        return self._free.pop()
+        """The lowest free slot, so that what is in use stays together."""
+        slot = min(set(range(self.rows)) - self._used)
+        self._used.add(slot)
+        return slot
 
     def close(self, slot: int) -> None:
-        """``slot`` is free again. The lowest one is given out first, so that what is in use stays together."""
-        self._free.append(slot)
-        self._free.sort(reverse=True)
+        """``slot`` is free again."""
+        self._used.discard(slot)
 
     def reserve(self, columns: int) -> None:
         """Have room for ``columns`` tokens in every row."""
-        if columns <= self.columns:
-            return
-        self.columns = -(-columns // COLUMNS) * COLUMNS
+        if columns > self.columns:
+            self.reshape(self.rows, columns)
+
+    def reshape(self, rows: int, columns: int) -> None:
+        """From now on ``rows`` slots of ``columns`` tokens (rounded up); what is in use stays where it is, and must be below ``rows``."""
+        assert all(slot < rows for slot in self._used)  # whoever asks has closed the others
+        self.rows, self.columns = rows, -(-columns // COLUMNS) * COLUMNS
         for number, held in self._layers.items():
-            self._layers[number] = self._grown(held[0]), self._grown(held[1])
+            self._layers[number] = self._moved(held[0]), self._moved(held[1])
 
     @torch.inference_mode()
     def write(self, slot: int, start: int, values: KeysValues, length: int) -> None:
@@ -127,7 +132,7 @@ class Slots:
             n: range(at[place + 1] - feeds[n].reads, at[place + 1]) for place, n in enumerate(order)
         }
         places = [place for n in range(len(feeds)) for place in wanted[n]]
-        return hidden[torch.tensor(places, device=self.device)]
+        return hidden[torch.tensor(places, dtype=torch.long, device=self.device)]
 
     def _zeros(self, like: torch.Tensor) -> torch.Tensor:
         """Zeros, because what is masked must still be a number. On a CPU pages that nobody touches are never taken."""
@@ -137,12 +142,11 @@ class Slots:
         flat = torch.from_numpy(np.zeros(int(np.prod(shape)) * like.element_size(), dtype=np.uint8))
         return flat.view(like.dtype).view(shape)
 
-    def _grown(self, old: torch.Tensor) -> torch.Tensor:
+    def _moved(self, old: torch.Tensor) -> torch.Tensor:
         new = self._zeros(old)
-        free = set(self._free)
-        for slot in range(self.rows):
-            if slot not in free:
-                new[slot, :, : old.shape[2]] = old[slot]
+        kept = min(old.shape[2], self.columns)
+        for slot in self._used:
+            new[slot, :, :kept] = old[slot, :, :kept]
         return new
 
 
