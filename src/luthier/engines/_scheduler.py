@@ -48,14 +48,19 @@ class _Work:
 class Scheduler:
     """The running batch of one base. ``submit`` is safe from every thread."""
 
-    def __init__(self, base: SharedBase, serving: Serving) -> None:
-        self.base, self.serving, self.stats = base, serving, Stats()
+    def __init__(self, base: SharedBase) -> None:
+        self.base = base
         self._changed = threading.Condition()
         self._arrived: deque[Row] = deque()
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._places = Places(serving, self.stats)
+        self.serve(Serving())
         _schedulers.add(self)
+
+    def serve(self, serving: Serving) -> None:
+        """From now on so much runs at once; nothing may be running."""
+        self.serving, self.stats = serving, Stats()
+        self._places = Places(serving, self.stats)
 
     @property
     def running(self) -> int:
@@ -153,8 +158,7 @@ class Scheduler:
 
     def _plan(self, loaded: LoadedModel, rows: list[Row]) -> list[_Work]:
         """The next token of each answer that grows; of the prompts, first come first served, as many tokens as a step reads."""
-        if len({row.key for row in rows}) == 1:
-            self.base.choose(loaded, [rows[0].key])  # its soft prompt may be asked for
+        self.base.choose(loaded, list(dict.fromkeys(row.key for row in rows)))  # whose soft prompt may be asked for
         growing = [row for row in rows if row.begun and row.pending == 1]
         reading: list[Row] = []
         works = [_Work(row, row.ids[row.fed :], True) for row in growing]

@@ -72,13 +72,13 @@ class SharedBase:
         store: Store,
         load: Callable[[], LoadedModel],
         forget: Callable[[], Any],
-        serving: Serving | None = None,
+        serving: Callable[[LoadedModel], Serving] = lambda _: Serving(),
     ) -> None:
         from luthier.models.prefix import PrefixMemory
 
-        self._store, self._load, self._forget = store, load, forget
-        self.scheduler = Scheduler(self, serving or Serving())
-        self.memory = PrefixMemory(self.scheduler.serving.prefix_cache_bytes)
+        self._store, self._load, self._forget, self._serving = store, load, forget, serving
+        self.scheduler = Scheduler(self)
+        self.memory = PrefixMemory()
         self._turns = Turns()
         self._users: dict[str | None, int] = {}
         self._loaded: LoadedModel | None = None
@@ -91,6 +91,8 @@ class SharedBase:
             try:
                 if self._loaded is None:
                     self._loaded = self._load()
+                    self.scheduler.serve(self._serving(self._loaded))
+                    self.memory.max_bytes = self.scheduler.serving.prefix_cache_bytes
                 if name is not None and record is not None and name not in self._loaded.attached:
                     attach(self._loaded, record, name, store=self._store, light=True)
                 self._users[name] = self._users.get(name, 0) + 1

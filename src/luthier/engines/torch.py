@@ -6,6 +6,7 @@ side by side in one forward, and answers of one call are decoded together.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import Field
@@ -14,11 +15,14 @@ from luthier.core.catalog import EntryConfig
 from luthier.core.engine import EMBED, GENERATE, RERANK, SCORE, STREAM, ConstraintKind, Engine, EngineInfo
 from luthier.core.errors import InputError, UnsupportedError
 from luthier.core.model import ModelRecord
+from luthier.engines._places import Serving
 from luthier.engines._shared import SharedBase
 from luthier.models.fast_linear import speed_up_linear
 from luthier.models.load import LoadedModel
 
 if TYPE_CHECKING:
+    import torch
+
     from luthier.engines._target import EngineTarget
 
 
@@ -28,12 +32,19 @@ class Config(EntryConfig):
     ``max_batch_tokens`` bounds what one forward reads, padding included; left out, 1024 on a CPU (more overflows its caches) and
     16384 elsewhere. Answers are decoded together up to eight times as many tokens, new ones included. ``threads`` of the CPU (for
     the whole process); left out, the physical cores.
+
+    ``max_running`` answers to different callers grow side by side; left out, 32 on a CPU and 64 elsewhere. Their keys and values take at most
+    ``cache_mb`` (left out, a quarter of the memory that is free), and what prompts begin with is kept in ``prefix_cache_mb`` (left out, 256 on a
+    CPU, 2048 elsewhere, and never more than a quarter of ``cache_mb`` beside it). Where several models share a base, the first that is opened says these.
     """
 
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     device: str = "auto"
     max_batch_tokens: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
+    max_running: int | None = Field(default=None, ge=1, le=1024)
+    cache_mb: int | None = Field(default=None, ge=1)
+    prefix_cache_mb: int | None = Field(default=None, ge=0)
 
 
 def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the name of the catalogue's function
@@ -104,8 +115,31 @@ def _share(model: EngineTarget, record: ModelRecord, config: Config) -> tuple[Sh
             store,
             lambda: load(store, under, dtype=config.dtype, device=config.device, quantization=quantization),
             lambda: shared.pop(place, None),
+            serving=partial(_serving, config),
         )
     return shared[place], key
+
+
+def _serving(config: Config, loaded: LoadedModel) -> Serving:
+    """How much runs at once; what the configuration leaves open follows from the device and its free memory, now that the weights are loaded."""
+    on_cpu = loaded.device.type == "cpu"
+    cache = (config.cache_mb or 0) * 10**6 or max(_free_bytes(loaded.device) // 4, 2**26)
+    prefixes = (256 if on_cpu else 2048) * 10**6 if config.prefix_cache_mb is None else config.prefix_cache_mb * 10**6
+    return Serving(
+        max_running=config.max_running or (32 if on_cpu else 64),
+        cache_bytes=cache,
+        prefix_cache_bytes=prefixes if config.prefix_cache_mb is not None else min(prefixes, cache // 4),
+    )
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    from luthier.models.machine import free_memory_bytes
+
+    return free_memory_bytes()
 
 
 def _info(name: str, record: ModelRecord, loaded: LoadedModel, key: str | None) -> EngineInfo:

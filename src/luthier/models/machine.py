@@ -151,15 +151,27 @@ def probe() -> Machine:
     import psutil
 
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-    limit = _container_limit("memory.max", "memory/memory.limit_in_bytes") or memory.total
+    limit = _memory_limit() or memory.total
     return Machine(
         cpu=probe_cpu(),
         memory_bytes=min(memory.total, limit),
-        free_memory_bytes=min(memory.available, limit),
+        free_memory_bytes=free_memory_bytes(),
         swap_bytes=swap.total,
         gpus=probe_gpus(),
         system=f"{platform.system()} {platform.machine()}",
     )
+
+
+def free_memory_bytes() -> int:
+    """What this process may still take of the machine's memory."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return min(memory.available, _memory_limit() or memory.total)
+
+
+def _memory_limit() -> int | None:
+    return _container_limit("memory.max", "memory/memory.limit_in_bytes")
 
 
 def probe_cpu(cpuinfo: str | None = None) -> Cpu:

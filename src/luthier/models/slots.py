@@ -353,8 +353,9 @@ def supports(module: Any, device: torch.device) -> bool:
         return False  # its own attention, or one with terms of its own
     finally:
         take_back(module)
-    if step.layers != set(range(cache_layers(module))) or not _windows_are_told(model.config.get_text_config(), step):
-        return False
+    config = model.config.get_text_config()
+    if not cache_layers(module) == len(step.layers) == config.num_hidden_layers or not _windows_are_told(config, step):
+        return False  # a network beside the base would need slots of its own
     expected = hidden_states(module, torch.tensor([_PROBE], device=device), position_ids=_positions(device))[0]
     off = (torch.cat(found).float() - expected.float()).abs().amax()
     return bool(off <= (1e-3 if expected.dtype == torch.float32 else 0.05) * expected.float().abs().amax())
