@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -15,11 +18,12 @@ from tests.engines.test_torch import FP32, LONG, PROMPTS, make_adapter, same
 
 from luthier.core.engine import Constraint, Delta, Engine, Generation, Sampling, ScoreRequest
 from luthier.core.errors import EngineError, InputError, UnsupportedError
-from luthier.core.message import Message, user
+from luthier.core.message import Message, Tool, user
 from luthier.engines._open import open_engine, open_many
 from luthier.engines._places import Row, answered
 from luthier.engines._scheduler import Scheduler
 from luthier.models.prefix import PrefixMemory
+from luthier.models.pull import pull
 from luthier.store.database import open_store
 
 ANSWER = Sampling(max_new_tokens=12)
@@ -468,8 +472,6 @@ def test_log_probabilities_of_tokens_in_bytes(family: dict[str, Engine]) -> None
 
 @pytest.mark.parametrize("few", [True, False])
 def test_answers_have_the_form_that_is_asked(family: dict[str, Engine], few: bool) -> None:
-    import json
-
     schema = {
         "type": "object",
         "properties": {"n": {"enum": [1, 22]}, "b": {"type": "boolean"}},
@@ -484,6 +486,43 @@ def test_answers_have_the_form_that_is_asked(family: dict[str, Engine], few: boo
         assert set(json.loads(answer.text)) == {"n", "b"}
     with pytest.raises(InputError, match="json_schema"):
         family["two"].generate(prompts, Sampling(constraint=Constraint("json_schema", "{")))
+
+
+@pytest.fixture
+def roomy(home: Path, tiny_decoder_path: Path, tmp_path: Path) -> Engine:
+    """The tiny decoder with a longer context."""
+    folder = shutil.copytree(tiny_decoder_path, tmp_path / "roomy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    return open_engine(open_store(), pull(f"file:{folder}", alias="roomy").name, "torch", FP32)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_tools_are_called_as_asked(roomy: Engine, parallel: bool) -> None:
+    """A random model calls nothing by itself; what is forced comes out as calls, streamed and whole."""
+    schema = {
+        "type": "object",
+        "properties": {"id": {"enum": [7, 88]}},
+        "required": ["id"],
+        "additionalProperties": False,
+    }
+    tools = (Tool("track", "Find a parcel.", json.dumps(schema)), Tool("refund", "Pay back.", json.dumps(schema)))
+    for choice in ("required", "refund"):
+        sampling = Sampling(
+            max_new_tokens=200, temperature=1.0, seed=3, tools=tools, tool_choice=choice, parallel_tool_calls=parallel
+        )
+        answer = streamed(roomy, PROMPTS[0], sampling)
+        assert answer.finish_reason == "tool_calls" and answer.text == ""
+        assert parallel or len(answer.tool_calls) == 1
+        for call in answer.tool_calls:
+            assert call.name in (("track", "refund") if choice == "required" else ("refund",))
+            assert json.loads(call.arguments)["id"] in (7, 88) and call.id
+    deltas = list(roomy.stream(PROMPTS[0], sampling))
+    told = [call for delta in deltas for call in delta.tool_calls]
+    assert [call.name for call in told] == ["refund"]
+    free = roomy.generate(PROMPTS[:1], Sampling(max_new_tokens=8, tools=tools))[0]
+    plain = roomy.generate(PROMPTS[:1], Sampling(max_new_tokens=8, tools=tools, tool_choice="none"))[0]
+    assert free.prompt_tokens > plain.prompt_tokens and free.finish_reason != "tool_calls"
 
 
 def test_what_cannot_be_asked_is_named(family: dict[str, Engine], tiny_decoder: str) -> None:

@@ -14,6 +14,7 @@ from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.data.batch import order_by_length
 from luthier.data.token_bytes import token_bytes
+from luthier.data.tools import tool_constraint
 from luthier.engines._answer import Answer, Top
 from luthier.engines._tools import prompt_tools
 from luthier.models.sample import Follower, RowSampler
@@ -148,11 +149,16 @@ class TextEngine(EngineOnBase):
         ]
 
     def _follower(self, sampling: Sampling) -> Follower | None:
-        if sampling.constraint is None:
+        constraint = sampling.constraint
+        if sampling.tools and (constraint is None or sampling.tool_choice != "auto"):
+            constraint = (
+                tool_constraint(self._renderer, sampling) or constraint
+            )  # calls that must come have no other form
+        if constraint is None:
             return None
         from luthier.models.constrain import follower
 
-        return follower(self._renderer, sampling.constraint)
+        return follower(self._renderer, constraint)
 
     def _together(self, sizes: Sequence[int], rows: Sequence[int] | None = None) -> list[list[int]]:
         """Batches of answers to decode; ``sizes`` are the tokens of each with its prompt, ``rows`` their numbers (0, 1, ...)."""
