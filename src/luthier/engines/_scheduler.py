@@ -79,7 +79,9 @@ class Scheduler:
                 row.answer.begin()
                 self._arrived.append(row)
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="luthier-answers", daemon=True)
+                self._thread = threading.Thread(
+                    target=_run, args=(weakref.ref(self), self._changed), name="luthier-answers", daemon=True
+                )
                 self._thread.start()
             self._changed.notify()
 
@@ -99,21 +101,12 @@ class Scheduler:
 
     # ---- the thread
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if self._is_idle() and not self._stopping:
-                    self._changed.wait(LINGER_S)
-                if self._is_idle() or self._stopping:
-                    self._places.slots, self._thread = None, None
-                    break
-            try:
-                with self.base.turn() as loaded:
-                    self._turn(loaded)
-            except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
-                self._fail_all(_said(error))
-        if self._stopping:
-            self._fail_all(EngineError("the process is ending"))
+    def _one_turn(self) -> None:
+        try:
+            with self.base.turn() as loaded:
+                self._turn(loaded)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+            self._fail_all(_said(error))
 
     def _is_idle(self) -> bool:
         return not self._arrived and not self._places.all()
@@ -303,6 +296,26 @@ class Scheduler:
             self._arrived.clear()
         for row in self._places.all():
             self._fail(row, error)
+
+
+def _run(reference: weakref.ref[Scheduler], changed: threading.Condition) -> None:
+    """The thread of a scheduler. While it waits for more it keeps nothing in memory."""
+    while True:
+        with changed:
+            scheduler = reference()
+            if scheduler is not None and scheduler._is_idle() and not scheduler._stopping:
+                scheduler = None
+                changed.wait(LINGER_S)
+                scheduler = reference()
+            if scheduler is None:
+                return
+            if scheduler._is_idle() or scheduler._stopping:
+                scheduler._places.slots, scheduler._thread = None, None
+                break
+        scheduler._one_turn()
+        scheduler = None
+    if scheduler._stopping:
+        scheduler._fail_all(EngineError("the process is ending"))
 
 
 def _said(error: BaseException) -> Exception:
