@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ import pytest
 
 from luthier.core.errors import EngineError, InputError, OfflineError
 from luthier.gateway import answer
+from luthier.gateway import service as service_module
+from luthier.gateway.calls import Piece
 from luthier.store.traces import list_traces
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -177,6 +179,34 @@ def test_an_engine_that_fails_in_the_middle_of_a_stream(start: Any, scripted: An
     assert "".join(got) == "one two"
     (trace,) = traces(server)
     assert (trace.answer, trace.error) == ("one two", "the remote hung up")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_layer_that_fails_as_none_should(
+    start: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """The client hears of it, also in the middle of a stream, but of nothing inside; the next request is answered."""
+    broken = True
+
+    async def answers(service: Any, question: Any) -> AsyncIterator[Any]:
+        if broken:
+            yield Piece(0, "one")
+            raise ZeroDivisionError("inner detail")
+        async for piece in real(service, question):
+            yield piece
+
+    real = service_module.answers
+    monkeypatch.setattr(service_module, "answers", answers)
+    server = start({"m": scripted()})
+    with pytest.raises(openai.APIError) as raised:
+        list(server.client().chat.completions.create(model="m", messages=HELLO, stream=stream))
+    assert "its log says how" in str(raised.value)
+    assert "inner detail" not in str(raised.value)
+    (trace,) = traces(server)
+    assert "its log says how" in trace.error
+    assert trace.details["error"][0]["kind"] == "internal_error"
+    broken = False
+    assert server.client().chat.completions.create(model="m", messages=HELLO).choices
 
 
 def test_a_trace_says_exactly_what_answered(start: Any, scripted: Any) -> None:

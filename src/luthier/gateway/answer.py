@@ -197,7 +197,7 @@ async def drive(service: Service, question: Question, outbox: Outbox | None = No
             raise
         outbox.end(raised)
     except Exception:
-        error = LuthierError("the server failed on this request; its log says how")
+        error = RequestError("the server failed on this request; its log says how", status=500, code="internal_error")
         if outbox is None:
             raise
         logger.exception("request %s failed in a way that it should not", exchange.id)
