@@ -525,6 +525,24 @@ def test_tools_are_called_as_asked(roomy: Engine, parallel: bool) -> None:
     assert free.prompt_tokens > plain.prompt_tokens and free.finish_reason != "tool_calls"
 
 
+def test_beams_find_likelier_answers_whole_and_streamed(family: dict[str, Engine]) -> None:
+    greedy = family["one"].generate(PROMPTS, Sampling(max_new_tokens=10))
+    sampling = Sampling(max_new_tokens=10, beams=5, logprobs=1)
+    found = family["one"].generate(PROMPTS, sampling)
+    means = [
+        [(g.logprob or 0.0) / (g.completion_tokens + (g.finish_reason == "stop")) for g in gs] for gs in (found, greedy)
+    ]
+    assert sum(a > b + 1e-4 for a, b in zip(*means, strict=True)) >= 2
+    for prompt, answer in zip(PROMPTS, found, strict=True):
+        same(streamed(family["one"], prompt, sampling), answer)
+        assert len(answer.tokens) == answer.completion_tokens
+    stop = found[1].text[3:5]
+    cut = family["one"].generate([PROMPTS[1]], Sampling(max_new_tokens=10, beams=5, stop=(stop,)))[0]
+    assert cut.text == found[1].text[: found[1].text.index(stop)] and cut.finish_reason == "stop"
+    with pytest.raises(InputError, match="temperature must be 0"):
+        family["one"].generate(PROMPTS, Sampling(beams=2, temperature=0.7))
+
+
 def test_what_cannot_be_asked_is_named(family: dict[str, Engine], tiny_decoder: str) -> None:
     with pytest.raises(InputError, match="logit_bias names token 999999; one has tokens 0 to"):
         family["one"].generate(PROMPTS[:1], Sampling(logit_bias=((999_999, 1.0),)))

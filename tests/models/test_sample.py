@@ -128,6 +128,9 @@ class Only:
     def done(self) -> bool:
         return not self.left
 
+    def copy(self) -> Only:
+        return Only(*self.left)
+
 
 KINDS = [
     Sampling(),

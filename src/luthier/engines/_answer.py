@@ -69,7 +69,7 @@ class Answer:
     def take_all(self, tokens: Sequence[int], log_probs: Sequence[float], tops: Sequence[Top]) -> Delta:
         """A whole answer at once (of a beam search); one that ends without a token that ends turns was cut."""
         pieces = []
-        for token, log_prob, top in zip(tokens, log_probs, tops, strict=True):
+        for token, log_prob, top in zip(tokens, log_probs, tops or [()] * len(tokens), strict=True):
             pieces.append(self.take(token, log_prob, top))
             if self.finish_reason:
                 break

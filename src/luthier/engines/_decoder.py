@@ -20,6 +20,7 @@ from luthier.engines._answer import Answer
 from luthier.engines._on_base import TextEngine, finished
 from luthier.engines._places import Row, answered
 from luthier.engines._scoring import ask
+from luthier.models.beam import BeamSearch
 from luthier.models.decode import attends_fully, hidden_states
 from luthier.models.generate import Answering
 from luthier.models.load import LoadedModel
@@ -68,6 +69,8 @@ class DecoderEngine(TextEngine):
         A few prompts join what other threads ask at the same time (``engines._scheduler``), many are a batch of their own. Raises InputError when
         a prompt fills the context. ``max_new_tokens`` is cut to what fits after the prompt.
         """
+        if sampling.beams > 1:
+            return self._search(prompts, sampling, progress)
         if not prompts or len(prompts) > _FEW or not self._joins:
             return self.generate_as([self._key] * len(prompts), prompts, sampling, progress)
         told: SimpleQueue[Any] = SimpleQueue()
@@ -140,7 +143,42 @@ class DecoderEngine(TextEngine):
                 f"{which} has {len(prompt)} tokens; {self._info.model} reads {self._info.context_length} in all, answer included"
             )
 
+    def _search(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress) -> list[Generation]:
+        """The answers that a beam search finds."""
+        answers = [self._answer(row, sampling) for row in self._prompt_ids(prompts, sampling)]
+        done = 0
+        for batch, _ in self._searches(answers, sampling):
+            done += len(batch)
+            progress("generate", done, len(answers))
+        return [answer.generation() for answer in answers]
+
+    def _searches(self, answers: Sequence[Answer], sampling: Sampling) -> Iterator[tuple[list[int], Delta]]:
+        """Fill ``answers`` batch by batch; yields which are filled, and what the last of them shows."""
+        samplers = self._samplers(answers, sampling)
+        sizes = [len(answer.prompt) for answer in answers]
+        for batch in self._batches(sizes, [answer.limit for answer in answers], sampling.beams):
+            search = BeamSearch(
+                [answers[i].prompt for i in batch],
+                [samplers[i] for i in batch],
+                [answers[i].limit for i in batch],
+                self._renderer.stop_ids,
+                self._device,
+                full_attention=self._full_attention,
+                read_tokens=self._max_batch_tokens,
+            )
+            for i in batch:
+                answers[i].begin()
+            while not search.done:
+                with self._base.using(self._key) as loaded:
+                    search.step(loaded.module)
+            for i, beam in zip(batch, search.found, strict=True):
+                shown = answers[i].take_all(beam.tokens, beam.log_probs, beam.top)
+            yield batch, shown
+
     def _alone(self, answer: Answer, sampler: RowSampler) -> Iterator[Delta]:
+        if sampler.sampling.beams > 1:
+            yield from (shown for _, shown in self._searches([answer], sampler.sampling))
+            return
         if self._joins:
             row = self._row(answer, sampler, SimpleQueue(), streams=True)
             yield from (told for _, told in answered(self._base.scheduler.submit, [row]) if told is not None)
@@ -186,16 +224,16 @@ class DecoderEngine(TextEngine):
                 out[key] = beginning(loaded.module, own, self._device, memory, key, name)
         return shared, out
 
-    def _batches(self, lengths: list[int], limits: list[int]) -> Iterator[list[int]]:
-        """Rows to decode together. Models with windowed layers take rows of one length only."""
+    def _batches(self, lengths: list[int], limits: list[int], copies: int = 1) -> Iterator[list[int]]:
+        """Rows to decode together, each ``copies`` times. Models with windowed layers take rows of one length only."""
         if self._full_attention:
-            sizes = [length + limit for length, limit in zip(lengths, limits, strict=True)]
-            yield from self._together(sizes)
+            sizes = [copies * (length + limit) for length, limit in zip(lengths, limits, strict=True)]
+            yield from self._together(sizes, copies=copies)
             return
         for length in sorted(set(lengths), reverse=True):
             rows = [i for i, own in enumerate(lengths) if own == length]
-            sizes = [length + limits[i] for i in rows]
-            yield from self._together(sizes, rows)
+            sizes = [copies * (length + limits[i]) for i in rows]
+            yield from self._together(sizes, rows, copies=copies)
 
     def _decode(
         self,

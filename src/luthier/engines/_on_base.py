@@ -125,6 +125,10 @@ class TextEngine(EngineOnBase):
     def _prompt_ids(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
         """Token ids of each prompt. Raises what cannot be asked of this model."""
         require_parameters(self._info, prompts, sampling)
+        if sampling.beams > 1 and sampling.temperature > 0.0:
+            raise InputError(
+                f"beams above 1 search for the likeliest answer and draw nothing: temperature must be 0; got {sampling.temperature:g}"
+            )
         for token, _ in sampling.logit_bias:
             if not 0 <= token < self._vocabulary:
                 raise InputError(
@@ -160,9 +164,11 @@ class TextEngine(EngineOnBase):
 
         return follower(self._renderer, constraint)
 
-    def _together(self, sizes: Sequence[int], rows: Sequence[int] | None = None) -> list[list[int]]:
-        """Batches of answers to decode; ``sizes`` are the tokens of each with its prompt, ``rows`` their numbers (0, 1, ...)."""
-        return order_by_length(sizes, 8 * self._max_batch_tokens, max_rows=_MOST_ROWS, names=rows)
+    def _together(self, sizes: Sequence[int], rows: Sequence[int] | None = None, *, copies: int = 1) -> list[list[int]]:
+        """Batches of answers to decode; ``sizes`` are the tokens of each with its prompt, ``rows`` their numbers (0, 1, ...); each takes
+        ``copies`` places."""
+        most = max(1, _MOST_ROWS // copies)
+        return order_by_length(sizes, 8 * self._max_batch_tokens, max_rows=most, names=rows)
 
     def _grow(
         self,

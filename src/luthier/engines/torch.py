@@ -187,5 +187,5 @@ def _parameters(record: ModelRecord, loaded: LoadedModel, labels: tuple[str, ...
     if has_token_bytes(loaded.tokenizer):
         out |= {"logprobs", *get_args(ConstraintKind)}
     if record.architecture == "decoder":
-        out |= {"tools"}
+        out |= {"tools", "beams"}
     return frozenset(out)

@@ -167,6 +167,12 @@ class Answering:
         """These rows need no more tokens. Their place in the batch is given up when enough of them are done."""
         self._finished.update(rows)
 
+    @torch.inference_mode()
+    def reorder(self, places: Sequence[int]) -> None:
+        """Place i goes on as what place ``places[i]`` has said; both must be answers to the same prompt."""
+        if list(places) != list(range(len(places))):
+            self._cache.batch_select_indices(torch.tensor(list(places), device=self._device))
+
     @property
     def done(self) -> bool:
         """True when every row is finished."""

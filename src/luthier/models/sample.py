@@ -40,6 +40,9 @@ class Follower(Protocol):
     def done(self) -> bool:
         """Whether the text is complete and nothing may follow."""
 
+    def copy(self) -> Follower:
+        """Another one at the same place."""
+
 
 class RowSampler:
     """How the tokens of one answer are drawn: its parameters, its random numbers, and what it has said so far.
@@ -119,6 +122,13 @@ class RowSampler:
             self._seen = torch.cat([self._seen, self._seen.new_tensor([token])])
         if self.follower is not None and not self.follower.done:
             self.follower.take(token)
+
+    def copy(self) -> RowSampler:
+        """Another one at the same place, for another beam."""
+        made = RowSampler(self.sampling, self._prompt, follower=self.follower.copy() if self.follower else None)
+        made._numbers, made._ahead = self._numbers, list(self._ahead)
+        made._seen, made._known, made._counts = self._seen, set(self._known), Counter(self._counts)
+        return made
 
     def _seen_tokens(self, device: torch.device) -> torch.Tensor:
         if self._seen is None:
