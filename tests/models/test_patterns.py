@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from luthier.core.errors import InputError
-from luthier.models.gbnf import read_gbnf, to_lark
+from luthier.models.gbnf_reader import read_gbnf, to_lark
 from luthier.models.patterns import Node, lengths, parse, to_gbnf, to_regex
 
 LETTERS = "ab0_ \n-é你\u2028🙂٣A"

@@ -24,7 +24,8 @@ from luthier.core.errors import EngineError, InputError, UnsupportedError
 from luthier.data.call_form import call_form
 from luthier.data.render import Renderer
 from luthier.data.token_bytes import token_bytes
-from luthier.models.guidance import guidance, named
+from luthier.models.gbnf import named
+from luthier.models.guidance import guidance
 
 KEPT = 128
 """Compiled constraints kept for each tokenizer."""

@@ -7,13 +7,13 @@ strict). Patterns and formats become patterns of ``luthier.models.patterns``, so
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
 from luthier.core.errors import InputError
-from luthier.models.patterns import parse, to_regex
+from luthier.models.patterns import parse
 
 REFUSED = frozenset(
     [
@@ -42,7 +42,7 @@ REFUSED = frozenset(
 
 _ONE = ("additionalProperties", "items", "additionalItems")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_MAPS = ("properties", "patternProperties")
 
 _FOURS = "(?:0[48]|[2468][048]|[13579][26])"
 _DATE = (
@@ -77,8 +77,8 @@ _COARSEST = 10_000
 _SIZES = {"minimum": 1, "maximum": -1, "exclusiveMinimum": 1, "exclusiveMaximum": -1}
 
 
-def read_schema(value: str, *, lenient: bool = False, pattern: Callable[[str], str] = str) -> dict[str, Any]:
-    """The schema in ``value``, with only those keywords that are held; ``pattern`` writes its patterns, formats among them.
+def read_schema(value: str, *, lenient: bool = False) -> dict[str, Any]:
+    """The schema in ``value``, with only those keywords that are held; formats become patterns.
 
     Raises InputError that says where it is wrong or which keyword cannot be held; ``lenient`` leaves such keywords out.
     """
@@ -92,25 +92,26 @@ def read_schema(value: str, *, lenient: bool = False, pattern: Callable[[str], s
         raise InputError(f"json_schema must be an object; got {value[:60]!r}")
     try:
         jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator).check_schema(schema)
-        written: dict[str, Any] = _Writer(schema, lenient, pattern).write(schema, "")
+        return _Writer(schema, lenient).whole()
     except jsonschema.SchemaError as error:
         where = "/".join(str(part) for part in error.absolute_path) or "its top"
         raise InputError(f"json_schema is not a valid schema at {where}: {error.message}") from error
     except RecursionError as error:
         raise InputError("json_schema is nested too deeply") from error
-    return written
-
-
-def rust_pattern(pattern: str) -> str:
-    """A schema's pattern, found anywhere in a string, as llguidance reads it."""
-    return f"^(?:{to_regex(parse(pattern, search=True))})$"
 
 
 class _Writer:
     """Writes one schema anew, subschema by subschema."""
 
-    def __init__(self, root: dict[str, Any], lenient: bool, pattern: Callable[[str], str]) -> None:
-        self._root, self._lenient, self._pattern = root, lenient, pattern
+    def __init__(self, root: dict[str, Any], lenient: bool) -> None:
+        self._root, self._lenient = root, lenient
+        self._targets: dict[str, str] = {}
+        self._definitions: dict[str, Any] = {}
+
+    def whole(self) -> dict[str, Any]:
+        """The schema, with what it refers to under ``$defs``."""
+        written: dict[str, Any] = self.write(self._root, "")
+        return written | ({"$defs": self._definitions} if self._definitions else {})
 
     def write(self, schema: Any, path: str) -> Any:
         if not isinstance(schema, dict):
@@ -133,8 +134,7 @@ class _Writer:
         if key in REFUSED and not (key == "uniqueItems" and value is False):
             self._refuse(key, path)
         elif key == "$ref":
-            self._check_reference(value, path)
-            out[key] = value
+            out[key] = self._reference(value, path)
         elif key in ("const", "enum"):
             for one in value if key == "enum" else [value]:
                 _check_numbers(one, f"{path}/{key}")
@@ -179,7 +179,7 @@ class _Writer:
             found = schema[key] if key == "pattern" else f"^(?:{FORMATS[schema[key]]})$"
             try:
                 parse(found, search=True)
-                patterns.append(self._pattern(found))
+                patterns.append(found)
             except InputError as error:
                 self._refuse(error.message, path)
         if patterns:
@@ -201,15 +201,23 @@ class _Writer:
             if not {"maximum", "exclusiveMaximum"} & set(out):
                 out["maximum"] = LARGEST
 
-    def _check_reference(self, reference: str, path: str) -> None:
-        if reference != "#" and not reference.startswith("#/"):
+    def _reference(self, reference: str, path: str) -> str:
+        """Where the written schema keeps what ``reference`` points at."""
+        here = path or "its top"
+        if reference.rstrip("#/") == "":
+            return "#"
+        if not reference.startswith("#/"):
             raise InputError(
-                f"json_schema: $ref at {path or 'its top'} must begin with #/, as nothing outside of the schema is read; got {reference[:80]!r}"
+                f"json_schema: $ref at {here} must begin with #/, as nothing outside of the schema is read; got {reference[:80]!r}"
             )
-        try:
-            resolve(self._root, reference)
-        except KeyError:
-            raise InputError(f"json_schema: $ref at {path or 'its top'} leads nowhere: {reference[:80]!r}") from None
+        if reference not in self._targets:
+            try:
+                found = resolve(self._root, reference)
+            except KeyError:
+                raise InputError(f"json_schema: $ref at {here} leads nowhere: {reference[:80]!r}") from None
+            name = self._targets[reference] = f"ref{len(self._targets)}"
+            self._definitions[name] = self.write(found, reference)
+        return f"#/$defs/{self._targets[reference]}"
 
     def _refuse(self, what: str, path: str) -> None:
         if not self._lenient:
