@@ -61,7 +61,7 @@ def health(server: Any) -> Any:
 def traces(server: Any) -> list[Any]:
     """All traces, once the server is idle and has written them."""
     until(lambda: health(server)["requests"] == {"running": 0, "waiting": 0})
-    httpx.get(f"{server.base_url}/traces/none")  # an unknown one: everything is flushed first
+    httpx.get(f"{server.base_url}/traces/none", timeout=60)  # an unknown one: everything is flushed first
     return list_traces(server.store)
 
 
@@ -268,5 +268,5 @@ def test_forty_clients_of_which_five_are_slow(start: Any, scripted: Any, make_fa
         assert not thread.is_alive()
     assert wrong == []
     until(lambda: health(server)["requests"] == {"running": 0, "waiting": 0})
-    httpx.get(f"{server.base_url}/traces/none")
+    httpx.get(f"{server.base_url}/traces/none", timeout=60)
     assert len(list_traces(server.store, limit=1000)) == 5 + 35 * 3
