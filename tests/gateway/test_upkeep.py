@@ -44,6 +44,14 @@ def test_what_fails_is_tried_again_and_said_once_and_costs_the_others_nothing(ca
     assert len(ran) == 5
 
 
+def test_a_task_that_comes_later_does_not_wait_for_those_before_it():
+    upkeep, ran = Upkeep(), threading.Event()
+    upkeep.add("rare", lambda: None, every_s=1000)
+    upkeep.add("often", ran.set, every_s=0.001)
+    assert ran.wait(20)
+    upkeep.close()
+
+
 def test_an_upkeep_without_tasks_has_no_thread():
     before = threading.active_count()
     upkeep = Upkeep()

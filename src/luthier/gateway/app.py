@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from luthier import __version__
 from luthier.core.errors import LuthierError, StoreError
-from luthier.gateway import feedback, key_admin, metrics, openapi, rerank, responses, trace_api
+from luthier.gateway import cache_admin, feedback, key_admin, metrics, openapi, rerank, responses, trace_api
 from luthier.gateway.answer import answer, json_response, trace_headers
 from luthier.gateway.calls import ClientGoneError
 from luthier.gateway.chat import ChatRequest, read_chat
@@ -42,6 +42,7 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     trace_api.register(app, service)
     _state(app, service)
     key_admin.register(app, service)
+    cache_admin.register(app, service)
     metrics.register(app, service)
     open_paths = OPEN_PATHS | ({metrics.PATH} if service.watch.config.open_metrics else set())
     app.add_middleware(Door, keys=service.keys, host=host, open_paths=open_paths)
@@ -99,6 +100,7 @@ def _state(app: FastAPI, service: Service) -> None:
             "uptime_s": round(time.monotonic() - service.started, 3),
             "requests": {"running": gate.running, "waiting": gate.waiting},
             "traces": state,
+            **({"cache": service.cache.state()} if service.cache is not None else {}),
         })  # fmt: skip
 
 

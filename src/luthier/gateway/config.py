@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from luthier.core.config import from_mapping, read_yaml, validate
+from luthier.gateway.cache_config import CacheConfig
 from luthier.gateway.guard_rules import Rule
 from luthier.gateway.watch import WatchConfig
 
@@ -22,6 +23,7 @@ class GatewayConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     watch: WatchConfig = WatchConfig()
     guardrails: tuple[Rule, ...] = ()
+    cache: CacheConfig = CacheConfig()
 
 
 def read_config(source: str | Path | Mapping[str, Any] | None) -> GatewayConfig:

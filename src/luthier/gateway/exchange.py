@@ -27,6 +27,9 @@ GONE = "the client closed its connection"
 TRACEPARENT: ContextVar[str] = ContextVar("traceparent", default="")
 """The header of that name (W3C Trace Context) of the request that is being handled; the Door sets it."""
 
+CACHE_CONTROL: ContextVar[str] = ContextVar("cache-control", default="")
+"""The header ``Cache-Control`` (RFC 9111) of the request that is being handled; the Door sets it."""
+
 _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 logger = logging.getLogger("luthier.gateway")
@@ -81,6 +84,7 @@ class Exchange:
     fault: str = ""
     status: int = 200
     traceparent: str = field(default_factory=TRACEPARENT.get)
+    cache_control: str = field(default_factory=CACHE_CONTROL.get)
     prompt_tokens: int = 0
     finished: bool = False
     ended_s: float = 0.0

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier.gateway.caller import Caller
-from luthier.gateway.exchange import TRACEPARENT
+from luthier.gateway.exchange import CACHE_CONTROL, TRACEPARENT
 from luthier.gateway.keys import UNASKED, Keys, is_loopback
 from luthier.gateway.wire import RequestError, error_bytes
 
@@ -50,6 +50,8 @@ class Door:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if "traceparent" in headers:
             TRACEPARENT.set(headers["traceparent"])
+        if "cache-control" in headers:
+            CACHE_CONTROL.set(headers["cache-control"])
         body: list[bytes] = []  # counted in ``held`` until the request is over
         try:
             if await self._enters(scope, headers, body, receive, send):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from luthier.core.errors import LuthierError, did_you_mean
 from luthier.gateway.backend import answers
+from luthier.gateway.cache import Cache, cached, open_cache
 from luthier.gateway.config import GatewayConfig
 from luthier.gateway.gate import Gate
 from luthier.gateway.guard import guarded, open_guard
@@ -56,6 +57,7 @@ class Service:
     upkeep: Upkeep = field(default_factory=Upkeep)
     guard: Guard | None = field(init=False, default=None)
     watch: Watch = field(init=False)
+    cache: Cache | None = field(init=False, default=None)
     ask: Ask = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +65,9 @@ class Service:
         if self.config.guardrails:
             engines = {name: served.engine for name, served in self.models.items()}
             self.guard = open_guard(self.config.guardrails, engines, self.store)
+        if self.config.cache:
+            self.cache = open_cache(self.config.cache, self.models, self.store, self.workers.run)
+            self.upkeep.add("cache", self.cache.store.trim, every_s=60.0)
         self.ask = assemble(self)
         if self.keys.store is not None:
             self.quota = Quota(self.keys.store, self.keys)
@@ -138,6 +143,8 @@ class Service:
             self.guard.close()
         self.traces.close()
         self.upkeep.close()
+        if self.cache is not None:
+            self.cache.close()
         self.watch.close()
 
 
@@ -146,4 +153,6 @@ def assemble(service: Service) -> Ask:
     layers: list[Layer] = [direct(service)]
     if service.guard is not None:
         layers.insert(0, guarded(service.guard, partial(record_handover, service)))
+    if service.cache is not None:
+        layers.append(cached(service.cache))
     return compose(layers, partial(answers, service))

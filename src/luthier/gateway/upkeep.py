@@ -31,7 +31,8 @@ class Upkeep:
 
     def __init__(self) -> None:
         self._tasks: list[_Task] = []
-        self._closing = threading.Event()
+        self._closing = False
+        self._wake = threading.Event()
         self._lock = threading.Lock()  # one task at a time, whoever runs it
         self._thread: threading.Thread | None = None
 
@@ -44,6 +45,7 @@ class Upkeep:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="luthier-upkeep", daemon=True)
                 self._thread.start()
+        self._wake.set()
 
     def now(self) -> None:
         """Run every task at once, in this thread."""
@@ -53,16 +55,21 @@ class Upkeep:
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Run every task for the last time and end. Safe to call twice."""
-        if self._thread is None or self._closing.is_set():
+        if self._thread is None or self._closing:
             return
-        self._closing.set()
+        self._closing = True
+        self._wake.set()
         self._thread.join(timeout_s)
         with self._lock:
             for task in self._tasks:
                 self._attempt(task, task.last or task.run)
 
     def _loop(self) -> None:
-        while not self._closing.wait(self._wait_s()):
+        while True:
+            self._wake.wait(self._wait_s())
+            self._wake.clear()
+            if self._closing:
+                return
             with self._lock:
                 for task in self._tasks:
                     if time.monotonic() >= task.due_s:
