@@ -366,7 +366,7 @@ def meaning(serve, engine, make_fake):
 
 
 def test_a_question_in_other_words(meaning, engine):
-    client = meaning()
+    client = meaning(match="words")
     assert ask(client, "how do I reset my password")[1] == "miss"
     assert ask(client, "how can I reset my password") == ("one two", "hit semantic", "0")
     assert ask(client, "how do I reset my password")[1] == "hit semantic"
@@ -374,7 +374,7 @@ def test_a_question_in_other_words(meaning, engine):
     assert ask(client, "how do I not reset my password")[1] == "miss"
     assert ask(client, "how do I reset my password", max_tokens=7)[1] == "miss"
     assert len(engine.asked) == 4
-    loose = meaning(match="meaning")
+    loose = meaning()
     assert ask(loose, "please tell me how I do reset my old password")[1] == "miss"
     assert ask(loose, "please tell me how I do reset my new password")[1] == "hit semantic"
 
@@ -521,7 +521,7 @@ def test_the_section():
     assert config.policy("a") == Policy(None, Semantic(threshold=0.8, ttl_s=9))
     assert config.policy("b").semantic == Semantic(threshold=0.8, ttl_s=1) and config.policy("b").sampled
     assert config.policy("c").semantic is None
-    assert (Semantic().least_cosine, Semantic(match="meaning").least_cosine) == (0.9, 0.95)
+    assert (Semantic().least_cosine, Semantic(match="words").least_cosine) == (0.95, 0.85)
 
 
 @pytest.mark.parametrize(
@@ -552,3 +552,24 @@ def test_a_store_that_breaks_in_the_middle_is_left_alone_for_a_moment(tmp_path):
         asyncio.run(look())
     cache.close()
     cache.close()
+
+
+# ---- behind guardrails
+
+
+def test_what_a_guardrail_stops_is_not_kept_and_what_it_hides_is_put_back_for_each_caller(start, scripted):
+    engine = scripted(pieces=("I wrote to [EMAIL_1]",))
+    rules = [
+        {"name": "pii"},
+        {"name": "topics", "on": "output", "deny": {"bad": {"words": ["forbidden"]}}, "action": "block"},
+    ]
+    server = start({"m": engine}, config={"cache": {"exact": True}, "guardrails": rules})
+    client = server.client()
+    assert ask(client, "write to ada@example.org")[:2] == ("I wrote to ada@example.org", "miss")
+    assert ask(client, "write to bob@example.org")[:2] == ("I wrote to bob@example.org", "hit exact")
+    assert len(engine.asked) == 1
+    bad = scripted(pieces=("this is forbidden",))
+    client = start({"m": bad}, config={"cache": {"exact": True}, "guardrails": rules}).client()
+    for _ in range(2):
+        assert ask(client, "say it")[1] == "miss"
+    assert len(bad.asked) == 2

@@ -321,21 +321,29 @@ async def _asked(cache: Cache, plan: Plan, ask: Ask) -> AsyncIterator[Piece]:
             async for piece in pieces:
                 if piece.generation is not None:
                     made[piece.index] = piece.generation
+                    if (
+                        len(made) == len(question.prompts) * question.n
+                    ):  # now: who reads may not come back after the last piece
+                        flight.set_result(_to_keep(cache, plan, made))
                 yield piece
-        answers = tuple(made[index] for index in sorted(made))
-        if len(answers) == len(question.prompts) * question.n and keepable(question, answers):
-            question.exchange.finishers.append(partial(cache.keep, plan, answers))
-            flight.set_result(answers)
-        else:
-            cache.counts["not_kept"] += 1
-            flight.set_result(None)
     except LuthierError:
-        flight.set_result(None)
+        if not flight.done():
+            flight.set_result(None)
         raise
     finally:
         flight.cancel()  # does nothing to one that has its result
         if cache.flights.get(plan.key) is flight:
             del cache.flights[plan.key]
+
+
+def _to_keep(cache: Cache, plan: Plan, made: Mapping[int, Generation]) -> tuple[Generation, ...] | None:
+    """Whole answers in their order, kept when the request has ended well; None of those that must not be used again."""
+    question, answers = plan.question, tuple(made[index] for index in sorted(made))
+    if not keepable(question, answers):
+        cache.counts["not_kept"] += 1
+        return None
+    question.exchange.finishers.append(partial(cache.keep, plan, answers))
+    return answers
 
 
 def _tell(cache: Cache, exchange: Exchange, how: str, hit: Hit | None = None, key: str = "") -> None:

@@ -17,83 +17,31 @@ from luthier.gateway.layers import Question
 
 _FORMAT = 1
 _NOT = frozenset({"not", "no", "never", "none", "nobody", "nothing", "without", "neither", "nor", "cannot", "except"})
-_FUNCTION = frozenset(
+_SMALL = frozenset(
     [
         "a",
         "an",
         "the",
-        "of",
-        "to",
-        "in",
-        "on",
-        "at",
-        "for",
-        "from",
-        "by",
-        "with",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "am",
+        "my",
+        "our",
+        "please",
+        "kindly",
         "do",
         "does",
-        "did",
-        "have",
-        "has",
-        "had",
-        "i",
-        "me",
-        "my",
-        "we",
-        "us",
-        "our",
-        "you",
-        "your",
-        "it",
-        "its",
-        "this",
-        "that",
-        "these",
-        "those",
-        "there",
-        "what",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "how",
-        "when",
-        "where",
-        "why",
         "can",
         "could",
         "would",
-        "will",
-        "shall",
-        "should",
-        "may",
-        "might",
-        "must",
-        "please",
-        "and",
-        "or",
-        "as",
-        "if",
-        "so",
-        "then",
-        "also",
-        "just",
+        "is",
+        "are",
+        "am",
+        "be",
         "s",
-        "t",
         "m",
         "re",
-        "ve",
-        "ll",
-        "d",
+        "just",
+        "also",
+        "so",
+        "then",
     ]
 )
 _ENDINGS = ("ies", "es", "s", "ing", "ed")
@@ -157,8 +105,8 @@ def key_of(question: Question) -> str:
 def partition_of(question: Question, *, words: bool) -> tuple[str, str] | None:
     """(digest of everything but the wording of the last turn, that turn's text) of a question that may be answered by meaning; None of another.
 
-    Numbers and whether something is denied are no matter of wording: an embedding hardly sees them. With ``words`` neither are the words that carry
-    the meaning: only their order and endings, and the small words between them, may differ then.
+    Numbers and whether something is denied are no matter of wording: an embedding hardly sees them. With ``words`` neither are the other words and
+    their order: only endings and small words (the, my, do, can, is) may differ then.
     """
     if question.n != 1 or len(question.prompts) != 1 or isinstance(question.prompts[0], str):
         return None
@@ -237,13 +185,11 @@ def _digest(value: Any) -> str:
 
 
 def _literal(text: str, *, words: bool) -> list[Any]:
-    plain = text.lower().replace("n't", " not").replace("’t", " not")
-    numbers = sorted(_NUMBER.findall(plain))
+    plain = text.lower().replace("n't", " not").replace("n’t", " not")
     found = _WORD.findall(plain)
     denied = sum(word in _NOT for word in found) % 2
-    if not words:
-        return [numbers, denied]
-    return [numbers, denied, sorted({_stem(word) for word in found} - _FUNCTION)]
+    kept = [_stem(word) for word in found if word not in _SMALL] if words else []
+    return [_NUMBER.findall(plain), denied, kept]
 
 
 def _stem(word: str) -> str:
