@@ -40,6 +40,7 @@ _VERBS = {
     "promote": "luthier.tournament.promote",
     "serve": "luthier.gateway.serve",
     "running": "luthier.gateway.serve",
+    "guard": "luthier.gateway.guard_check",
     "give_feedback": "luthier.gateway.feedback",
     "from_feedback": "luthier.data.feedback",
     "lineage": "luthier.store.lineage",

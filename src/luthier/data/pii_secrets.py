@@ -17,7 +17,7 @@ _PEM_OPENING = "-----BEGIN "
 _PREFIXED = re.compile(
     r"(?<![0-9A-Za-z_])(?:"
     r"sk-[A-Za-z0-9_\-]{16,256}"  # OpenAI, Anthropic, DeepSeek and others
-    r"|luthier-[A-Za-z0-9_\-]{20,128}"
+    r"|lth_[A-Za-z0-9_\-]{20,128}"  # ours
     r"|(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}"  # AWS
     r"|AIza[A-Za-z0-9_\-]{35}|ya29\.[A-Za-z0-9_\-]{20,512}"  # Google
     r"|gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255}"

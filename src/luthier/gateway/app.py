@@ -13,7 +13,17 @@ from starlette.responses import Response
 
 from luthier import __version__
 from luthier.core.errors import LuthierError, StoreError
-from luthier.gateway import cache_admin, feedback, key_admin, metrics, openapi, rerank, responses, trace_api
+from luthier.gateway import (
+    cache_admin,
+    feedback,
+    guard_check,
+    key_admin,
+    metrics,
+    openapi,
+    rerank,
+    responses,
+    trace_api,
+)
 from luthier.gateway.answer import answer, json_response, trace_headers
 from luthier.gateway.calls import ClientGoneError
 from luthier.gateway.chat import ChatRequest, read_chat
@@ -38,6 +48,7 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     _answers(app, service)
     responses.register(app, service)
     rerank.register(app, service)
+    guard_check.register(app, service)
     feedback.register(app, service)
     trace_api.register(app, service)
     _state(app, service)

@@ -55,6 +55,10 @@ class Guard:
         """What ``work`` returns; in a thread when the guardrail is slow or the text long."""
         if not rail.slow and length <= LONG_CHARACTERS:
             return work()
+        return await self.in_thread(work)
+
+    async def in_thread(self, work: Callable[[], Made]) -> Made:
+        """What ``work`` returns, from a thread of the guardrails' own."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
