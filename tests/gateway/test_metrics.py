@@ -81,7 +81,6 @@ def test_figures_of_an_answer(serve: Callable[..., Service]) -> None:
         assert found["luthier_tokens_total", at(**BASE, type=kind)] == count
     assert found["luthier_cost_total", at(**BASE | {"route": "r"})] == 10
     assert found["luthier_cost_total", at(**BASE)] == 0, "out of the cache"
-    assert found["luthier_cache_lookups_total", at(model="good", result="exact")] == 1
     assert found["luthier_requests_running", at(model="")] == 0
     service.close()
 
@@ -92,6 +91,7 @@ def test_figures_of_failures_and_decisions(serve: Callable[..., Service]) -> Non
     over(service, RequestError("full", status=429, code="queue_full"))
     over(service, GONE)
     said = Exchange("chat", "good", Caller(), served=service.models["good"])
+    said.say("cache", found="miss")
     said.say("guardrails", name="pii", action="mask")
     said.say("guardrails", name="pii", action="mask")
     said.say("attempts", model="good", error="down")
@@ -101,6 +101,7 @@ def test_figures_of_failures_and_decisions(serve: Callable[..., Service]) -> Non
     found = samples(service)
     assert found["luthier_requests_total", at(**BASE, status="4xx")] == 2
     assert found["luthier_requests_total", at(**BASE, status="5xx")] == 1
+    assert found["luthier_cache_lookups_total", at(model="good", result="miss")] == 1
     for kind in ("engine_error", "queue_full", "client_gone"):
         assert found["luthier_errors_total", at(model="good", kind=kind)] == 1
     assert found["luthier_guardrail_hits_total", at(guardrail="pii", action="mask")] == 2

@@ -42,7 +42,7 @@ def test_steps_and_their_bars() -> None:
     details = {
         "attempts": [{"model": "a", "began_s": 1.0, "waited_s": 1.0, "took_s": 2.0, "error": "left"}],
         "guardrails": [{"name": "pii", "at_s": 0.5, "took_s": 0.5}],
-        "cache": [{"result": "miss", "at_s": 1.0}],
+        "cache": [{"found": "miss", "at_s": 1.0}],
         "otel": [{"trace_id": "x"}],
         "error": [{"kind": "x", "at_s": 3.0}],
     }

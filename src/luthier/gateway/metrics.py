@@ -140,8 +140,8 @@ class Metrics:
         if exchange.fault:
             self._child(self.errors, model, exchange.fault).inc()
         details = exchange.details
-        if "cache" in details or exchange.cache:
-            self._child(self.cache, model, exchange.cache or "miss").inc()
+        for said in details.get("cache", ()):
+            self._child(self.cache, model, str(said.get("found", ""))).inc()
         for said in details.get("guardrails", ()):
             self._child(self.guardrails, str(said.get("name", "")), str(said.get("action", ""))).inc()
         for said in details.get("attempts", ()):

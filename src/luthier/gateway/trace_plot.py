@@ -141,6 +141,6 @@ def steps_of(details: dict[str, Any]) -> list[tuple[str, float, float, float]]:
             if isinstance(said, dict) and isinstance(said.get("at_s"), int | float):
                 end = float(said["at_s"])
                 begin = max(0.0, end - float(said.get("took_s") or 0.0))
-                name = next((str(said[key]) for key in ("name", "target", "result", "action") if said.get(key)), "")
+                name = next((str(said[key]) for key in ("name", "target", "found", "action") if said.get(key)), "")
                 out.append((f"{layer} {name}".strip(), begin, begin, end))
     return sorted(out, key=lambda step: (step[1], step[3]))
