@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     from luthier.cli._answers import answers_command
     from luthier.cli._extraction import extraction_command
+    from luthier.cli._feedback import from_feedback_command
     from luthier.cli._mixture import mixture_command
 
     data = typer.Typer(
@@ -163,36 +164,6 @@ def render_command(
     for number, example in enumerate(dataset.examples[:rows], 1):
         _print.say(f"[dim]row {number}, {_escape(example.source)}[/]")
         _show_row(renderer, example, dataset, prompt, mask)
-
-
-def from_feedback_command(
-    *,
-    model: Annotated[str | None, typer.Option(help="Only answers of this model.")] = None,
-    kind: Annotated[
-        str | None, typer.Option(help="labelled, chat or preference; default: what the feedback holds.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The dataset's name; default: that of --out, or feedback.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.jsonl here.")] = None,
-) -> None:
-    """Make training examples of traces with feedback. They hold what users wrote: check them for personal data."""
-    from luthier.cli import _print
-    from luthier.cli._inspection import bars, show_problems
-    from luthier.core.errors import InputError
-    from luthier.data import feedback
-    from luthier.data.read import write
-    from luthier.store.database import open_store
-
-    if kind is not None and kind not in feedback.KINDS:
-        raise InputError(f"--kind must be one of {', '.join(feedback.KINDS)}; got {kind!r}")
-    name = name or (out.stem if out else "feedback")
-    dataset = feedback.from_feedback(open_store(), model=model, kind=kind, name=name)  # type: ignore[arg-type]
-    path = write(dataset, out or Path(f"{name}.jsonl"))
-    counts = dataset.label_counts() if dataset.kind == "labelled" else {}
-    if counts:
-        _print.show(bars([(label, count) for label, count in sorted(counts.items(), key=lambda item: -item[1])]))
-    _print.say(f"{len(dataset):,} {dataset.kind} examples from feedback, {len(dataset.problems):,} statements not used")
-    show_problems(dataset.problems)
-    _print.say(f"wrote {_escape(str(path))}; look for personal data before you pass it on")
 
 
 # ---- what the commands share

@@ -232,11 +232,11 @@ def _duplicates(left: Left, gates: Gates, sight: Sight) -> _Verdict:
             kept.append(rivals[-1])
             for each in rivals[:-1]:
                 verdict.drop(each, f"a copy of {rivals[-1].id}", "copy")
-    texts = [normalise(each.text) for each in kept]
-    first = {text: at for at, text in reversed(list(enumerate(texts)))}
-    distinct = list(first)
+    kept.sort(key=lambda each: each.line)
+    by_text = {normalise(each.text): each for each in kept}
+    distinct = list(by_text)
     for rows in near_groups(distinct, gates.near):
-        alike = [kept[first[distinct[row]]] for row in rows]
+        alike = sorted((by_text[distinct[row]] for row in rows), key=lambda each: each.line)
         for same in _by_answer(alike):
             for each in same[:-1]:
                 verdict.drop(each, f"nearly a copy of {same[-1].id}", "near copy")
