@@ -17,6 +17,7 @@ from luthier.cli import build_app
 from luthier.core.catalog import load
 from luthier.core.config import validate
 from luthier.data.mixture import MixtureConfig
+from luthier.gateway.config import GatewayConfig, read_config
 from luthier.tasks.own import Config as TaskConfig
 from luthier.tournament.entrant import read_entrants
 from luthier.tournament.stream import Config as StreamConfig
@@ -165,6 +166,8 @@ def test_yaml_is_a_run_or_a_task(text: str) -> None:
         validate(DataConfig, values["data"])
     elif "sources" in values:
         validate(MixtureConfig, values)
+    elif set(values) <= set(GatewayConfig.model_fields):
+        read_config(values)
     else:
         task = validate(TaskConfig, values)
         read_entrants(task, task.kind or "classify")
