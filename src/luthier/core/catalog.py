@@ -31,9 +31,14 @@ FUNCTIONS: Mapping[str, str] = {
     "tasks": "build",
     "optimizers": "build",
     "guardrails": "check",
+    "routes": "build",
 }
 
-_FOLDERS: Mapping[str, str] = {"optimizers": "training/optimizers", "guardrails": "gateway/guardrails"}
+_FOLDERS: Mapping[str, str] = {
+    "optimizers": "training/optimizers",
+    "guardrails": "gateway/guardrails",
+    "routes": "gateway/routing",
+}
 """Where a catalogue lies that is a part of another folder."""
 
 

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from luthier.core.config import from_mapping, read_yaml, validate
 from luthier.gateway.cache_config import CacheConfig
 from luthier.gateway.guard_rules import Rule
+from luthier.gateway.registry import Models
+from luthier.gateway.routes import Routes
 from luthier.gateway.watch import WatchConfig
 
 
@@ -21,6 +23,9 @@ class GatewayConfig(BaseModel):
     """The sections. Everything is optional: without a file the gateway serves what the command line names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: Models = Field(default_factory=dict)
+    routes: Routes = Field(default_factory=dict)
     watch: WatchConfig = WatchConfig()
     guardrails: tuple[Rule, ...] = ()
     cache: CacheConfig = CacheConfig()

@@ -21,13 +21,20 @@ _MOST_RETRY_AFTER_S = 60
 class Turn:
     """What a gate needs to know of a call. ``deadline``: when its answer is worth nothing any more (the gate's clock; None: never).
 
-    ``begun`` is set when the call is let in: until then nothing that happens to it is the engine's fault.
+    ``begun`` is set, and ``let_in`` called, when the call is let in: until then nothing that happens to it is the engine's fault.
     """
 
     tenant: str = ""
     priority: int = ONLINE
     deadline: float | None = None
     begun: bool = False
+    let_in: Callable[[], object] | None = None
+
+    def begin(self) -> None:
+        """The call is let in."""
+        self.begun = True
+        if self.let_in is not None:
+            self.let_in()
 
 
 @dataclass(slots=True, eq=False)
@@ -73,7 +80,7 @@ class Gate:
             raise RequestError("the server is stopping", status=503, code="stopping", headers={"Retry-After": "5"})
         if self.running < self.most_running:
             self.running += 1
-            turn.begun = True
+            turn.begin()
             return
         wait_s = self._wait_s(turn)
         if turn.deadline is not None and self._mean_s is not None and self._now() + wait_s > turn.deadline:
@@ -98,7 +105,7 @@ class Gate:
             crowd.move_to_end(tenant)
             self._remove(waiter)
             if not waiter.let_in.done():  # done: it gave up, and its task has not run since
-                waiter.turn.begun = True
+                waiter.turn.begin()
                 waiter.let_in.set_result(None)
                 return
         self.running -= 1

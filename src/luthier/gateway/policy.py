@@ -93,8 +93,9 @@ class Policy(BaseModel):
     retries: Retries = Retries()
     hedge: Hedge | None = None
 
-    def under(self, said: Resilience) -> Policy:
-        """This policy, except for what ``said`` says."""
-        values = {name: getattr(said, name) for name in Resilience.model_fields}
+    def under(self, said: Resilience, *, whole: bool = True) -> Policy:
+        """This policy, except for what ``said`` says; not ``whole``: its own ``timeout_s`` stays."""
+        names = [name for name in Resilience.model_fields if whole or name != "timeout_s"]
+        values = {name: getattr(said, name) for name in names}
         found = {name: value for name, value in values.items() if value is not None}
         return self.model_copy(update=found) if found else self

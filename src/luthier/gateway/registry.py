@@ -319,6 +319,12 @@ class Registry(Mapping[str, Served]):
                 raise
         return opened
 
+    async def discard(self, targets: Iterable[Target]) -> None:
+        """Close what was loaded and is not to be shown after all."""
+        async with self._lock:
+            for target in targets:
+                await asyncio.to_thread(_close_all, target.replicas)
+
     def remove(self, name: str) -> Target:
         """Take a model away: from now on its name is not known; requests that hold it end in peace. Raises NotFoundError."""
         target = self.target(name)

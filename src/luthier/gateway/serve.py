@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
@@ -13,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -21,18 +23,18 @@ from luthier.core.engine import GENERATE, Engine
 from luthier.core.errors import InputError, NotFoundError
 from luthier.engines._open import UNSTORED
 from luthier.gateway.app import build_app
-from luthier.gateway.config import read_config
+from luthier.gateway.config import GatewayConfig, read_config
 from luthier.gateway.connections import Connection, raise_file_limit
 from luthier.gateway.keys import check_bind, is_loopback, read_keys
-from luthier.gateway.service import Price, Service, read_prices, serve_as
+from luthier.gateway.registry import ModelConfig, Registry
+from luthier.gateway.reload import Reloader
+from luthier.gateway.service import Service, read_prices
+from luthier.gateway.stock import Stock
 from luthier.store.database import Store, open_store
 from luthier.store.keys import count_active
 from luthier.store.models import adapters_on, find, list_models
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-Models = str | Sequence[str] | Mapping[str, Engine]
+Models = str | Sequence[str] | Mapping[str, Engine | Sequence[Engine]]
 KEEP_ALIVE_S = 30
 
 logger = logging.getLogger("luthier.gateway")
@@ -169,6 +171,7 @@ class _Server(uvicorn.Server):
         self.service = service
         self.listening = listening
         self.ready: Callable[[], object] = lambda: None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def run_here(self) -> None:
         """Serve in this thread until told to stop."""
@@ -177,12 +180,15 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
         await super().startup(sockets)
+        self.service.begin()
+        self._loop = asyncio.get_running_loop()
         self.ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new work, finish what runs."""
-        self.service.gate.closed = True
+        self.service.close_gates()
         await super().shutdown(sockets)
+        self.service.end()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -191,11 +197,19 @@ class _Server(uvicorn.Server):
             yield
             return
         before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
+        if hasattr(signal, "SIGHUP"):
+            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._reload)
         try:
             yield
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+    def _reload(self, number: int, frame: object) -> None:
+        """SIGHUP: load the configuration file anew."""
+        reloader, loop = self.service.reloader, self._loop
+        if reloader is not None and loop is not None:
+            loop.call_soon_threadsafe(lambda: loop.create_task(reloader.reload()))
 
 
 def _run(server: _Server, started: threading.Event) -> None:
@@ -214,21 +228,19 @@ def _prepared(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[_Se
     store = chosen.store if isinstance(chosen.store, Store) else open_store(chosen.store)
     keys = read_keys(chosen.api_key_env, store=store if chosen.keys else None)
     _say_of_keys(store, chosen)
-    names = _names(models, chosen.adapters_of, store)
-    prices = read_prices(chosen.price, names)
+    stock = _stock(models, chosen, store, config)
+    stock.check(config)
     with ExitStack() as stack:
         listening = stack.enter_context(bind(chosen.host, chosen.port))
-        if isinstance(models, Mapping):
-            engines = models
-        else:
-            engines = _load(names, chosen, store)
-            for engine in engines.values():
-                stack.callback(engine.close)
-        served = {name: serve_as(name, engine, store, prices.get(name, Price())) for name, engine in engines.items()}
+        registry = Registry(store)
+        stack.callback(registry.close)
+        stock.open(registry, config)
         service = Service.open(
-            served, store, keys, max_concurrent=chosen.max_concurrent, max_queue=chosen.max_queue, config=config
+            registry, store, keys, max_concurrent=chosen.max_concurrent, max_queue=chosen.max_queue, config=config
         )
         stack.callback(service.close)
+        path = Path(chosen.config).absolute() if isinstance(chosen.config, str | Path) else None
+        service.reloader = Reloader(service, stock, path)
         yield _server(service, chosen, listening), Address(_base_url(chosen.host, listening), service)
 
 
@@ -261,7 +273,21 @@ def _server(service: Service, chosen: Settings, listening: socket.socket) -> _Se
     return _Server(config, service, listening)
 
 
-def _names(models: Models, adapters_of: Sequence[str], store: Store) -> list[str]:
+def _stock(models: Models, chosen: Settings, store: Store, config: GatewayConfig) -> Stock:
+    """What is named to the server itself. Raises InputError, NotFoundError."""
+    names = _names(models, chosen.adapters_of, store, required=not config.models)
+    prices = read_prices(chosen.price, [*names, *config.models])
+    held: dict[str, Sequence[Engine]] = {}
+    if isinstance(models, Mapping):
+        held = {name: list(given) if isinstance(given, Sequence) else [given] for name, given in models.items()}
+    named = {name: ModelConfig(price=prices[name]) if name in prices else ModelConfig() for name in names}
+    if not held:
+        opens = {"engine": chosen.engine, "options": chosen.options}
+        named = {name: said.model_copy(update=opens) for name, said in named.items()}
+    return Stock(named, held, prices)
+
+
+def _names(models: Models, adapters_of: Sequence[str], store: Store, *, required: bool = True) -> list[str]:
     """The names to serve: patterns and bases written out. Raises InputError, NotFoundError."""
     given = [models] if isinstance(models, str) else list(models)
     twice = sorted({name for name in given if given.count(name) > 1})
@@ -276,7 +302,7 @@ def _names(models: Models, adapters_of: Sequence[str], store: Store) -> list[str
         names |= dict.fromkeys(_matching(store, name) if _is_pattern(name) else [name])
     for base in adapters_of:
         names |= dict.fromkeys([base, *adapters_on(store, find(store, base))])
-    if not names:
+    if not names and required:
         raise InputError("models must name at least one model to serve; got none", hint="luthier models")
     return list(names)
 
@@ -292,13 +318,6 @@ def _matching(store: Store, pattern: str) -> list[str]:
     if not found:
         raise NotFoundError(f"no model is called like {pattern!r}. Here are: {', '.join(sorted(known)) or 'none yet'}")
     return found
-
-
-def _load(names: Sequence[str], chosen: Settings, store: Store) -> dict[str, Engine]:
-    from luthier.strategies._load import load_many
-
-    engines: dict[str, Engine] = load_many(names, engine=chosen.engine, store=store, options=chosen.options)
-    return engines
 
 
 @contextmanager

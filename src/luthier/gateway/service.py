@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
@@ -17,10 +18,14 @@ from luthier.gateway.gate import Gate
 from luthier.gateway.guard import guarded, open_guard
 from luthier.gateway.guard_run import Guard
 from luthier.gateway.handover import record_handover
+from luthier.gateway.health import HealthChecks
 from luthier.gateway.keys import Keys
 from luthier.gateway.layers import Ask, Layer, compose
 from luthier.gateway.quota import Quota
-from luthier.gateway.routes import direct
+from luthier.gateway.registry import Registry
+from luthier.gateway.reload import EVERY_S, Reloader, every
+from luthier.gateway.router import Router
+from luthier.gateway.routes import routed
 from luthier.gateway.served import Price, Served, read_prices, serve_as
 from luthier.gateway.traces import TraceWriter
 from luthier.gateway.upkeep import Upkeep
@@ -45,7 +50,7 @@ class Service:
     ``ask`` is the outermost layer; it may be replaced while the server runs: questions that are on their way keep the one they began with.
     """
 
-    models: Mapping[str, Served]
+    models: Registry
     store: Store
     keys: Keys
     gate: Gate
@@ -58,7 +63,11 @@ class Service:
     guard: Guard | None = field(init=False, default=None)
     watch: Watch = field(init=False)
     cache: Cache | None = field(init=False, default=None)
+    reloader: Reloader | None = None
+    router: Router = field(init=False)
+    health: HealthChecks = field(init=False)
     ask: Ask = field(init=False)
+    _rounds: list[asyncio.Future[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self)
@@ -68,6 +77,9 @@ class Service:
         if self.config.cache:
             self.cache = open_cache(self.config.cache, self.models, self.store, self.workers.run)
             self.upkeep.add("cache", self.cache.store.trim, every_s=60.0)
+        self.router = Router(self)
+        self.router.routes = self.router.built(self.config.routes)
+        self.health = HealthChecks(self.models, self.workers, self.router.now)
         self.ask = assemble(self)
         if self.keys.store is not None:
             self.quota = Quota(self.keys.store, self.keys)
@@ -77,7 +89,7 @@ class Service:
 
     @staticmethod
     def open(
-        models: Mapping[str, Served],
+        models: Registry,
         store: Store,
         keys: Keys,
         *,
@@ -121,6 +133,34 @@ class Service:
                 trace.latency_s, trace.id,
             )  # fmt: skip
 
+    def switch(self, config: GatewayConfig) -> None:
+        """Go on with another configuration; questions that are on their way keep the layers they began with."""
+        self.config = config
+        self.ask = assemble(self)
+
+    def begin(self) -> None:
+        """Begin what runs beside the requests; belongs to the running event loop."""
+        rounds: list[tuple[float, Callable[[], Awaitable[None]]]] = [(1.0, self.router.tick), (1.0, self.health.look)]
+        if self.reloader is not None:
+            rounds.append((EVERY_S, self.reloader.look))
+        self._rounds = [asyncio.ensure_future(every(seconds, run)) for seconds, run in rounds]
+
+    def close_gates(self) -> None:
+        """Let no call in any more."""
+        own = [each.served.gate for target in self.models.targets() for each in target.replicas]
+        for gate in (self.gate, *own):
+            if gate is not None:
+                gate.closed = True
+
+    def end(self) -> None:
+        """Begin nothing more."""
+        for each in (*self._rounds, *self.router.aside):
+            each.cancel()
+
+    def names(self) -> list[str]:
+        """What can be asked: models, their aliases, and routes."""
+        return [*self.models, *self.models.aliases(), *self.router.routes]
+
     def model(self, name: str) -> Served:
         """The model that a request names. Raises RequestError 404 with the names that are served."""
         served = self.models.get(name)
@@ -156,3 +196,4 @@ def assemble(service: Service) -> Ask:
     if service.cache is not None:
         layers.append(cached(service.cache))
     return compose(layers, partial(answers, service))
+    return compose([routed(service)], partial(answers, service))

@@ -219,3 +219,12 @@ audit_log = Table(  # triggers refuse to change or remove a row
     Column("previous", String(64), nullable=False),
     Column("hash", String(64), nullable=False, unique=True),
 )
+
+route_states = Table(  # the verdict on a canary; ``digest`` says of which weights
+    "route_states",
+    metadata,
+    Column("route", String(128), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("state", JSON, nullable=False),
+    Column("updated_at", String(32), nullable=False),
+)

@@ -1,0 +1,1 @@
+"""Catalogue: how a route chooses what answers."""
