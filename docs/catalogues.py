@@ -38,6 +38,8 @@ INTRODUCTIONS = {
     "[tune](../tune.md#optimizers-schedules-averages) says when which.",
     "guardrails": "What is looked for in what goes to a model and in what comes back. Choose them in the section `guardrails` of the gateway's "
     "configuration; [guardrails](../guardrails.md) says what is done about their findings.",
+    "routes": "How a route of the gateway chooses what answers. Choose one with `strategy:` in a route of `gateway.yaml`; its options stand "
+    "beside it. [Routes](../routes.md) says when which.",
     "tasks": "Where examples, prompt and scorers come from.",
 }
 HOW = {"swap": "hot-swapped on its base", "merge": "as weights of its own", "no": "not possible"}

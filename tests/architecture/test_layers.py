@@ -14,7 +14,7 @@ LAYERS = (
     "evaluation", "knowledge", "apps", "tournament", "gateway", "console", "scale", "cli",
 )  # fmt: skip
 CATALOGUES = {"methods", "objectives", "engines", "strategies", "scorers", "tasks"}
-WITHIN = {"training": ("optimizers",), "gateway": ("guardrails",)}
+WITHIN = {"training": ("optimizers",), "gateway": ("guardrails", "routing")}
 """Catalogues inside of another folder."""
 FILES = sorted(SOURCE.rglob("*.py"))
 WITHOUT_TORCH = {"core", "store", "scorers", "tasks", "cli"}
@@ -69,6 +69,9 @@ def test_the_check_itself_finds_violations() -> None:
     rule = SOURCE / "training" / "optimizers" / "x.py"
     assert violations(rule, ast.parse("from luthier.training.optimizers.adamw import build"))
     assert not violations(rule, ast.parse("from luthier.training.optimizers._torch import adamw"))
+    route = SOURCE / "gateway" / "routing" / "x.py"
+    assert violations(route, ast.parse("from luthier.gateway.routing.weighted import build"))
+    assert not violations(route, ast.parse("from luthier.gateway.routing._rule import Rule"))
     assert not violations(SOURCE / "training" / "x.py", ast.parse("from luthier.training.loop import train"))
 
 

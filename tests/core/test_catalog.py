@@ -41,10 +41,12 @@ def own(tmp_path, monkeypatch):
 
 def test_entries_are_the_file_names_of_the_folder():
     for catalogue in FUNCTIONS:
-        place = Path(luthier.__file__).parent / {
+        elsewhere = {
             "optimizers": "training/optimizers",
             "guardrails": "gateway/guardrails",
-        }.get(catalogue, catalogue)
+            "routes": "gateway/routing",
+        }
+        place = Path(luthier.__file__).parent / elsewhere.get(catalogue, catalogue)
         found = tuple(sorted(p.stem for p in place.glob("*.py") if not p.stem.startswith("_")))
         assert names(catalogue) == found and found
 

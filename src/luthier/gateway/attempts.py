@@ -86,8 +86,8 @@ def judge(error: LuthierError, *, begun: bool) -> Verdict:
 class Candidate:
     """A target to try.
 
-    ``path``: the routes that lead to it, outermost first, what each chose, and whether that was its first choice; ``reason`` and ``note`` are
-    the last one's. ``deadline``: when the last of these routes gives up.
+    ``path``: the routes that lead to it, outermost first, what each chose, and whether that was its first choice; ``reason`` is the last one's,
+    ``note`` what all of them want in the trace. ``deadline``: when the last of these routes gives up.
     """
 
     name: str
@@ -240,7 +240,7 @@ class Asking(Generic[Made]):
         if candidate.path:
             told["by"] = {route.name: arm for route, arm, _ in candidate.path}
         told |= {"reason": candidate.reason} if candidate.reason else {}
-        self.question.exchange.say("route", **told, **candidate.note)
+        self.question.exchange.say("route", **{**candidate.note, **told})
 
     async def next_usable(self) -> tuple[Candidate, Target] | None:
         """The next candidate that can be asked, for a try beside the present one; None when there is no other."""

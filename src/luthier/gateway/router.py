@@ -143,11 +143,8 @@ class Router:
             if inner is not None:
                 async with aclosing(self._expand(inner, asking, way, deadline)) as candidates:
                     async for each in candidates:
-                        yield (
-                            each
-                            if route.says_nothing
-                            else replace(each, policy=each.policy.under(route.config, whole=False))
-                        )
+                        policy = each.policy if route.says_nothing else each.policy.under(route.config, whole=False)
+                        yield replace(each, policy=policy, note={**choice.note, **each.note})
             else:
                 yield self._candidate(arm, way, choice, place, deadline)
             if place == 0 and route.rule.heard is not None:

@@ -190,10 +190,9 @@ class Service:
 
 def assemble(service: Service) -> Ask:
     """The layers of a service around the call of its engines (``gateway.layers``)."""
-    layers: list[Layer] = [direct(service)]
+    layers: list[Layer] = [routed(service)]
     if service.guard is not None:
         layers.insert(0, guarded(service.guard, partial(record_handover, service)))
     if service.cache is not None:
         layers.append(cached(service.cache))
     return compose(layers, partial(answers, service))
-    return compose([routed(service)], partial(answers, service))

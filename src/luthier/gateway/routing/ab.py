@@ -40,6 +40,8 @@ def build(config: Config, place: Place) -> Rule:
     async def choose(question: Question) -> Choice:
         kind, unit = unit_of(question.exchange, config.by)
         variant = share_at(config.targets, place_of(experiment, unit))
-        return Choice((variant,), f"variant of this {kind}", {"experiment": experiment, "variant": variant, "by": kind})
+        return Choice(
+            (variant,), f"variant of this {kind}", {"experiment": experiment, "variant": variant, "unit": kind}
+        )
 
     return Rule(choose)
