@@ -43,17 +43,19 @@ class Connection:
 
     async def ask(self, request: bytes, begun: float, result: Result) -> None:
         try:
-            if self.writer is None or self.writer.is_closing():
-                self.reader, self.writer = await asyncio.open_connection(*self.address, limit=2**22)
+            kept = self.writer is not None and not self.writer.is_closing()
+            try:
+                head = await self._head(request)
+            except (OSError, asyncio.IncompleteReadError):
+                if not kept:
+                    raise
+                self._drop()  # the server closed it just then
+                head = await self._head(request)
             assert self.reader is not None
-            self.writer.write(request)
-            head = await self.reader.readuntil(b"\r\n\r\n")
             first, body = await self._body(head, self.reader)
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
             result.note(type(error).__name__)
-            if self.writer is not None:
-                self.writer.close()
-            self.writer = None
+            self._drop()
             return
         result.latency_s.append(time.perf_counter() - begun)
         result.first_s.append(first - begun)
@@ -61,8 +63,20 @@ class Connection:
         found = TOKENS.findall(body)
         result.tokens += int(found[-1]) if found else 0
         if b"onnection: close" in head:
+            self._drop()
+
+    async def _head(self, request: bytes) -> bytes:
+        """Send the request; the head of the answer."""
+        if self.writer is None or self.writer.is_closing():
+            self.reader, self.writer = await asyncio.open_connection(*self.address, limit=2**22)
+        assert self.reader is not None
+        self.writer.write(request)
+        return await self.reader.readuntil(b"\r\n\r\n")
+
+    def _drop(self) -> None:
+        if self.writer is not None:
             self.writer.close()
-            self.writer = None
+        self.writer = None
 
     async def _body(self, head: bytes, reader: asyncio.StreamReader) -> tuple[float, bytes]:
         """When the first byte of the body came, and the whole body."""
