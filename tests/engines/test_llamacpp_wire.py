@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
-from tests.engines.sharp import EXACT, QUESTIONS
+from tests.engines.sharp import EXACT, QUESTIONS, both, decoder
 
-from luthier.core.engine import Delta, Engine, Generation, Sampling, TokenLogprob, require_parameters
-from luthier.core.errors import EngineError, UnsupportedError
+from luthier.core.engine import Constraint, Delta, Engine, Generation, Sampling, TokenLogprob, require_parameters
+from luthier.core.errors import EngineError, InputError, UnsupportedError
+from luthier.core.message import Tool
 from luthier.engines._llamacpp_wire import split_bytes
 from luthier.engines._open import open_engine
 from luthier.models.load import load_model
+from luthier.models.pull import pull
 from luthier.store.database import open_store
 
 
@@ -224,3 +230,102 @@ def test_stop_texts_end_a_stream_that_reports_tokens(ours: Any) -> None:
         assert "".join(delta.text for delta in deltas) == whole.text == text[: text.index(stop)]
         assert tuple(token for delta in deltas for token in delta.tokens) == last.tokens
         assert len(last.tokens) == (len(whole.token_ids) if sampling.logprobs is not None else 0)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 12},
+        "number": {"type": "integer", "minimum": 3, "maximum": 40},
+        "kinds": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["city", "number", "kinds"],
+    "additionalProperties": False,
+}
+FORMS = {
+    "json_schema": (json.dumps(SCHEMA), lambda text: jsonschema.validate(json.loads(text), SCHEMA)),
+    "regex": ("[a-c]{2,5}(-[0-9]+)?x", lambda text: re.fullmatch("[a-c]{2,5}(-[0-9]+)?x", text)[0]),  # type: ignore[index]
+    "choice": ('["billing", "refund now", "我的"]', ["billing", "refund now", "我的"].index),
+    "grammar": ('root ::= "(" ([a-z] | root){1,3} ")"', lambda text: re.fullmatch(r"\([a-z()]+\)", text)[0]),  # type: ignore[index]
+}
+
+
+@pytest.mark.parametrize("kind", list(FORMS))
+def test_an_answer_has_the_form_that_it_must_have_and_is_that_of_torch(
+    kind: str, sharp: str, opened: list[Engine]
+) -> None:
+    engine, reference = both(opened, sharp)
+    value, check = FORMS[kind]
+    sampling = Sampling(max_new_tokens=200, constraint=Constraint(kind, value))  # type: ignore[arg-type]
+    require_parameters(engine.info, QUESTIONS, sampling)
+    for prompt in QUESTIONS:
+        (answer,) = engine.generate([prompt], sampling)
+        assert answer.finish_reason == "stop"
+        check(answer.text)
+        assert "".join(delta.text for delta in engine.stream(prompt, sampling)) == answer.text
+        if (
+            kind != "json_schema"
+        ):  # torch writes texts without a choice in the tokenizer's own pieces, which changes what follows
+            assert answer.text == reference.generate([prompt], sampling)[0].text
+        (drawn,) = engine.generate([prompt], replace(sampling, temperature=1.5, seed=4))
+        check(drawn.text)
+
+
+def test_any_object_in_json(ours: Any) -> None:
+    for seed in range(4):
+        sampling = Sampling(max_new_tokens=300, temperature=1.0, seed=seed, constraint=Constraint("json"))
+        (answer,) = ours.generate(QUESTIONS[:1], sampling)
+        assert answer.text.startswith("{")
+        if answer.finish_reason == "stop":
+            assert isinstance(json.loads(answer.text), dict)
+
+
+def test_forms_that_cannot_be(ours: Any) -> None:
+    bad = Sampling(constraint=Constraint("grammar", 'root ::= "a'))
+    with pytest.raises(InputError, match="grammar"):
+        ours.generate(QUESTIONS[:1], bad)
+    with pytest.raises(InputError, match="grammar"):
+        ours.stream(QUESTIONS[0], bad)
+    both_asked = Sampling(presence_penalty=1.0, constraint=Constraint("choice", '["a"]'))
+    with pytest.raises(UnsupportedError, match="presence_penalty") as raised:
+        ours.generate(QUESTIONS[:1], both_asked)
+    assert raised.value.parameters == ("presence_penalty", "choice")
+    with pytest.raises(InputError, match="logit_bias names token 9999"):
+        ours.generate(QUESTIONS[:1], Sampling(logit_bias=((9999, 1.0),)))
+
+
+TOOLS = (
+    Tool(
+        "look_up",
+        "Finds a parcel.",
+        json.dumps(
+            {"type": "object", "properties": {"n": {"enum": [1, 22]}}, "required": ["n"], "additionalProperties": False}
+        ),
+    ),
+    Tool("mail", "Writes a mail.", '{"type": "object", "properties": {}, "additionalProperties": false}'),
+)
+
+
+@pytest.mark.parametrize("choice", ["required", "mail", "look_up"])
+def test_calls_that_must_come_come(
+    choice: str, home: Path, tmp_path: Path, tiny_decoder_path: Path, opened: list[Engine]
+) -> None:
+    folder = decoder(tiny_decoder_path, tmp_path / "long", max_position_embeddings=2048)
+    engine, reference = both(opened, pull(f"file:{folder}", alias="long").name, context_length=2048)
+    sampling = Sampling(max_new_tokens=120, tools=TOOLS, tool_choice=choice, parallel_tool_calls=False)
+    for prompt in QUESTIONS[:3]:
+        (answer,) = engine.generate([prompt], sampling)
+        assert (answer.finish_reason, answer.text) == ("tool_calls", "")
+        (call,) = answer.tool_calls
+        arguments = json.loads(call.arguments)
+        assert (call.name, arguments.get("n", 1)) in {("look_up", 1), ("look_up", 22), ("mail", 1)}
+        assert choice in ("required", call.name)
+        assert len(answer.prompt_token_ids) > 100  # the tools are in the prompt
+        streamed = list(engine.stream(prompt, sampling))
+        calls = [each for delta in streamed for each in delta.tool_calls]
+        assert [(each.name, each.arguments) for each in calls] == [(call.name, call.arguments)]
+        assert "".join(delta.text for delta in streamed) == ""
+        (theirs,) = reference.generate([prompt], sampling)[0].tool_calls
+        assert (call.name, call.arguments) == (theirs.name, theirs.arguments)
+    (free,) = engine.generate(QUESTIONS[:1], replace(sampling, tool_choice="none"))
+    assert free.tool_calls == ()

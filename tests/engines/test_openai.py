@@ -19,6 +19,7 @@ from luthier.core import catalog
 from luthier.core.engine import (
     EMBED,
     GENERATE,
+    PARAMETERS,
     SCORE,
     STREAM,
     Constraint,
@@ -27,7 +28,7 @@ from luthier.core.engine import (
     ScoreRequest,
     check_health,
 )
-from luthier.core.errors import EngineError, InputError, NotFoundError, UnsupportedError
+from luthier.core.errors import ContextLengthError, EngineError, InputError, NotFoundError, UnsupportedError
 from luthier.core.message import Image, Message, Tool, ToolCall, user
 from luthier.engines import openai as module
 
@@ -497,6 +498,7 @@ def test_every_parameter_of_openai_is_sent_and_others_are_refused(endpoint: Endp
         ("vllm", "0.9.2", "choice", {"guided_choice": ["yes", "no"]}),
         ("vllm", "0.9.2", "grammar", {"guided_grammar": 'root ::= "a"'}),
         ("somebody", "", "json", {"response_format": {"type": "json_object"}}),
+        ("luthier", "", "choice", {"structured_outputs": {"choice": ["yes", "no"]}}),
     ],
 )
 def test_a_form_is_asked_for_as_the_endpoint_understands_it(
@@ -705,3 +707,24 @@ def test_broken_streams_may_be_tried_again_and_nonsense_may_not(endpoint: Endpoi
         with pytest.raises(EngineError) as raised:
             list(connect(endpoint).stream(user("a"), Sampling()))
         assert raised.value.retryable is retryable
+
+
+def test_a_luthier_understands_everything(endpoint: Endpoint) -> None:
+    endpoint.owner = "luthier"
+    engine = connect(endpoint)
+    assert engine.info.parameters == set(PARAMETERS)
+    engine.generate([user("q")], Sampling(beams=4, min_p=0.0))
+    assert sent(endpoint) == {"beams": 4}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "too long", "code": "context_length_exceeded"},
+        {"message": "This model's maximum context length is 4096 tokens"},
+    ],
+)
+def test_a_prompt_that_is_too_long_has_its_own_error(endpoint: Endpoint, error: dict[str, str]) -> None:
+    endpoint.before = [lambda: JSONResponse({"error": error}, status_code=400)]
+    with pytest.raises(ContextLengthError, match=error["message"]):
+        connect(endpoint).generate([user("ab")], Sampling())

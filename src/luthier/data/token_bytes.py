@@ -10,9 +10,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from luthier.core.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from luthier.data.render import Renderer
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -67,6 +71,17 @@ def _forms(tokenizer: Any) -> tuple[set[str], dict[str, str]]:
             f"the bytes of tokens are known of byte-level and SentencePiece vocabularies; got decoder {known}"
         )
     return kinds, spaces
+
+
+def bytes_of_tokens(renderer: Renderer) -> list[bytes]:
+    """``token_bytes`` of a renderer's tokenizer, kept as long as the renderer."""
+    found = _known.get(renderer)
+    if found is None:
+        found = _known.setdefault(renderer, token_bytes(renderer.tokenizer))
+    return found
+
+
+_known: WeakKeyDictionary[Renderer, list[bytes]] = WeakKeyDictionary()
 
 
 def _steps(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:

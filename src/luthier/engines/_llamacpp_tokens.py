@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.engine import Sampling, TokenLogprob
-from luthier.data.token_bytes import token_bytes
+from luthier.data.token_bytes import bytes_of_tokens
 from luthier.engines._llamacpp_server import LlamaServer
 from luthier.engines._llamacpp_wire import Drawn, read_entry, refuse_mixed_penalties, request_body
 
@@ -31,7 +31,7 @@ class Tokens:
     @cached_property
     def vocabulary(self) -> list[bytes]:
         """The bytes of each token, by id."""
-        return token_bytes(self.renderer.tokenizer)
+        return bytes_of_tokens(self.renderer)
 
     def score(self, before: Sequence[int], token: int) -> tuple[float, bool]:
         """The log-probability of ``token`` after ``before``, and whether it is the likeliest."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.engine import Delta, Generation, Sampling, TokenLogprob
 from luthier.core.errors import EngineError, UnsupportedError
 from luthier.core.message import ToolCall
+from luthier.data.call_form import call_form
 from luthier.engines._text import AnswerText
-from luthier.engines._tools import ToolText, decoder, offered
+from luthier.engines._tools import ToolText, decoder, offered, wanted_form
 
 if TYPE_CHECKING:
     from luthier.data.render import Renderer
@@ -62,6 +63,27 @@ def request_body(ids: Sequence[int], sampling: Sampling, context_length: int) ->
         body["n_probs"] = max(1, sampling.logprobs)
         body["response_fields"] = [*FIELDS, "completion_probabilities"]
     return body | {"samplers": samplers}
+
+
+def form_fields(renderer: Renderer, sampling: Sampling) -> dict[str, Any]:
+    """The fields that hold an answer to its form, and keep the special tokens by which calls are known.
+
+    Raises InputError for a form that cannot be read, UnsupportedError for one that cannot be held.
+    """
+    fields: dict[str, Any] = {}
+    constraint = wanted_form(renderer, sampling)
+    if constraint is not None:
+        from luthier.models.gbnf import grammar
+
+        if sampling.presence_penalty:
+            raise UnsupportedError(
+                "presence_penalty: engine llamacpp cannot combine it with a form of the answer or a tool that must be called",
+                parameters=("presence_penalty", constraint.kind if constraint is sampling.constraint else "tools"),
+            )
+        fields["grammar"] = grammar(constraint)
+    if offered(sampling):
+        fields["preserved_tokens"] = list(call_form(renderer).tokens)
+    return fields
 
 
 def refuse_mixed_penalties(sampling: Sampling) -> None:
@@ -186,9 +208,9 @@ class Reader:
             self._first_s = self._first_s or time.perf_counter() - self._start
             said += [about] if about is not None else []
             text = grown.push(token)
-            settled = grown.settled if not grown.stopped else told
-            delta = self._shown(text, tuple(said[told:settled]))
-            told = max(told, settled)
+            sure = max(told, grown.shown_tokens)
+            delta = self._shown(text, tuple(said[told:sure]))
+            told = sure
             if delta is not None:
                 yield delta
             if grown.stopped:

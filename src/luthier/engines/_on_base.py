@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -13,14 +12,12 @@ from luthier.core.errors import InputError
 from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.data.batch import order_by_length
-from luthier.data.token_bytes import token_bytes
-from luthier.data.tools import tool_constraint
+from luthier.data.token_bytes import bytes_of_tokens
 from luthier.engines._answer import Answer, Top
-from luthier.engines._tools import prompt_tools
+from luthier.engines._tools import prompt_tools, wanted_form
 from luthier.models.sample import Follower, RowSampler
 
 if TYPE_CHECKING:
-    from luthier.data.render import Renderer
     from luthier.engines._shared import SharedBase
     from luthier.models.load import LoadedModel
     from luthier.models.packed import Read
@@ -153,11 +150,7 @@ class TextEngine(EngineOnBase):
         ]
 
     def _follower(self, sampling: Sampling) -> Follower | None:
-        constraint = sampling.constraint
-        if sampling.tools and (constraint is None or sampling.tool_choice != "auto"):
-            constraint = (
-                tool_constraint(self._renderer, sampling) or constraint
-            )  # calls that must come have no other form
+        constraint = wanted_form(self._renderer, sampling)
         if constraint is None:
             return None
         from luthier.models.constrain import follower
@@ -231,14 +224,3 @@ def finished(answers: Sequence[Answer], steps: Iterable[object], progress: Progr
             told = done
             progress("generate", done, len(answers))
     return [answer.generation() for answer in answers]
-
-
-def bytes_of_tokens(renderer: Renderer) -> list[bytes]:
-    """The bytes of every token, by id; kept as long as the renderer."""
-    found = _bytes_of.get(renderer)
-    if found is None:
-        found = _bytes_of.setdefault(renderer, token_bytes(renderer.tokenizer))
-    return found
-
-
-_bytes_of: WeakKeyDictionary[Renderer, list[bytes]] = WeakKeyDictionary()

@@ -27,7 +27,7 @@ _KINDS = frozenset(get_args(ConstraintKind))
 FORMS = {"openai": frozenset({"json", "json_schema"}), "vllm": _KINDS, "guided": _KINDS, "none": frozenset[str]()}
 _STRUCTURED: dict[Maker, Structured] = {
     "openai": "openai",
-    "luthier": "openai",
+    "luthier": "vllm",
     "vllm": "vllm",
     "vllm-before-0.12": "guided",
 }
@@ -48,12 +48,12 @@ def choose(maker: Maker, accepts: Iterable[str] | None, structured: Structured |
     form = structured or _STRUCTURED[maker]
     wider = maker != "openai"
     if accepts is None:
-        named = (WIDER if wider else COMMON) | FORMS[form]
+        named = (WIDER if wider else COMMON) | FORMS[form] | ({"beams"} if maker == "luthier" else set())
     else:
         named = frozenset(accepts)
         for name in sorted(named - set(PARAMETERS)):
             raise InputError(f"accepts: {name!r} is not a parameter. {did_you_mean(name, PARAMETERS)}")
-        unsayable = sorted((named & _KINDS) - FORMS[form]) + sorted(named & {"beams"})
+        unsayable = sorted((named & _KINDS) - FORMS[form]) + sorted(named & {"beams"} if maker != "luthier" else ())
         if unsayable:
             raise InputError(
                 f"accepts: {', '.join(unsayable)} cannot be written for this endpoint (structured: {form})",

@@ -30,7 +30,7 @@ def sampling_fields(sampling: Sampling, dialect: Dialect, *, chat: bool) -> tupl
     for name in ("top_p", "presence_penalty", "frequency_penalty"):
         if own or getattr(sampling, name) != getattr(off, name):
             arguments[name] = getattr(sampling, name)
-    for name in ("top_k", "min_p", "repetition_penalty"):
+    for name in ("top_k", "min_p", "repetition_penalty", *(("beams",) if sampling.beams > 1 else ())):
         if own or getattr(sampling, name) != getattr(off, name):
             extra[name] = getattr(sampling, name)
     if own and not sampling.top_k:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable, Sequence
 
 _BROKEN = "\ufffd"
@@ -42,11 +41,6 @@ class AnswerText:
     def shown_tokens(self) -> int:
         """How many tokens the text is made of that has been shown so far."""
         return self._made_of(self._shown)
-
-    @property
-    def settled(self) -> int:
-        """How many of the first tokens have all their text shown."""
-        return bisect.bisect_right(self._ends, self._shown)
 
     def push(self, token: int) -> str:
         """Take one token; returns the new text that is safe to show."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from luthier.core.engine import Sampling
+from luthier.core.engine import Constraint, Sampling
 from luthier.core.message import Tool, ToolCall
 from luthier.data.call_form import CallForm, call_form
 from luthier.data.chat_template import Tools
 from luthier.data.render import Renderer
-from luthier.data.tools import may_be_bare, next_block, split_calls
+from luthier.data.tools import may_be_bare, next_block, split_calls, tool_constraint
 
 
 def offered(sampling: Sampling) -> tuple[Tool, ...]:
@@ -21,6 +21,13 @@ def offered(sampling: Sampling) -> tuple[Tool, ...]:
 def prompt_tools(sampling: Sampling) -> Tools | None:
     """What ``Renderer.prompt_ids`` takes for this call's tools."""
     return [tool.as_dict() for tool in offered(sampling)] or None
+
+
+def wanted_form(renderer: Renderer, sampling: Sampling) -> Constraint | None:
+    """What the text of an answer must be: calls that must come have no other form, else what ``sampling`` asks for. Raises as ``tool_constraint``."""
+    if sampling.tools and (sampling.constraint is None or sampling.tool_choice != "auto"):
+        return tool_constraint(renderer, sampling) or sampling.constraint
+    return sampling.constraint
 
 
 def decoder(renderer: Renderer, sampling: Sampling) -> Callable[[Sequence[int]], str]:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ from luthier.core.engine import (
     GENERATE,
     SCORE,
     STREAM,
+    ConstraintKind,
     ContinuationScore,
     Delta,
     Engine,
@@ -29,6 +30,7 @@ from luthier.core.engine import (
     ScoreRequest,
     TokenLogprob,
     Vectors,
+    require_parameters,
 )
 from luthier.core.errors import ContextLengthError, InputError, MismatchError, UnsupportedError
 from luthier.core.message import Prompt
@@ -37,7 +39,7 @@ from luthier.core.run import Progress, no_progress
 from luthier.engines._concurrent import run_all
 from luthier.engines._llamacpp_server import LlamaServer, Settings
 from luthier.engines._llamacpp_tokens import Tokens
-from luthier.engines._llamacpp_wire import Drawn, Reader, request_body
+from luthier.engines._llamacpp_wire import Drawn, Reader, form_fields, request_body
 from luthier.engines._scoring import ScoreRow, ask
 from luthier.engines._tools import prompt_tools
 
@@ -47,7 +49,8 @@ if TYPE_CHECKING:
     from luthier.store.database import Store
 
 PARAMETERS = frozenset({
-    "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs",
+    "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "tools",
+    *get_args(ConstraintKind),
 })  # fmt: skip
 _MOST_SLOTS, _SHARE_OF_MEMORY = 8, 0.2
 _BYTES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
@@ -231,6 +234,7 @@ class LlamaEngine:
     def __init__(self, info: EngineInfo, server: LlamaServer, lora: Path | None, renderer: Renderer) -> None:
         self._info, self._server, self._lora, self._renderer = info, server, lora, renderer
         self._tokens = Tokens(server, lora, renderer)
+        self._vocabulary = len(renderer.tokenizer)
         server.join(lora)
         self._open = True
 
@@ -269,9 +273,9 @@ class LlamaEngine:
         """
         ids = self._prompt_ids(prompt, sampling)
         reader = self._reader(ids, sampling)
+        body = self._body(ids, sampling)
         if sampling.presence_penalty:
             return reader.grow(self._steps(ids, sampling, reader))
-        body = self._body(ids, sampling)
         if sampling.logprobs is not None:
             body["stop"] = []  # so that every piece of text comes with its tokens
         return self._pieces(reader, body)
@@ -301,6 +305,12 @@ class LlamaEngine:
     # ---- requests
 
     def _prompt_ids(self, prompt: Prompt, sampling: Sampling) -> list[int]:
+        require_parameters(self._info, [prompt], sampling)
+        for token, _ in sampling.logit_bias:
+            if not 0 <= token < self._vocabulary:
+                raise InputError(
+                    f"logit_bias names token {token}; {self._info.model} has tokens 0 to {self._vocabulary - 1}"
+                )
         ids = self._renderer.prompt_ids(prompt, prompt_tools(sampling))
         if len(ids) + 1 > self._info.context_length:
             raise ContextLengthError(
@@ -317,7 +327,7 @@ class LlamaEngine:
         return Reader(self._renderer, ids, sampling, weigh, lambda: self._tokens.vocabulary)
 
     def _body(self, ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
-        return request_body(ids, sampling, self._info.context_length)
+        return request_body(ids, sampling, self._info.context_length) | form_fields(self._renderer, sampling)
 
     def _steps(self, ids: Sequence[int], sampling: Sampling, reader: Reader) -> Iterator[Drawn]:
         return self._tokens.steps(ids, sampling, self._info.context_length, reader.note_cached)
@@ -325,8 +335,8 @@ class LlamaEngine:
     def _whole(self, prompt: Prompt, sampling: Sampling, stopped: threading.Event | None) -> Generation | None:
         ids = self._prompt_ids(prompt, sampling)
         reader = self._reader(ids, sampling)
+        body = self._body(ids, sampling)
         if not sampling.presence_penalty:
-            body = self._body(ids, sampling)
             if stopped is None:
                 return reader.whole(self._server.post("/completion", body, self._lora))
             answer = self._server.post_unless(stopped, "/completion", body, self._lora)

@@ -42,7 +42,7 @@ from luthier.core.engine import (
     require,
     require_parameters,
 )
-from luthier.core.errors import EngineError, InputError, NotFoundError, UnsupportedError
+from luthier.core.errors import ContextLengthError, EngineError, InputError, NotFoundError, UnsupportedError
 from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.engines._concurrent import run_all
@@ -375,6 +375,9 @@ class OpenAIEngine:
             return EngineError(f"{self._url} refused the key: {reason}", hint=f"set {self._config.api_key_env}")
         if status == 404:
             return NotFoundError(f"{self._url} has no model {self._served!r}, or no such operation: {reason}")
+        told = f"{getattr(error, 'code', None)} {reason}".lower()
+        if status in (400, 413, 422) and ("context_length_exceeded" in told or "maximum context length" in told):
+            return ContextLengthError(f"{self._url} refused the request: {reason}")
         if status in (400, 413, 415, 422):
             return InputError(f"{self._url} refused the request: {reason}")
         return EngineError(
