@@ -101,6 +101,8 @@ def test_a_trace_keeps_an_image_s_digest() -> None:
         ([USER | {"tool_call_id": "c"}], "messages[0].tool_call_id", "belongs to role tool"),
         ([USER | {"tool_calls": [{}]}], "messages[0].tool_calls", "belongs to role assistant"),
         ([USER, {"role": "assistant", "tool_calls": "x"}], "messages[1].tool_calls", "list"),
+        ([USER, {"role": "assistant", "content": "x", "tool_calls": ""}], "messages[1].tool_calls", "list"),
+        ([USER | {"tool_call_id": 0}], "messages[0].tool_call_id", "belongs to role tool"),
         ([USER, {"role": "assistant", "tool_calls": [1]}], "messages[1].tool_calls[0]", "object"),
         (
             [USER, {"role": "assistant", "tool_calls": [{"id": "c", "type": "custom"}]}],

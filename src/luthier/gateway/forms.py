@@ -10,7 +10,7 @@ from pydantic import PlainValidator, WithJsonSchema
 
 from luthier.core.engine import Constraint
 from luthier.gateway.schemas import read_schema
-from luthier.gateway.wire import bad, expect, refuse_type, require_known
+from luthier.gateway.wire import bad, expect, optional, refuse_type, require_known
 
 MOST_CHOICES = 1024
 LONGEST = 65_536
@@ -60,8 +60,8 @@ def _plain_format(value: dict[str, Any], at: str) -> Constraint | None:
 def _schema_format(held: dict[str, Any], at: str, known: tuple[str, ...]) -> Constraint:
     require_known(held, known, at)
     expect(held.get("name"), str, "text", f"{at}.name")
-    expect(held.get("description") or "", str, "text", f"{at}.description")
-    expect(held.get("strict") or False, bool, "true or false", f"{at}.strict")
+    optional(held.get("description"), str, "text", f"{at}.description", "")
+    optional(held.get("strict"), bool, "true or false", f"{at}.strict", False)
     return Constraint("json_schema", read_schema(held.get("schema"), f"{at}.schema"))
 
 
@@ -70,7 +70,7 @@ def read_structured_outputs(value: Any) -> Constraint | None:
     expect(value, dict, f"an object with one of {', '.join([*KINDS, 'json_object'])}", "")
     require_known(value, (*KINDS, "json_object"), "")
     given = [name for name in KINDS if value.get(name) is not None]
-    if expect(value.get("json_object") or False, bool, "true or false", ".json_object"):
+    if optional(value.get("json_object"), bool, "true or false", ".json_object", False):
         given.append("json_object")
     if len(given) > 1:
         raise bad(f"may ask for one form only; got {', '.join(given)}")

@@ -60,7 +60,8 @@ def _message(value: Any, at: str, called: set[str]) -> Message:
         refuse_type(role, f"one of {', '.join(ROLES)}", f"{at}.role")
     if len(value) > 2:
         _require_plain(value, role, at)
-    calls = _calls(value["tool_calls"], f"{at}.tool_calls") if value.get("tool_calls") else ()
+    said = value.get("tool_calls")
+    calls = _calls(said, f"{at}.tool_calls") if said is not None else ()
     if "content" not in value and not calls:
         raise bad("is required", f"{at}.content", code="missing_field")
     images: tuple[Image, ...] = ()
@@ -88,7 +89,7 @@ def _require_plain(value: Mapping[str, Any], role: str, at: str) -> None:
         if value.get(name) is not None and value[name] not in neutral:
             raise bad("is not supported by this server; leave it out", f"{at}.{name}", code="unsupported_value")
     for name, owner in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
-        if value.get(name) and role != owner:
+        if value.get(name) not in (None, []) and role != owner:
             raise bad(f"belongs to role {owner}; got it in one of role {role}", f"{at}.{name}")
 
 

@@ -11,7 +11,7 @@ from pydantic import PlainValidator, WithJsonSchema
 from luthier.core.errors import did_you_mean
 from luthier.core.message import Tool
 from luthier.gateway.schemas import read_schema
-from luthier.gateway.wire import bad, expect, refuse_type, require_known
+from luthier.gateway.wire import bad, expect, optional, refuse_type, require_known
 
 MOST_TOOLS = 128
 CHOICES = ("none", "auto", "required")
@@ -49,14 +49,16 @@ def _tool(value: Any, at: str) -> Tool:
     name = expect(function.get("name"), str, "text", f"{here}.name")
     if not _NAME.fullmatch(name) or name in CHOICES:
         refuse_type(name, f"1 to 64 letters, digits, _ or -, and none of {', '.join(CHOICES)}", f"{here}.name")
-    parameters = function.get("parameters") or _NO_PARAMETERS
-    if isinstance(parameters, dict) and "type" not in parameters and "$ref" not in parameters:
+    parameters = optional(
+        function.get("parameters"), dict, "a JSON schema (an object)", f"{here}.parameters", _NO_PARAMETERS
+    )
+    if "type" not in parameters and "$ref" not in parameters:
         parameters = {"type": "object", **parameters}
     return Tool(
         name=name,
-        description=expect(function.get("description") or "", str, "text", f"{here}.description"),
+        description=optional(function.get("description"), str, "text", f"{here}.description", ""),
         parameters=read_schema(parameters, f"{here}.parameters"),
-        strict=expect(function.get("strict") or False, bool, "true or false", f"{here}.strict"),
+        strict=optional(function.get("strict"), bool, "true or false", f"{here}.strict", False),
     )
 
 

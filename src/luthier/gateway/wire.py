@@ -139,6 +139,11 @@ def expect(value: Any, kind: type, what: str, at: str) -> Any:
     return value
 
 
+def optional(value: Any, kind: type, what: str, at: str, default: Any) -> Any:
+    """``default`` for null, else ``value`` when it is a ``kind``; raises for another."""
+    return default if value is None else expect(value, kind, what, at)
+
+
 def refuse_type(value: Any, what: str, at: str) -> NoReturn:
     """Raise for a value that should be ``what``."""
     if isinstance(value, str) and len(value) > LONGEST_SAID:
