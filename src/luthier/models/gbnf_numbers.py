@@ -8,8 +8,8 @@ from decimal import Decimal
 from luthier.models.gbnf_rules import Rules
 from luthier.models.patterns import Chars, chars
 
-WHOLE_DIGITS, FRACTION_DIGITS = 16, 9
-"""Most digits of a number before and after the point: small models write digits without end."""
+WHOLE_DIGITS, FRACTION_DIGITS = 15, 9
+"""Most digits of a number before and after the point: small models write digits without end, and no more of them are the same for every reader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,9 @@ def number(
 ) -> str | None:
     """A rule for the numbers from ``least`` to ``most`` (``above``, ``below``: without the bound itself), whole ones or multiples of one. None
     when there are none. Digits are bounded; exponents stand only where there are no bounds."""
+    if least is None and most is None and multiple is None:
+        rest = "" if whole else f' ("." [0-9]{{1,{FRACTION_DIGITS}}})? ([eE] [-+]? [0-9]{{1,2}})?'
+        return rules.token(f'"-"? ("0" | [1-9] [0-9]{{0,{WHOLE_DIGITS - 1}}}){rest}')
     options: list[tuple[str, _Bound | None, _Bound | None]] = []
     if most is None or most > 0 or (most == 0 and not below):
         low = None if least is None or least < 0 else _Bound.of(least, not above)
@@ -60,9 +63,7 @@ def number(
         options.append(('"-" ', low, high))
     made = [(sign, _Magnitude(low, high, whole, multiple).rule(rules)) for sign, low, high in options]
     found = [f"{sign}{rule}" for sign, rule in made if rule is not None]
-    free = least is None and most is None and multiple is None and not whole
-    exponent = " ([eE] [-+]? [0-9]{1,2})?" if free else ""
-    return rules.token(f"({' | '.join(found)}){exponent}") if found else None
+    return rules.token(f"({' | '.join(found)})") if found else None
 
 
 _SIGNS = {letter: chars((ord(letter), ord(letter))) for letter in "0123456789."}
@@ -77,7 +78,9 @@ class _Magnitude:
         self._step = int(multiple.scaleb(scale)) if multiple is not None else 1
         self._scale = scale
         fractions = [len(bound.fraction) for bound in (low, high) if bound is not None]
-        self._most_whole = len(high.whole) if high is not None else WHOLE_DIGITS
+        self._most_whole = (
+            len(high.whole) if high is not None else max(WHOLE_DIGITS, len(low.whole) if low is not None else 0)
+        )
         self._most_fraction = (
             0 if whole or (multiple is not None and not scale) else scale or max([FRACTION_DIGITS, *fractions])
         )

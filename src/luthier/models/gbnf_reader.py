@@ -28,6 +28,10 @@ _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8}
 _SHORT = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "[": "[", "]": "]"}
 ADDED = r"%(json|text|until|string)[ \t]+([^\n\r]+)"
 _ADDED = re.compile(ADDED)
+_CLASS = re.compile(r"\[(?:[^\\\]]|\\.)*\]", re.DOTALL)
+_classes: dict[str, Chars] = {}
+"""Classes that were read before: grammars of schemas hold the same few hundreds of times."""
+_MOST_CLASSES = 10_000
 TOKEN = re.compile(r"(?:.*-)?token-[0-9]+")
 """Names of rules that are lexemes. Where there are some, nothing is joined with its neighbours: lexemes of which one begins another are told
 apart by their ends only, so that all that may stand at one place must be cut in the same way."""
@@ -142,7 +146,12 @@ class _Reader:
         return literal("".join(letters))
 
     def _class(self) -> Node:
+        found = _CLASS.match(self._text, self._at)
+        known = _classes.get(found.group()) if found else None
         start = self._at
+        if found and known is not None:
+            self._at = found.end()
+            return known
         self._at += 1
         negated = self._text.startswith("^", self._at)
         self._at += negated
@@ -154,8 +163,10 @@ class _Reader:
                 high = ord(self._letter(start, "a closing bracket"))
             pairs.append((low, high))
         self._at += 1
-        found = chars(*pairs)
-        return others(found) if negated else found
+        read = others(chars(*pairs)) if negated else chars(*pairs)
+        if len(_classes) < _MOST_CLASSES:
+            _classes[self._text[start : self._at]] = read
+        return read
 
     def _letter(self, start: int, wanted: str) -> str:
         if self._at >= len(self._text):

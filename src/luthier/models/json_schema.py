@@ -188,18 +188,13 @@ class _Writer:
             out.setdefault("allOf", []).append({"type": "string", "pattern": patterns[1]})
 
     def _size(self, schema: Mapping[str, Any], out: dict[str, Any], path: str) -> None:
-        """How many properties there are, which nobody counts where names are free (two may be the same), and how large whole numbers get."""
+        """How many properties there are, which nobody counts where names are free (two may be the same)."""
         least = out.get("minProperties", 0)
         if least <= len(set(out.get("required", ()))):
             out.pop("minProperties", None)
         elif least > 1 and (out.get("additionalProperties") is not False or out.get("patternProperties")):
             out.pop("minProperties")
             self._refuse(f"minProperties {least} where names are free", path)
-        if out.get("type") == "integer" and not {"const", "enum"} & set(out):
-            if not {"minimum", "exclusiveMinimum"} & set(out):
-                out["minimum"] = -LARGEST
-            if not {"maximum", "exclusiveMaximum"} & set(out):
-                out["maximum"] = LARGEST
 
     def _reference(self, reference: str, path: str) -> str:
         """Where the written schema keeps what ``reference`` points at."""
