@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from luthier.core.engine import Generation, Sampling
 from luthier.core.message import Conversation, Prompt, ToolCall
 from luthier.gateway.handover import handed_over
+from luthier.store.database import open_store
 from luthier.store.traces import find_trace, list_traces
 
 MAIL, PHONE = "ada@example.org", "13800138000"
@@ -342,8 +344,8 @@ def test_rules_of_others_do_not_hold(serve: Any) -> None:
     assert "guardrails" not in trace_of(server).details
 
 
-def test_without_rules_there_is_no_layer(start: Any, scripted: type) -> None:
+def test_without_rules_there_is_no_layer(tmp_path: Path, scripted: type) -> None:
     from luthier.gateway.serve import _prepared
 
-    with _prepared({"s": scripted()}, {"port": 0}) as (_, address):
+    with _prepared({"s": scripted()}, {"port": 0, "store": open_store(tmp_path)}) as (_, address):
         assert address.service.guard is None

@@ -51,9 +51,9 @@ def guarded(guard: Guard, record: Record = None) -> Layer:
             async for piece in ask(question):
                 yield piece
             return
-        asking = _Asking(guard, rails, ask, record)
-        async for piece in asking.pieces(question):
-            yield piece
+        with guard.using():
+            async for piece in _Asking(guard, rails, ask, record).pieces(question):
+                yield piece
 
     return layer
 

@@ -80,6 +80,8 @@ class Stage:
         findings, cut = await self.guard.run(
             self.rail, len(window), lambda: self.rail.scan(window, start, final, self.context)
         )
+        if findings and self.rail.action != MASK:  # the answer ends with the first one, so nobody sees the others
+            findings = [min(findings, key=lambda each: each.start)]
         self._found += findings
         out = self._done(window, start, cut, findings, final=final)
         drop = max(0, cut - self.rail.kept)

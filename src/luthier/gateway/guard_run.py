@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -35,6 +36,26 @@ class Guard:
         default_factory=lambda: ThreadPoolExecutor(THREADS, thread_name_prefix="luthier-guard"), repr=False
     )
 
+    _using: int = 0
+    _retired: bool = False
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Keep it open for a request, even when it is retired meanwhile."""
+        self._using += 1
+        try:
+            yield
+        finally:
+            self._using -= 1
+            if self._retired and not self._using:
+                self.close()
+
+    def retire(self) -> None:
+        """Another one has taken its place: close it when the last request that uses it is over. Belongs to the event loop."""
+        self._retired = True
+        if not self._using:
+            self.close()
+
     def of(self, exchange: Exchange) -> tuple[Guardrail, ...]:
         """The guardrails that hold for a request."""
         return tuple(rail for rail in self.rails if rail.rule.holds(exchange.model, exchange.caller.tenant))
@@ -63,7 +84,7 @@ class Guard:
 
     def close(self) -> None:
         """End the threads and close the models that were opened for guardrails. Safe to call twice."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self.models.close()
 
 

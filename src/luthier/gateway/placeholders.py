@@ -31,6 +31,7 @@ def _pattern(kinds: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(forms), re.IGNORECASE)
 
 
+_MARKS = frozenset("_[［【〔")  # none of them, no placeholder
 _BETWEEN = re.compile(r"[ _\-\\]+")
 _OPEN_WORD = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z][A-Za-z0-9_\\]{0,40}\Z")
 _OPEN_BRACKET = re.compile(r"[\[［【〔]([A-Za-z0-9 _\-\\]{0,40})\Z")
@@ -58,7 +59,7 @@ class Placeholders:
 
     def reserve(self, text: str) -> None:
         """Never give out a placeholder that ``text`` holds by itself."""
-        if self._kinds:
+        if self._kinds and not _MARKS.isdisjoint(text):
             self._taken |= {_read(match) for match in _pattern(self._kinds).finditer(text)}
 
     def mask(self, text: str, findings: Sequence[Finding]) -> str:

@@ -16,6 +16,7 @@ from luthier.gateway.cache import Cache, cached, open_cache
 from luthier.gateway.config import GatewayConfig
 from luthier.gateway.gate import Gate
 from luthier.gateway.guard import guarded, open_guard
+from luthier.gateway.guard_rules import Rule
 from luthier.gateway.guard_run import Guard
 from luthier.gateway.handover import record_handover
 from luthier.gateway.health import HealthChecks
@@ -71,9 +72,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.watch = Watch(self)
-        if self.config.guardrails:
-            engines = {name: served.engine for name, served in self.models.items()}
-            self.guard = open_guard(self.config.guardrails, engines, self.store)
+        self.guard = self.open_guard(self.config.guardrails)
         if self.config.cache:
             self.cache = open_cache(self.config.cache, self.models, self.store, self.workers.run)
             self.upkeep.add("cache", self.cache.store.trim, every_s=60.0)
@@ -105,6 +104,14 @@ class Service:
             writer.close()
             raise
         return service
+
+    def open_guard(self, rules: Sequence[Rule]) -> Guard | None:
+        """The guardrails of these rules with the served models; None without rules. Loads models that they ask. Raises InputError, NotFoundError.
+
+        On a reload: open the new one in a thread, put it here, ``assemble`` again, and ``retire`` the old one.
+        """
+        engines = {name: served.engine for name, served in self.models.items()}
+        return open_guard(rules, engines, self.store) if rules else None
 
     async def admit(self, exchange: Exchange, *, bulk: bool = False) -> None:
         """Let a request in. Raises LuthierError when its caller may not ask this model (404: others' models are not shown), or has used up its limits.

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -33,6 +34,7 @@ from luthier.gateway.guard import open_guard
 from luthier.gateway.guard_rules import Rule
 from luthier.gateway.guard_run import Guard
 from luthier.gateway.guardrails._contract import Context
+from luthier.store.database import open_store
 
 NAMES = re.compile(r"Ada Byron|Grace|张伟")
 
@@ -109,12 +111,13 @@ def models() -> Models:
 
 
 @pytest.fixture
-def make_guard() -> Iterator[Callable[..., Guard]]:
+def make_guard(tmp_path: Path) -> Iterator[Callable[..., Guard]]:
     """``make_guard({"name": ..., ...}, ...)``: a guard of these rules, closed with the test."""
     made: list[Guard] = []
+    store = open_store(tmp_path / "guard-home")
 
     def make(*rules: dict[str, object]) -> Guard:
-        made.append(open_guard([Rule.model_validate(rule) for rule in rules], READERS))
+        made.append(open_guard([Rule.model_validate(rule) for rule in rules], READERS, store))
         return made[-1]
 
     yield make
