@@ -12,8 +12,12 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import date
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from luthier.data.pii_text import Span, said_before
+
+if TYPE_CHECKING:
+    from phonenumbers import PhoneNumber
 
 REGIONS = ("CN", "US", "GB")
 """Whose numbering plans national phone numbers are read by when nothing else is said."""
@@ -25,6 +29,7 @@ _DATE = re.compile(
     r"(?:(?:19|20)\d\d([-/. ]?)(?:0?[1-9]|1[0-2])\1(?:0?[1-9]|[12]\d|3[01])"
     r"|(?:0?[1-9]|[12]\d|3[01])([-/.])(?:0?[1-9]|[12]\d|3[01])\2(?:19|20)?\d\d)(?![-/.]?\d)"
 )
+_YEARS = re.compile(r"(?:1\d|20)\d\d ?[-/] ?(?:1\d|20)\d\d(?![\d-])")
 _VERSION = re.compile(r"(?!\d{3}\.\d{3}\.\d{4}(?!\.?\d))\d{1,4}(?:\.\d{1,4}){2,}(?!\d)")
 _CARD_WORDS = re.compile(
     r"(?i)\b(?:cards?|cc|visa|master ?card|amex|maestro|pan)\b|卡号|银行卡|信用卡|储蓄卡|借记卡|卡"
@@ -130,7 +135,10 @@ def is_ssn(digits: str) -> bool:
 
 @lru_cache(maxsize=8192)
 def is_phone(text: str, regions: tuple[str, ...]) -> bool:
-    """Whether the numbering plan of one of ``regions`` (or of the country that ``+`` names) has this number."""
+    """Whether the numbering plan of one of ``regions`` (or of the country that ``+`` names) has this number.
+
+    Where national numbers are dialled with a 0 before them, one without it counts only when it is a kind that has none.
+    """
     import phonenumbers
 
     for region in (None,) if text.startswith("+") else regions:
@@ -138,9 +146,20 @@ def is_phone(text: str, regions: tuple[str, ...]) -> bool:
             number = phonenumbers.parse(text, region)
         except phonenumbers.NumberParseException:
             continue
-        if phonenumbers.is_valid_number(number):
+        if phonenumbers.is_valid_number(number) and (region is None or _dialled(text, number, region)):
             return True
     return False
+
+
+def _dialled(text: str, number: PhoneNumber, region: str) -> bool:
+    from phonenumbers import PhoneMetadata, PhoneNumberType, number_type
+
+    plan = PhoneMetadata.metadata_for_region(region)
+    if plan is None or plan.national_prefix != "0" or text.lstrip("(").startswith("0"):
+        return True
+    free = (PhoneNumberType.TOLL_FREE, PhoneNumberType.SHARED_COST, PhoneNumberType.UAN, PhoneNumberType.PREMIUM_RATE)
+    kind = number_type(number)
+    return kind in free or (region == "CN" and kind == PhoneNumberType.MOBILE)
 
 
 def find_ibans(text: str, start: int, end: int) -> Iterator[Span]:
@@ -191,7 +210,7 @@ def _at(
     first = groups[0][0]
     if first > 0 and text[first - 1].isalnum() and text[first - 1].isascii():
         return None, 1
-    for pattern in (_DATE, _VERSION):
+    for pattern in (_DATE, _YEARS, _VERSION):
         other = pattern.match(text, first, groups[-1][1])
         if other is not None and (pattern is _DATE or not said_before(text, first, _PHONE_WORDS)):
             return None, sum(1 for group in groups if group[1] <= other.end())
