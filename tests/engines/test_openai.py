@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -379,7 +380,7 @@ class Words:
 
     digest = "words"
 
-    def prompt_ids(self, prompt: Any) -> list[int]:
+    def prompt_ids(self, prompt: Any, tools: Any = None) -> list[int]:
         return (
             [len(w) for w in prompt.split()]
             if isinstance(prompt, str)
@@ -728,3 +729,75 @@ def test_a_prompt_that_is_too_long_has_its_own_error(endpoint: Endpoint, error: 
     endpoint.before = [lambda: JSONResponse({"error": error}, status_code=400)]
     with pytest.raises(ContextLengthError, match=error["message"]):
         connect(endpoint).generate([user("ab")], Sampling())
+
+
+@pytest.fixture
+def real(tiny_decoder: str) -> Any:
+    """A stored base whose tokenizer and template the endpoint is said to have."""
+    from luthier.models.load import load_renderer
+    from luthier.store.artifacts import path_of
+    from luthier.store.database import open_store
+    from luthier.store.models import find
+
+    store = open_store()
+    return SimpleNamespace(store=store, renderer=load_renderer(path_of(store, find(store, tiny_decoder).digest)))
+
+
+LOOK = Sampling(tools=(Tool("look_up", parameters='{"type": "object", "properties": {"n": {"type": "integer"}}}'),))
+CALL = '<tool_call>\n{"name": "look_up", "arguments": {"n": 1}}\n</tool_call>'
+
+
+def completion(text: str, logprobs: Any = None) -> Callable[[], Response]:
+    choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": logprobs}
+    return lambda: JSONResponse({"id": "1", "object": "text_completion", "choices": [choice]})
+
+
+def test_with_a_tokenizer_tools_are_rendered_and_calls_read_here(endpoint: Endpoint, real: Any) -> None:
+    endpoint.owner, endpoint.version = "vllm", "0.24.0"
+    engine = connect(endpoint, store=real.store, tokenizer="tiny-decoder")
+    assert "tools" in engine.info.parameters
+    assert "images" not in engine.info.parameters
+    prompt = user("Where is parcel 1?")
+    written = [tool.as_dict() for tool in LOOK.tools]
+    endpoint.before = [completion(f"Let me see.\n{CALL}")]
+    (made,) = engine.generate([prompt], LOOK)
+    assert endpoint.bodies[-1]["prompt"] == real.renderer.prompt_ids(prompt, written)
+    assert not {"tools", "tool_choice", "structured_outputs"} & set(endpoint.bodies[-1])
+    assert (made.text, made.finish_reason) == ("Let me see.", "tool_calls")
+    assert [(call.name, call.arguments) for call in made.tool_calls] == [("look_up", '{"n": 1}')]
+    chunks = [{"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [
+        {"index": 0, "text": piece, "finish_reason": None if piece else "stop", "logprobs": None}]}
+        for piece in [*CALL, ""]]  # fmt: skip
+    endpoint.before = [lambda: sse([json.dumps(each) for each in chunks] + ["[DONE]"])]
+    deltas = list(engine.stream(prompt, LOOK))
+    assert [call.arguments for delta in deltas for call in delta.tool_calls] == ['{"n": 1}']
+    assert "".join(delta.text for delta in deltas) == ""
+    last = deltas[-1].generation
+    assert last is not None
+    assert (last.text, last.finish_reason, len(last.tool_calls)) == ("", "tool_calls", 1)
+
+
+def test_with_a_tokenizer_calls_are_forced_by_a_grammar_where_the_endpoint_follows_one(
+    endpoint: Endpoint, real: Any
+) -> None:
+    forced = replace(LOOK, tool_choice="required")
+    with pytest.raises(UnsupportedError, match="grammar"):
+        connect(endpoint, store=real.store, tokenizer="tiny-decoder").generate([user("q")], forced)
+    endpoint.owner, endpoint.version = "vllm", "0.24.0"
+    endpoint.before = [lambda: None, completion(CALL)]  # the first question is whether it echoes
+    (made,) = connect(endpoint, store=real.store, tokenizer="tiny-decoder").generate([user("q")], forced)
+    assert "look_up" in endpoint.bodies[-1]["structured_outputs"]["grammar"]
+    assert len(made.tool_calls) == 1
+
+
+def test_with_a_tokenizer_vllm_tells_tokens_by_their_ids(endpoint: Endpoint, real: Any) -> None:
+    endpoint.owner, endpoint.version = "vllm", "0.24.0"
+    engine = connect(endpoint, store=real.store, tokenizer="tiny-decoder")
+    ids = real.renderer.plain_ids("é")
+    names = [f"token_id:{token}" for token in ids]
+    said = {"tokens": names, "token_logprobs": [-1.0] * len(ids), "top_logprobs": [{name: -1.0} for name in names]}
+    endpoint.before = [completion("é", said)]
+    (made,) = engine.generate(["raw"], Sampling(logprobs=1))
+    assert endpoint.bodies[-1]["return_tokens_as_token_ids"] is True
+    assert b"".join(token.data for token in made.tokens) == "é".encode()
+    assert [token.top[0][0] for token in made.tokens] == [token.data for token in made.tokens]

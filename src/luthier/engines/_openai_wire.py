@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from luthier.core.engine import Delta, Generation, Sampling, TokenLogprob
 from luthier.core.errors import EngineError
 from luthier.core.message import ToolCall
 from luthier.engines._openai_dialect import Dialect, form_fields
+from luthier.engines._tools import ToolText
 
 _FINISH = {
     "function_call": "tool_calls",
@@ -65,6 +66,8 @@ class Answer:
 
     ids: tuple[int, ...]
     chat: bool
+    tools: ToolText | None = None  # where calls are read out of the text
+    bytes_of: Sequence[bytes] = ()  # where tokens come as ids
     start: float = field(default_factory=time.perf_counter)
     text: str = ""
     reasoning: str = ""
@@ -81,7 +84,7 @@ class Answer:
         said = getattr(choice, "message", None) or getattr(choice, "delta", None) if self.chat else choice
         if said is None:
             raise ValueError("a choice without a message")
-        tokens = tuple(_tokens(getattr(choice, "logprobs", None), chat=self.chat))
+        tokens = tuple(_tokens(getattr(choice, "logprobs", None), self._bytes, chat=self.chat))
         text = (said.content if self.chat else said.text) or ""
         finished: tuple[ToolCall, ...] = ()
         if self.chat:
@@ -89,6 +92,8 @@ class Answer:
             if getattr(said, "refusal", None):
                 self.refused, text = True, text + said.refusal
             finished = self._take_calls(said.tool_calls or ())
+        if self.tools is not None:
+            text, finished = self.tools.push(text)
         self.text += text
         self.tokens += tokens
         if (text or tokens or finished) and not self.first_s:
@@ -111,13 +116,25 @@ class Answer:
             self.calls[place] = ToolCall(old.name + name, old.arguments + arguments, old.id or part.id or "")
         return tuple(finished)
 
+    def rest(self) -> Delta:
+        """What was held back; nothing more comes."""
+        if self.tools is None:
+            return Delta("", tool_calls=tuple(self.calls[-1:]))
+        text, calls = self.tools.finish()
+        self.text, self.calls = self.tools.text, list(self.tools.calls)
+        return Delta(text, tool_calls=calls)
+
+    def _bytes(self, token: str) -> bytes:
+        found = token.removeprefix("token_id:")
+        return self.bytes_of[int(found)] if found != token and self.bytes_of else token.encode()
+
     def generation(self, usage: Any, completion_tokens: int | None = None) -> Generation:
         """The whole answer; ``completion_tokens`` where ``usage`` is of several answers."""
         spent = time.perf_counter() - self.start
         finish = _FINISH.get(self.finish or "", self.finish or "stop")
         if finish == "error":
             raise EngineError("the endpoint failed while it answered", retryable=True)
-        if self.calls and finish == "stop":  # a call by name ends so
+        if self.calls and (finish == "stop" or self.tools is not None):  # a call by name ends so
             finish = "tool_calls"
         details = getattr(usage, "prompt_tokens_details", None)
         told = getattr(usage, "completion_tokens", None) or 0
@@ -147,7 +164,7 @@ def shares(answers: Sequence[Answer], total: int) -> list[int]:
     return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
-def _tokens(said: Any, *, chat: bool) -> Iterator[TokenLogprob]:
+def _tokens(said: Any, encoded: Callable[[str], bytes], *, chat: bool) -> Iterator[TokenLogprob]:
     if said is None:
         return
     if chat:
@@ -158,7 +175,7 @@ def _tokens(said: Any, *, chat: bool) -> Iterator[TokenLogprob]:
     tops = said.top_logprobs or [None] * len(said.tokens or ())
     for token, number, top in zip(said.tokens or (), said.token_logprobs or (), tops, strict=False):
         best = sorted((top or {}).items(), key=lambda item: -item[1])
-        yield TokenLogprob(token.encode(), float(number or 0.0), tuple((text.encode(), float(p)) for text, p in best))
+        yield TokenLogprob(encoded(token), float(number or 0.0), tuple((encoded(text), float(p)) for text, p in best))
 
 
 def _bytes(token: str, data: list[int] | None) -> bytes:

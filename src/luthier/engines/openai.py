@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -47,6 +48,7 @@ from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.engines._concurrent import run_all
 from luthier.engines._openai_dialect import Dialect, Maker, Structured, choose, recognise, root
+from luthier.engines._openai_rendered import Rendered
 from luthier.engines._openai_wire import Answer, retry_after_s, sampling_fields, shares
 
 if TYPE_CHECKING:
@@ -175,8 +177,9 @@ class OpenAIEngine:
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Delta]:
         """The answer as the endpoint sends it. The request starts at once; errors in it are raised here."""
+        send, reader = self._request(prompt, sampling, stream=True)
         with self._explained():
-            pieces, reader = self._request(prompt, sampling, stream=True)
+            pieces = send()
         return self._read_stream(pieces, reader())
 
     def healthy(self, timeout_s: float) -> None:
@@ -215,42 +218,46 @@ class OpenAIEngine:
 
     # ---- requests
 
-    def _ids(self, prompt: Prompt) -> tuple[int, ...]:
-        return tuple(self._renderer.prompt_ids(prompt)) if self._renderer is not None else ()
-
     def _request(
         self, prompt: Prompt, sampling: Sampling, *, stream: bool = False, n: int = 1
-    ) -> tuple[Any, Callable[[], Answer]]:
-        """Send one request; returns the client's answer and what reads a choice of it."""
-        start, ids = time.perf_counter(), self._ids(prompt)
-        chat = not ids and not isinstance(prompt, str)
-        dialect = self._known()
+    ) -> tuple[Callable[[], Any], Callable[[], Answer]]:
+        """What sends a request, and what reads a choice of its answer."""
+        start, dialect = time.perf_counter(), self._known()
         require_parameters(self._info, [prompt], sampling)
-        arguments, extra = sampling_fields(sampling, dialect, chat=chat)
-        arguments["model"] = self._served
-        if n > 1:
-            arguments["n"] = n
+        arguments: dict[str, Any] = {"model": self._served} | ({"n": n} if n > 1 else {})
         if stream:
             arguments |= {"stream": True, "stream_options": {"include_usage": True}}
-        if not isinstance(prompt, str) and chat:
-            arguments[self._config.limit_field] = sampling.max_new_tokens
+        if self._renderer is None and not isinstance(prompt, str):
+            fields, extra = sampling_fields(sampling, dialect, chat=True)
+            arguments |= fields | {self._config.limit_field: sampling.max_new_tokens}
             arguments["messages"] = [message.as_dict() for message in prompt]
-            answer = self._client.chat.completions.create(**arguments, extra_body=extra or None)
-        else:
-            arguments |= {"max_tokens": sampling.max_new_tokens, "prompt": list(ids) or prompt}
-            answer = self._client.completions.create(**arguments, extra_body=extra or None)
-        return answer, lambda: Answer(ids, chat, start)
+            create: Callable[..., Any] = self._client.chat.completions.create
+            return partial(create, **arguments, extra_body=extra or None), lambda: Answer((), True, start=start)
+        create = self._client.completions.create
+        arguments["max_tokens"] = sampling.max_new_tokens
+        if self._renderer is None:
+            fields, extra = sampling_fields(sampling, dialect, chat=False)
+            arguments["prompt"] = prompt
+            return partial(create, **arguments, **fields, extra_body=extra or None), lambda: Answer(
+                (), False, start=start
+            )
+        rendered = Rendered.of(self._renderer, prompt, sampling)
+        fields, extra = rendered.fields(dialect)
+        arguments["prompt"] = list(rendered.ids)
+        return partial(create, **arguments, **fields, extra_body=extra or None), lambda: rendered.answer(start)
 
     def _generate(self, prompt: Prompt, sampling: Sampling, n: int) -> list[Generation]:
         """``n`` answers to one prompt. An endpoint that gives fewer is asked again for the rest."""
+        send, reader = self._request(prompt, sampling, n=n)
         with self._explained():
-            said, reader = self._request(prompt, sampling, n=n)
+            said = send()
             choices = getattr(said, "choices", None)
             if not choices:
                 raise EngineError(f"{self._url} answered without choices: {str(said)[:200]!r}")
             answers = [reader() for _ in choices[:n]]
             for answer, choice in zip(answers, choices, strict=False):
                 answer.take(choice)
+                answer.rest()
             counts = shares(answers, getattr(said.usage, "completion_tokens", None) or 0)
             made = [answer.generation(said.usage, count) for answer, count in zip(answers, counts, strict=True)]
         return made + (self._generate(prompt, sampling, n - len(made)) if len(made) < n else [])
@@ -267,11 +274,12 @@ class OpenAIEngine:
                             yield delta
                 if answer.finish is None:
                     raise EngineError(f"{self._url} broke off in the middle of an answer", retryable=True)
+                rest = answer.rest()
                 whole = answer.generation(usage)
         finally:
             pieces.close()
-        if whole.tool_calls:
-            yield Delta("", tool_calls=whole.tool_calls[-1:])
+        if rest.text or rest.tool_calls:
+            yield rest
         yield Delta("", whole)
 
     # ---- who answers
@@ -284,8 +292,8 @@ class OpenAIEngine:
                 self._maker = recognise(self._client, self._served, min(_RECOGNISE_S, self._config.timeout_s))
                 self._dialect = choose(self._maker or "openai", self._config.accepts, self._config.structured)
                 honoured = self._dialect.parameters
-                if self._renderer is not None:  # the endpoint sees ids, and what it writes is read by nobody
-                    honoured -= {"images", "tools"}
+                if self._renderer is not None:  # the endpoint sees ids, and calls are read here
+                    honoured = (honoured - {"images"}) | {"tools"}
                 self._info = self._info.with_(parameters=honoured)
             return self._dialect
 
