@@ -349,3 +349,28 @@ def test_without_rules_there_is_no_layer(tmp_path: Path, scripted: type) -> None
 
     with _prepared({"s": scripted()}, {"port": 0, "store": open_store(tmp_path)}) as (_, address):
         assert address.service.guard is None
+
+
+def test_rules_change_while_the_server_runs(tmp_path: Path, scripted: type) -> None:
+    """The reloader is called by hand: it looks once a second."""
+    import asyncio
+
+    from luthier.gateway.serve import _prepared
+
+    file = tmp_path / "gateway.yaml"
+    file.write_text("guardrails: [{name: pii}]", "utf-8")
+    with _prepared({"s": scripted()}, {"port": 0, "store": open_store(tmp_path), "config": file}) as (_, address):
+        service = address.service
+        before, ask = service.guard, service.ask
+        assert before is not None and [rail.name for rail in before.rails] == ["pii"]
+        for content, names, error in (
+            ("guardrails: [{name: pii}, {name: limits}]", ["pii", "limits"], False),
+            ("guardrails: [{name: pi}]", ["pii", "limits"], True),
+            ("guardrails: []", None, False),
+        ):
+            file.write_text(content, "utf-8")
+            asyncio.run(service.reloader.look())
+            rails = service.guard.rails if service.guard is not None else None
+            assert (rails and [rail.name for rail in rails]) == names
+            assert bool(service.reloader.error) == error
+        assert service.ask is not ask

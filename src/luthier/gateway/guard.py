@@ -42,6 +42,11 @@ def open_guard(rules: Sequence[Rule], served: Mapping[str, Engine] | None = None
         raise
 
 
+def guard_of(rules: Sequence[Rule], served: Mapping[str, Engine], store: Store) -> Guard | None:
+    """The guardrails of these rules; None when there are none."""
+    return open_guard(rules, served, store) if rules else None
+
+
 def guarded(guard: Guard, record: Record = None) -> Layer:
     """The layer. ``record`` is told of each request that is handed over to a person."""
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from luthier.core import catalog
 from luthier.core.catalog import Entry
 from luthier.core.engine import Engine
-from luthier.core.errors import InputError, LuthierError, did_you_mean
+from luthier.core.errors import InputError, LuthierError, NotFoundError, did_you_mean
 from luthier.gateway.guardrails._contract import INPUT, OUTPUT, Action, Context, Direction, Finding
 
 REFUSAL = "This request was stopped by the content policy of this server."
@@ -119,7 +119,10 @@ class Guardrail:
 
 
 class OpenModels:
-    """Models that guardrails ask, opened once. ``served`` are open already and stay open."""
+    """Models that guardrails ask, opened once for them alone: a served model may be unloaded while they need it.
+
+    A name that is not in the store is that of a ``served`` one, which stays open.
+    """
 
     def __init__(self, served: Mapping[str, Engine], store: Any = None) -> None:
         self._served = served
@@ -127,13 +130,16 @@ class OpenModels:
         self._opened: dict[str, Engine] = {}
 
     def engine(self, name: str) -> Engine:
-        """The engine of a served or stored model. Raises NotFoundError."""
-        if name in self._served:
-            return self._served[name]
-        if name not in self._opened:
-            from luthier.strategies._load import load
+        """The engine of a stored or served model. Raises NotFoundError."""
+        from luthier.strategies._load import load
 
-            self._opened[name] = load(name, store=self._store)
+        if name not in self._opened:
+            try:
+                self._opened[name] = load(name, store=self._store)
+            except NotFoundError:
+                if name not in self._served:
+                    raise
+                return self._served[name]
         return self._opened[name]
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InputError, LuthierError
 from luthier.gateway.config import GatewayConfig, read_config
+from luthier.gateway.guard import guard_of
 from luthier.gateway.stock import Stock
 from luthier.store.home import now
 
@@ -61,14 +62,19 @@ class Reloader:
         service = self._service
         _refuse_fixed(service.config, config)
         change = await self._stock.prepare(service.models, config)
+        guard = service.guard
         try:
+            if config.guardrails != service.config.guardrails:
+                guard = await asyncio.to_thread(guard_of, config.guardrails, service.engines(), service.store)
             routes = service.router.built(config.routes)
             service.models.show(change.targets, change.drop)
         except BaseException:
             await service.models.discard(change.opened)
+            if guard is not None and guard is not service.guard:
+                guard.close()
             raise
         service.router.routes = routes
-        service.switch(config)
+        service.switch(config, guard)
 
     def state(self) -> dict[str, Any] | None:
         """For /health."""

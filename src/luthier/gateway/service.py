@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
+from luthier.core.engine import Engine
 from luthier.core.errors import LuthierError, did_you_mean
 from luthier.gateway.backend import answers
 from luthier.gateway.cache import Cache, cached, open_cache
 from luthier.gateway.config import GatewayConfig
 from luthier.gateway.gate import Gate
-from luthier.gateway.guard import guarded, open_guard
-from luthier.gateway.guard_rules import Rule
+from luthier.gateway.guard import guard_of, guarded
 from luthier.gateway.guard_run import Guard
 from luthier.gateway.handover import record_handover
 from luthier.gateway.health import HealthChecks
@@ -72,7 +72,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.watch = Watch(self)
-        self.guard = self.open_guard(self.config.guardrails)
+        self.guard = guard_of(self.config.guardrails, self.engines(), self.store)
         if self.config.cache:
             self.cache = open_cache(self.config.cache, self.models, self.store, self.workers.run)
             self.upkeep.add("cache", self.cache.store.trim, every_s=60.0)
@@ -105,13 +105,9 @@ class Service:
             raise
         return service
 
-    def open_guard(self, rules: Sequence[Rule]) -> Guard | None:
-        """The guardrails of these rules with the served models; None without rules. Loads models that they ask. Raises InputError, NotFoundError.
-
-        On a reload: open the new one in a thread, put it here, ``assemble`` again, and ``retire`` the old one.
-        """
-        engines = {name: served.engine for name, served in self.models.items()}
-        return open_guard(rules, engines, self.store) if rules else None
+    def engines(self) -> dict[str, Engine]:
+        """The engines of the served models by their names, as they are now."""
+        return {name: served.engine for name, served in self.models.items()}
 
     async def admit(self, exchange: Exchange, *, bulk: bool = False) -> None:
         """Let a request in. Raises LuthierError when its caller may not ask this model (404: others' models are not shown), or has used up its limits.
@@ -140,10 +136,13 @@ class Service:
                 trace.latency_s, trace.id,
             )  # fmt: skip
 
-    def switch(self, config: GatewayConfig) -> None:
-        """Go on with another configuration; questions that are on their way keep the layers they began with."""
+    def switch(self, config: GatewayConfig, guard: Guard | None) -> None:
+        """Go on with another configuration and its guardrails; questions that are on their way keep the layers they began with."""
+        before, self.guard = self.guard, guard
         self.config = config
         self.ask = assemble(self)
+        if before is not None and before is not guard:
+            before.retire()
 
     def begin(self) -> None:
         """Begin what runs beside the requests; belongs to the running event loop."""
