@@ -142,6 +142,12 @@ def test_what_is_refused_is_named(messages: Any, param: str, words: str) -> None
     assert "secret" not in error.message or "user:secret" in str(messages)
 
 
+def test_an_error_repeats_little_of_what_came() -> None:
+    call = {"id": "c" * 100_000, "function": {"name": "f", "arguments": "{}"}}
+    said = {"role": "tool", "content": "x", "tool_call_id": "d" * 100_000}
+    assert len(refusal([USER, {"role": "assistant", "tool_calls": [call] * 20}, said]).message) < 1000
+
+
 @pytest.mark.parametrize(
     "host",
     ["localhost", "127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "[::1]", "[fd00::1]", "2130706433", "0x7f.1",

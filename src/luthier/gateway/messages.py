@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import PlainValidator, WithJsonSchema
 
 from luthier.core.message import Image, Message, ToolCall
-from luthier.gateway.wire import bad, expect, refuse_type, require_known
+from luthier.gateway.wire import LONGEST_SAID, bad, expect, refuse_type, require_known
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 MOST_MESSAGES = 4096
@@ -75,7 +75,7 @@ def _message(value: Any, at: str, called: set[str]) -> Message:
     if role == "tool":
         answers = value.get("tool_call_id")
         if not isinstance(answers, str) or answers not in called:
-            known = ", ".join(sorted(map(repr, called))[:8]) or "there was none"
+            known = ", ".join(repr(each[:LONGEST_SAID]) for each in sorted(called)[:8]) or "there was none"
             refuse_type(
                 answers, f"the id of a call that an earlier assistant turn made ({known})", f"{at}.tool_call_id"
             )
