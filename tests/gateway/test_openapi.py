@@ -15,6 +15,7 @@ from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from luthier.gateway.chat import ChatRequest
+from luthier.gateway.rerank import RerankRequest
 from luthier.gateway.serve import running
 from luthier.store.database import open_store
 
@@ -51,6 +52,14 @@ def body_schema(described: Any, path: str) -> Any:
 
 def test_every_field_of_a_request_is_described(described: Any) -> None:
     assert set(body_schema(described, "/v1/chat/completions")["properties"]) == set(ChatRequest.model_fields)
+
+
+def test_what_may_be_left_out_may_be_null(described: Any) -> None:
+    for path, body in {"/v1/chat/completions": ChatRequest, "/v1/rerank": RerankRequest}.items():
+        schema = body_schema(described, path)
+        for name, field in schema["properties"].items():
+            validator = jsonschema.Draft202012Validator(field)
+            assert validator.is_valid(None) is not body.model_fields[name].is_required(), name
 
 
 def test_every_schema_is_one_and_every_route_says_its_answers_and_errors(described: Any) -> None:

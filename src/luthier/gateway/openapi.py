@@ -160,7 +160,22 @@ def takes(body: type[BaseModel]) -> dict[str, Any]:
     """``openapi_extra`` of a route that reads ``body``."""
     schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
     inner = schema.pop("$defs", {})
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema, inner)}}}}
+    schema = _nullable(_inlined(schema, inner))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _nullable(schema: Schema) -> Schema:
+    """An object's fields that may be left out may also be null (``wire.Body``)."""
+    required = schema.get("required", ())
+    fields = {
+        name: field if name in required or _takes_null(field) else maybe(field)
+        for name, field in schema.get("properties", {}).items()
+    }
+    return schema | {"properties": fields}
+
+
+def _takes_null(schema: Schema) -> bool:
+    return schema.get("type") == "null" or any(_takes_null(each) for each in schema.get("anyOf", ()))
 
 
 def gives(schema: Schema, *, streams: bool = False) -> dict[int | str, dict[str, Any]]:
