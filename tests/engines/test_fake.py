@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -224,8 +225,20 @@ def test_a_constrained_answer_is_valid() -> None:
     choice = Sampling(constraint=Constraint("choice", '["yes", "no"]'))
     assert ask(choice).text in ("yes", "no")
     assert ask(choice, answers={"q": "no"}).text == "no"
-    with pytest.raises(InputError, match="schema is not valid"):
-        ask(Sampling(constraint=Constraint("json_schema", '{"type": 3}')))
+    pattern = Sampling(constraint=Constraint("regex", "[a-c]{2,5}(-[0-9]+)?x"))
+    assert ask(pattern).text == "aax"
+    assert ask(pattern, answers={"q": "cab-12x"}).text == "cab-12x"
+    nested = Sampling(constraint=Constraint("grammar", 'root ::= "<" (item | root)+ ">"\nitem ::= [x-z] "y"'))
+    assert re.fullmatch("<[x-z]y>", ask(nested).text)
+    for bad in (
+        Constraint("json_schema", '{"type": 3}'),
+        Constraint("grammar", "root ::= ("),
+        Constraint("regex", "("),
+    ):
+        with pytest.raises(InputError):
+            ask(Sampling(constraint=bad))
+    with pytest.raises(InputError, match="no text ends"):
+        ask(Sampling(constraint=Constraint("grammar", 'root ::= "a" root')))
 
 
 def test_tools_are_called_when_told_or_forced() -> None:

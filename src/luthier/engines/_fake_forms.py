@@ -3,47 +3,76 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import jsonschema
 import regex
 
 from luthier.core.engine import Constraint
-from luthier.core.errors import InputError, UnsupportedError
+from luthier.models.gbnf import choices, grammar
+from luthier.models.gbnf_reader import read_gbnf
+from luthier.models.patterns import Chars, Choice, Node, Ref, Repeat, Seq
+
+_LETTERS = "a0 "
 
 
 def in_form(constraint: Constraint, told: str, pick: int) -> str:
-    """``told`` when it is what ``constraint`` asks for; else a text that is, ``pick`` choosing among choices.
+    """``told`` when it is what ``constraint`` asks for (of a grammar that is not known); else of choices the one that ``pick`` chooses, of all
+    other texts the shortest.
 
-    Raises InputError for a constraint that cannot be read, UnsupportedError for one that no text is found for.
+    Raises InputError for a constraint that cannot be read, UnsupportedError for one that is too large.
     """
-    value = constraint.value
+    text = shortest(constraint)  # reads it
     if constraint.kind == "choice":
-        choices = [str(each) for each in json.loads(value)]
-        return told if told in choices else choices[pick % len(choices)]
+        texts = choices(constraint)
+        return told if told in texts else texts[pick % len(texts)]
     if constraint.kind == "regex":
-        if regex.fullmatch(value, told):
-            return told
-        raise UnsupportedError(f"the fake engine has no answer that matches {value!r}; give it one in answers")
+        return told if regex.fullmatch(constraint.value, told) else text
     if constraint.kind == "grammar":
-        raise UnsupportedError("the fake engine cannot follow a grammar")
-    schema = json.loads(value) if constraint.kind == "json_schema" else {"type": "object"}
-    return told if _is_valid(told, schema) else json.dumps(example(schema), ensure_ascii=False)
+        return text
+    schema = json.loads(constraint.value) if constraint.kind == "json_schema" else {"type": "object"}
+    return told if _is_valid(told, schema) else text
 
 
-def example(schema: Any) -> Any:
-    """A value that is valid for a JSON schema. Raises InputError for a bad schema, UnsupportedError where none is found."""
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise InputError(f"the JSON schema is not valid: {error.message}") from error
-    try:
-        value = _value(schema, schema)
-    except RecursionError as error:
-        raise UnsupportedError("the JSON schema requires a value inside of itself, so that no value ends") from error
-    if not jsonschema.Draft202012Validator(schema).is_valid(value):
-        raise UnsupportedError("the fake engine found no value for the JSON schema; give it an answer that is valid")
-    return value
+def arguments_for(parameters: str) -> str:
+    """The shortest arguments that are valid for a tool's parameters. Raises InputError for a schema that cannot be read."""
+    return shortest(Constraint("json_schema", parameters))
+
+
+@lru_cache(maxsize=256)
+def shortest(constraint: Constraint) -> str:
+    """The shortest text that has a form, or one of them."""
+    rules = read_gbnf(grammar(constraint)).rules
+    known: dict[str, str] = {}
+    found = True
+    while found:
+        found = False
+        for name, node in rules.items():
+            text = _shortest(node, known)
+            if text is not None and (name not in known or len(text) < len(known[name])):
+                known[name], found = text, True
+    return known["root"]
+
+
+def _shortest(node: Node, known: Mapping[str, str]) -> str | None:
+    """The shortest text of a node, by what is known of the rules so far."""
+    if isinstance(node, Ref):
+        return known.get(node.name)
+    if isinstance(node, Chars):
+        return next(
+            (each for each in _LETTERS if any(a <= ord(each) <= b for a, b in node.ranges)), chr(node.ranges[0][0])
+        )
+    if isinstance(node, Choice):
+        texts = [text for text in (_shortest(option, known) for option in node.options) if text is not None]
+        return min(texts, key=len, default=None)
+    if isinstance(node, Repeat):
+        part = _shortest(node.part, known) if node.least else ""
+        return None if part is None else part * node.least
+    assert isinstance(node, Seq)
+    parts = [_shortest(part, known) for part in node.parts]
+    return None if None in parts else "".join(part for part in parts if part is not None)
 
 
 def _is_valid(text: str, schema: Any) -> bool:
@@ -51,31 +80,3 @@ def _is_valid(text: str, schema: Any) -> bool:
         return bool(jsonschema.Draft202012Validator(schema).is_valid(json.loads(text)))
     except ValueError:
         return False
-
-
-def _value(schema: Any, root: Any) -> Any:
-    if not isinstance(schema, dict):
-        return "word"
-    if "$ref" in schema:
-        found = root
-        for part in schema["$ref"].removeprefix("#").strip("/").split("/"):
-            found = found[part] if part else found
-        return _value(found, root)
-    for key in ("const", "enum", "anyOf", "oneOf", "allOf"):
-        if key in schema:
-            first = schema[key] if key == "const" else schema[key][0]
-            return first if key in ("const", "enum") else _value(first, root)
-    kind = schema.get("type", "object" if "properties" in schema else "string")
-    return _of_type(kind[0] if isinstance(kind, list) else kind, schema, root)
-
-
-def _of_type(kind: str, schema: dict[str, Any], root: Any) -> Any:
-    if kind == "object":
-        return {name: _value(schema.get("properties", {}).get(name, {}), root) for name in schema.get("required", ())}
-    if kind == "array":
-        return [_value(schema.get("items", {}), root) for _ in range(schema.get("minItems", 0))]
-    if kind == "string":
-        return "word".ljust(schema.get("minLength", 0), "s")[: schema.get("maxLength")]
-    if kind in ("integer", "number"):
-        return max(schema.get("minimum", 0), schema.get("exclusiveMinimum", -1) + 1)
-    return False if kind == "boolean" else None

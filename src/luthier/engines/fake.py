@@ -39,7 +39,7 @@ from luthier.core.engine import (
 from luthier.core.errors import ContextLengthError, EngineError
 from luthier.core.message import Prompt, ToolCall, last_user_text
 from luthier.core.run import Progress, no_progress
-from luthier.engines._fake_forms import example, in_form
+from luthier.engines._fake_forms import arguments_for, in_form
 from luthier.engines._fake_words import banned, draw_words, hashed, pieces, render, seed_of, token_logprob, word_id
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class FakeEngine:
         self._failed: dict[str, int] = {}
         self._info = EngineInfo(
             model=name,
-            parameters=frozenset(PARAMETERS) - {"beams", "regex", "grammar"},
+            parameters=frozenset(PARAMETERS) - {"beams"},
             engine="fake",
             capabilities=frozenset({GENERATE, STREAM, SCORE, EMBED}),
             model_digest=digest_json([name, config.model_dump(exclude=_NOT_ANSWERS)]),
@@ -266,7 +266,7 @@ class FakeEngine:
         wanted = [call for call in ((told,) if isinstance(told, Call) else told) if call.name in offered]
         if forced and not wanted:
             tool = next(iter(offered.values()))
-            wanted = [Call(name=tool.name, arguments=example(json.loads(tool.parameters)))]
+            wanted = [Call(name=tool.name, arguments=arguments_for(tool.parameters))]
         wanted = wanted if sampling.parallel_tool_calls else wanted[:1]
         return tuple(
             ToolCall(
