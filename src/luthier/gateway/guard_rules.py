@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from luthier.core import catalog
 from luthier.core.catalog import Entry
@@ -56,6 +56,12 @@ class Rule(BaseModel):
     on_error: Literal["auto", "closed", "open"] = "auto"
     models: Patterns = ("*",)
     tenants: Patterns = ("*",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_is_a_word(cls, data: Any) -> Any:
+        """YAML 1.1 reads the key ``on`` as true."""
+        return {"on" if key is True else key: value for key, value in data.items()} if isinstance(data, dict) else data
 
     @property
     def options(self) -> dict[str, Any]:

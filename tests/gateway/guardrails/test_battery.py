@@ -238,6 +238,7 @@ def test_rules_hold_for_the_models_and_tenants_that_they_name(
 def test_a_rule_reads_both_as_input_and_output() -> None:
     assert Rule.model_validate({"name": "pii", "on": "both"}).on == ("input", "output")
     assert Rule.model_validate({"name": "pii", "on": ["output"]}).on == ("output",)
+    assert Rule.model_validate({"name": "pii", True: "output"}).on == ("output",), "as YAML 1.1 reads the key"
 
 
 def test_a_guard_that_is_replaced_is_closed_after_its_last_request(make_guard: Callable[..., Guard]) -> None:
