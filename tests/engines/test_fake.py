@@ -234,11 +234,10 @@ def test_a_constrained_answer_is_valid() -> None:
         Constraint("json_schema", '{"type": 3}'),
         Constraint("grammar", "root ::= ("),
         Constraint("regex", "("),
+        Constraint("grammar", 'root ::= "a" root'),
     ):
         with pytest.raises(InputError):
             ask(Sampling(constraint=bad))
-    with pytest.raises(InputError, match="no text ends"):
-        ask(Sampling(constraint=Constraint("grammar", 'root ::= "a" root')))
 
 
 def test_tools_are_called_when_told_or_forced() -> None:
