@@ -42,6 +42,8 @@ _VERBS = {
     "running": "luthier.gateway.serve",
     "guard": "luthier.gateway.guard_check",
     "give_feedback": "luthier.gateway.feedback",
+    "infer_feedback": "luthier.data.implicit",
+    "drift": "luthier.evaluation.drift",
     "from_feedback": "luthier.data.feedback",
     "lineage": "luthier.store.lineage",
     "create_key": "luthier.store.keys",
