@@ -156,7 +156,6 @@ async def operate(service: Service, request: Request, exchange: Exchange, work: 
     error: str | LuthierError = GONE
     try:
         await service.admit(exchange)
-        exchange.served = service.model(exchange.model)
         made = await unless_gone(request.receive, work())
         error = ""
     except LuthierError as raised:

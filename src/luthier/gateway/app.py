@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 
 from fastapi import FastAPI
@@ -12,13 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from luthier import __version__
-from luthier.core.errors import LuthierError, StoreError
+from luthier.core.errors import EngineError, LuthierError, StoreError
 from luthier.gateway import (
     cache_admin,
     feedback,
     guard_check,
     key_admin,
     metrics,
+    model_api,
     openapi,
     rerank,
     responses,
@@ -51,6 +53,7 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     guard_check.register(app, service)
     feedback.register(app, service)
     trace_api.register(app, service)
+    model_api.register(app, service)
     _state(app, service)
     key_admin.register(app, service)
     cache_admin.register(app, service)
@@ -80,22 +83,6 @@ def _answers(app: FastAPI, service: Service) -> None:
 
 
 def _state(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models", responses=gives(openapi.MODELS))
-    async def models(request: Request) -> Response:
-        """The served models that the caller may ask."""
-        caller = request.scope["luthier.caller"]
-        return json_response(
-            {"object": "list", "data": [each.as_dict() for each in service.models.values() if caller.sees(each.name)]}
-        )
-
-    @app.get("/v1/models/{name:path}", responses=gives(openapi.MODEL))
-    async def model(request: Request, name: str) -> Response:
-        """One served model."""
-        caller = request.scope["luthier.caller"]
-        if not caller.sees(name):
-            service.refuse_model(name, [each for each in service.models if caller.sees(each)])
-        return json_response(service.model(name).as_dict())
-
     @app.get("/health", responses=gives(openapi.HEALTH))
     async def health(request: Request) -> Response:
         """Whether the server answers; with a key (or when none is needed) also how it is doing."""
@@ -112,7 +99,14 @@ def _state(app: FastAPI, service: Service) -> None:
             "requests": {"running": gate.running, "waiting": gate.waiting},
             "traces": state,
             **({"cache": service.cache.state()} if service.cache is not None else {}),
+            **(service.details() if request.scope["luthier.caller"].may("admin") else {}),
         })  # fmt: skip
+
+    @app.get("/health/ready", responses=gives(openapi.READY))
+    async def ready() -> Response:
+        """Whether requests can be answered now: 200, or 503 while none of the models can be asked, or the server is stopping."""
+        good = service.ready()
+        return json_response({"status": "ready" if good else "not_ready"}, 200 if good else 503)
 
 
 def _errors(app: FastAPI) -> None:
@@ -121,6 +115,8 @@ def _errors(app: FastAPI) -> None:
         param = getattr(error, "param", None)
         code = getattr(error, "code", None)
         headers = dict(getattr(error, "headers", {}))
+        if isinstance(error, EngineError) and error.retry_after_s is not None:
+            headers["Retry-After"] = str(math.ceil(error.retry_after_s))
         message = error.message
         if isinstance(error, StoreError):  # says paths of this machine: for the operator, not for a client
             logger.error("%s", error)

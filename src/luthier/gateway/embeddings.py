@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -14,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from luthier.core.digest import digest_json
-from luthier.core.engine import EMBED, Vectors, require
+from luthier.core.engine import EMBED, Vectors
 from luthier.gateway.answer import json_response, operate, trace_headers
-from luthier.gateway.backend import call
 from luthier.gateway.exchange import Exchange
 from luthier.gateway.quota import tokens_of
+from luthier.gateway.routes import ask_engine
 from luthier.gateway.service import Served, Service
 from luthier.gateway.wire import TEXTS_SCHEMA, Body, RequestError, bad, text_list
 
@@ -69,9 +70,8 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
     exchange.expected_tokens = sum(tokens_of(text) for text in body.input)
 
     async def work() -> Vectors:
-        assert exchange.served is not None
-        require(exchange.served.engine, EMBED)
-        vectors = await collect(exchange, _parts(service, exchange.served, body))
+        embedded = partial(embed_parts, texts=body.input)
+        vectors = collected(exchange, await ask_engine(service, exchange, EMBED, embedded, body.input))
         if body.dimensions not in (None, vectors.shape[1]):
             raise RequestError(
                 f"dimensions must be {vectors.shape[1]}, the width of {body.model}, or be left out; got {body.dimensions}",
@@ -88,11 +88,7 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
     return json_response(content, headers=trace_headers(exchange.id) | exchange.headers)
 
 
-def _parts(service: Service, served: Served, body: EmbeddingRequest) -> AsyncIterator[Part]:
-    return call(service, served, partial(embed_parts, served, body.input))
-
-
-def embed_parts(served: Served, texts: list[str], stopped: threading.Event) -> Iterator[Part]:
+def embed_parts(served: Served, stopped: threading.Event, texts: list[str]) -> Iterator[Part]:
     """The vectors of texts, ``AT_ONCE`` at a time."""
     for start in range(0, len(texts), AT_ONCE):
         if stopped.is_set():
@@ -101,13 +97,10 @@ def embed_parts(served: Served, texts: list[str], stopped: threading.Event) -> I
         yield served.engine.embed(some), count_tokens(served, some)
 
 
-async def collect(exchange: Exchange, results: AsyncIterator[Part]) -> Vectors:
+def collected(exchange: Exchange, parts: Sequence[Part]) -> Vectors:
     """All vectors; their tokens are the exchange's."""
-    parts = []
-    async for vectors, tokens in results:
-        parts.append(vectors)
-        exchange.prompt_tokens += tokens
-    return np.concatenate(parts)
+    exchange.prompt_tokens += sum(tokens for _, tokens in parts)
+    return np.concatenate([vectors for vectors, _ in parts])
 
 
 def count_tokens(served: Served, texts: list[str]) -> int:
@@ -115,14 +108,20 @@ def count_tokens(served: Served, texts: list[str]) -> int:
     if served.tokenizer is None:
         return 0
     most = served.engine.info.context_length or 2**31
-    encoded = _tokenizer(str(served.tokenizer / "tokenizer.json")).encode_batch_fast(texts)
+    tokenizer = _tokenizer(str(served.tokenizer / "tokenizer.json"))
+    if tokenizer is None:
+        return 0
+    encoded = tokenizer.encode_batch_fast(texts)
     return sum(min(len(each.ids), most) for each in encoded)
 
 
 @lru_cache(maxsize=16)
-def _tokenizer(path: str) -> Tokenizer:
+def _tokenizer(path: str) -> Tokenizer | None:
+    """The tokenizer in a file; None when the file is gone, because the model was deleted while it serves."""
     from tokenizers import Tokenizer
 
+    if not Path(path).is_file():
+        return None
     tokenizer = Tokenizer.from_file(path)
     tokenizer.no_padding()
     tokenizer.no_truncation()

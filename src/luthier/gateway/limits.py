@@ -22,7 +22,7 @@ HELD_LIMIT = 256 * 2**20
 _DISCARD_LIMIT = 64 * 2**20  # an oversized body is read on to here, so that the client gets to read the refusal
 _CLOSE = {"Connection": "close"}  # else what is left of the body would be read on and on
 BODY_TIMEOUT_S = 60.0
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/health/ready"})
 
 
 class Door:

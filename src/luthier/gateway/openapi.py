@@ -147,6 +147,9 @@ TENANT = record({
     "object": {"const": "tenant"}, "tenant": TEXT, "limits": {"type": "object", "additionalProperties": NUMBER},
 })  # fmt: skip
 TENANTS = record({"object": {"const": "list"}, "data": listing(TENANT)})
+DELETED = record({"id": TEXT, "object": TEXT, "deleted": {"const": True}})
+READY = record({"status": {"enum": ["ready", "not_ready"]}})
+ROUTE = record({"id": TEXT, "object": {"const": "route"}, "strategy": TEXT, "targets": listing(TEXT)})
 ROWS = record({"object": {"const": "list"}, "data": listing({"type": "object"})})
 
 
@@ -186,6 +189,11 @@ def gives(schema: Schema, *, streams: bool = False) -> dict[int | str, dict[str,
     return {200: {"description": "The answer", "content": content}}
 
 
+def says() -> dict[int | str, dict[str, Any]]:
+    """``responses`` of a route that answers plain text."""
+    return {200: {"description": "The answer", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
 def describe(app: FastAPI) -> None:
     """Have ``app`` describe itself: FastAPI's description, with the errors and the key that every route has in common."""
 
@@ -218,7 +226,7 @@ def _complete(described: dict[str, Any]) -> dict[str, Any]:
         for operation in operations.values():
             operation["responses"].pop("422", None)
             operation["responses"].setdefault("default", error)
-            if path != "/health":
+            if not path.startswith("/health"):
                 operation.setdefault("security", [{"key": []}, {}])
     return described
 

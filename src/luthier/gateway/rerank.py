@@ -14,14 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from luthier.core.digest import digest_json
-from luthier.core.engine import EMBED, RERANK, Reranker
+from luthier.core.engine import EMBED, RERANK, Reranker, Vectors
 from luthier.core.errors import UnsupportedError
 from luthier.gateway import openapi
 from luthier.gateway.answer import json_response, operate, trace_headers
-from luthier.gateway.backend import call
-from luthier.gateway.embeddings import collect, count_tokens, embed_parts
+from luthier.gateway.embeddings import count_tokens, embed_parts
 from luthier.gateway.exchange import Exchange
 from luthier.gateway.quota import tokens_of
+from luthier.gateway.routes import ask_engine
 from luthier.gateway.served import Served
 from luthier.gateway.service import Service
 from luthier.gateway.wire import Body, bad, expect, read, refuse_type, require_known
@@ -101,8 +101,10 @@ async def rerank(service: Service, request: Request, body: RerankRequest) -> Res
     exchange.expected_tokens = sum(map(tokens_of, body.documents))
 
     async def work() -> list[float]:
-        assert exchange.served is not None
-        return await _scores(service, exchange, exchange.served, body)
+        scored = partial(_scored, body=body)
+        parts = await ask_engine(service, exchange, "", scored, [body.query, *body.documents])
+        exchange.prompt_tokens += sum(tokens for _, tokens in parts)
+        return [score for scores, _ in parts for score in scores]
 
     scores = await operate(service, request, exchange, work)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
@@ -114,23 +116,28 @@ async def rerank(service: Service, request: Request, body: RerankRequest) -> Res
     return json_response(content, headers=trace_headers(exchange.id) | exchange.headers)
 
 
-async def _scores(service: Service, exchange: Exchange, served: Served, body: RerankRequest) -> list[float]:
+def _scored(served: Served, stopped: threading.Event, body: RerankRequest) -> Iterator[tuple[list[float], int]]:
+    """Scores of the documents and tokens that were read for them, some at a time. Raises UnsupportedError."""
     capabilities = served.engine.info.capabilities
     if RERANK in capabilities:
-        out: list[float] = []
-        async for scores, tokens in call(service, served, partial(_read_together, served, body)):
-            out += scores
-            exchange.prompt_tokens += tokens
-        return out
-    if EMBED not in capabilities:
-        can = ", ".join(sorted(capabilities)) or "nothing"
-        raise UnsupportedError(
-            f"{body.model} on engine {served.engine.info.engine} can neither rerank nor embed; it can: {can}"
-        )
-    texts = [body.query, *body.documents]
-    vectors = await collect(exchange, call(service, served, partial(embed_parts, served, texts)))
-    cosines: list[float] = np.clip(vectors[1:] @ vectors[0], -1.0, 1.0).astype(float).tolist()
-    return cosines
+        return _read_together(served, body, stopped)
+    if EMBED in capabilities:
+        return _compared(served, body, stopped)
+    can = ", ".join(sorted(capabilities)) or "nothing"
+    raise UnsupportedError(
+        f"{body.model} on engine {served.engine.info.engine} can neither rerank nor embed; it can: {can}"
+    )
+
+
+def _compared(served: Served, body: RerankRequest, stopped: threading.Event) -> Iterator[tuple[list[float], int]]:
+    """The cosines of the documents with the query."""
+    query: Vectors | None = None
+    for vectors, tokens in embed_parts(served, stopped, [body.query, *body.documents]):
+        others = vectors
+        if query is None:
+            query, others = vectors[0], vectors[1:]
+        cosines: list[float] = np.clip(others @ query, -1.0, 1.0).astype(float).tolist()
+        yield cosines, tokens
 
 
 def _read_together(served: Served, body: RerankRequest, stopped: threading.Event) -> Iterator[tuple[list[float], int]]:

@@ -112,11 +112,12 @@ async def ask_engine(
 
     They go the way of all requests: routes (which see ``prompts``), retries, fallbacks, timeouts, gates. ``work`` runs in a thread, from its
     beginning for each try. ``exchange.served`` is what answered. Raises LuthierError; UnsupportedError when nothing asked has
-    ``capability``.
+    ``capability`` ("": ``work`` knows itself what it needs).
     """
 
     def begin(served: Served, turn: Turn) -> AsyncIterator[Made]:
-        require(served.engine, capability)
+        if capability:
+            require(served.engine, capability)
         exchange.served = served
         return call(service, served, lambda stopped: work(served, stopped), turn=turn)
 

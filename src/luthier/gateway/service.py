@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from luthier.core.engine import Engine
 from luthier.core.errors import LuthierError, did_you_mean
@@ -116,7 +116,7 @@ class Service:
         """
         exchange.caller.require("inference")
         if not exchange.caller.sees(exchange.model):
-            self.refuse_model(exchange.model, [name for name in self.models if exchange.caller.sees(name)])
+            self.refuse_model(exchange.model, [name for name in self.names() if exchange.caller.sees(name)])
         if self.quota is not None:
             self.quota.admit(self, exchange, bulk=bulk)
 
@@ -166,6 +166,34 @@ class Service:
     def names(self) -> list[str]:
         """What can be asked: models, their aliases, and routes."""
         return [*self.models, *self.models.aliases(), *self.router.routes]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """An entry of /v1/models; of a route: what all of its targets can."""
+        if name not in self.router.routes:
+            return self.models[name].as_dict() | {"id": name}
+        reached = [target.served.as_dict() for target in self.router.reachable(name)]
+        both = {
+            key: sorted(set.intersection(*(set(each[key]) for each in reached)))
+            for key in ("capabilities", "parameters")
+        }
+        digests = dict.fromkeys(("model_digest", "base_digest", "template_digest", "prompt_digest"), "")
+        return {
+            **reached[0], **digests, **both, "id": name, "kind": "route", "engine": "", "labels": [],
+            "context_length": max(each["context_length"] for each in reached),
+        }  # fmt: skip
+
+    def ready(self) -> bool:
+        """Whether any model can be asked now."""
+        targets = [target for target in self.models.targets() if not target.hidden]
+        return not self.gate.closed and any(target.pick() is not None for target in targets)
+
+    def details(self) -> dict[str, Any]:
+        """For /health: how every model, route and the configuration file are."""
+        shown: dict[str, Any] = {"targets": {target.name: target.as_dict() for target in self.models.targets()}}
+        if self.router.routes:
+            shown["routes"] = {name: route.as_dict() for name, route in self.router.routes.items()}
+        config = self.reloader.state() if self.reloader is not None else None
+        return shown | ({"config": config} if config is not None else {})
 
     def model(self, name: str) -> Served:
         """The model that a request names. Raises RequestError 404 with the names that are served."""
