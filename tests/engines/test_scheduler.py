@@ -17,7 +17,7 @@ from tests.engines.test_mixed import make
 from tests.engines.test_torch import FP32, LONG, PROMPTS, make_adapter, same
 
 from luthier.core.engine import Constraint, Delta, Engine, Generation, Sampling, ScoreRequest
-from luthier.core.errors import EngineError, InputError, UnsupportedError
+from luthier.core.errors import EngineError, InputError, NotFoundError, UnsupportedError
 from luthier.core.message import Message, Tool, user
 from luthier.engines._open import open_engine, open_many
 from luthier.engines._places import Row, answered
@@ -523,6 +523,64 @@ def test_tools_are_called_as_asked(roomy: Engine, parallel: bool) -> None:
     free = roomy.generate(PROMPTS[:1], Sampling(max_new_tokens=8, tools=tools))[0]
     plain = roomy.generate(PROMPTS[:1], Sampling(max_new_tokens=8, tools=tools, tool_choice="none"))[0]
     assert free.prompt_tokens > plain.prompt_tokens and free.finish_reason != "tool_calls"
+
+
+REPEATS = user("Say it again: " + "the parcel has not arrived and the courier does not answer; " * 3)
+
+
+@pytest.mark.parametrize("how", ["lookup", "draft", "twin"])
+def test_answers_are_the_same_with_guesses(tiny_decoder: str, tmp_path: Path, how: str) -> None:
+    """Of one caller and of several, greedy and drawn, with penalties, stop texts and constraints; from look-up, from a model that guesses badly and
+    from the model itself, which is always right."""
+    plain = open_engine(open_store(), tiny_decoder, "torch", FP32)
+    options: dict[str, Any] = {"lookup": {"lookup": True}, "twin": {"draft": tiny_decoder}}.get(how, {"draft": "small"})
+    if how == "draft":
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(7)
+        base: Any = plain
+        with base.shared_base.using(None) as loaded:
+            config = LlamaConfig(**{**loaded.module.config.to_dict(), "num_hidden_layers": 1})
+            shutil.copytree(loaded.folder, tmp_path / "small")
+        LlamaForCausalLM(config).save_pretrained(str(tmp_path / "small"))
+        pull(f"file:{tmp_path / 'small'}", alias="small")
+    engine = open_engine(open_store(), tiny_decoder, "torch", {**FP32, **options})
+    for sampling in (*SAMPLINGS, Sampling(max_new_tokens=60), Sampling(max_new_tokens=40, temperature=0.3, seed=8)):
+        for prompts in ([REPEATS], [REPEATS, *PROMPTS[:2]], [REPEATS] * 6):
+            expected = apart(plain, prompts, sampling)
+            for found, want in zip(engine.generate(prompts, sampling), expected, strict=True):
+                same(found, want)
+                assert [t.data for t in found.tokens] == [t.data for t in want.tokens]
+    stats = scheduler_of(engine).stats
+    assert 0 < stats.accepted_tokens <= stats.guessed_tokens
+    if how == "twin":
+        assert stats.accepted_tokens > 0.8 * stats.guessed_tokens
+        assert stats.steps < 0.7 * stats.answer_tokens
+    engine.close()
+    plain.close()
+
+
+def test_drafts_that_do_not_fit_are_refused(tiny_decoder: str, tiny_gpt2: str, tiny_encoder: str) -> None:
+    store = open_store()
+    for name, kind in ((tiny_encoder, UnsupportedError), ("nothing", NotFoundError)):
+        with pytest.raises(kind):
+            open_engine(store, tiny_decoder, "torch", {**FP32, "draft": name})
+    with pytest.raises(InputError, match="two ways"):
+        open_engine(store, tiny_decoder, "torch", {**FP32, "draft": tiny_gpt2, "lookup": True})
+    open_engine(
+        store, tiny_decoder, "torch", {**FP32, "draft": tiny_gpt2}
+    ).close()  # the same tokens, another architecture
+
+
+def test_a_guesser_that_fails_costs_no_answer(tiny_decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine(open_store(), tiny_decoder, "torch", {**FP32, "lookup": True})
+    expected = apart(engine, [REPEATS])
+
+    def guess(*_args: Any) -> list[list[int]]:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("luthier.models.speculate.LookUp.guess", guess)
+    same(engine.generate([REPEATS], ANSWER)[0], expected[0])
 
 
 def test_beams_find_likelier_answers_whole_and_streamed(family: dict[str, Engine]) -> None:

@@ -16,21 +16,24 @@ if TYPE_CHECKING:
     from luthier.models.prefix import KeysValues
     from luthier.models.sample import RowSampler
     from luthier.models.slots import Slots
+    from luthier.models.speculate import Guesser, Trust
 
 
 @dataclass(frozen=True)
 class Serving:
     """How much runs at once: ``max_running`` answers, whose keys and values take ``cache_bytes`` at most (one answer always may run); and
-    ``prefix_cache_bytes`` of what prompts begin with."""
+    ``prefix_cache_bytes`` of what prompts begin with. ``guesser`` says what may come next, while few answers run."""
 
     max_running: int = 32
     cache_bytes: int = 2**30
     prefix_cache_bytes: int = 128 * 2**20
+    guesser: Guesser | None = None
 
 
 @dataclass
 class Stats:
-    """Counts since the base was loaded. ``cached_tokens`` of ``prompt_tokens`` were not read; ``put_back`` rows lost their place to others."""
+    """Counts since the base was loaded. ``cached_tokens`` of ``prompt_tokens`` were not read; ``put_back`` rows lost their place to others;
+    ``accepted_tokens`` of ``guessed_tokens`` were what was drawn."""
 
     steps: int = 0
     rows: int = 0
@@ -38,6 +41,8 @@ class Stats:
     cached_tokens: int = 0
     answer_tokens: int = 0
     put_back: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Row:
@@ -64,11 +69,17 @@ class Row:
         self.virtual = 0
         self.soft_prompt: KeysValues = []
         self.name: str | None = None
+        self.trust: Trust | None = None
 
     @property
     def pending(self) -> int:
         """Tokens that the model has not seen."""
         return len(self.ids) - self.fed
+
+    @property
+    def left(self) -> int:
+        """How many more tokens the answer may have."""
+        return self.answer.limit - (len(self.ids) - len(self.answer.prompt))
 
     @property
     def is_new(self) -> bool:
@@ -145,6 +156,8 @@ class Places:
         if row.slot is not None and self.slots is not None:
             self.slots.close(row.slot)
         row.slot = None
+        if self._serving.guesser is not None:
+            self._serving.guesser.forget(row)
         if row in self.waiting:
             self.waiting.remove(row)
         for group, rows in list(self._groups.items()):

@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import EngineError, LuthierError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from luthier.engines._shared import SharedBase
     from luthier.models.load import LoadedModel
+    from luthier.models.speculate import Guesser
 
 LINGER_S = 2.0
 """So long the thread waits for more before it ends and gives the buffers back."""
@@ -36,13 +37,21 @@ LINGER_S = 2.0
 logger = logging.getLogger("luthier.engines")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Work:
-    """What a row gets in a step: its next ``tokens``; ``ends`` when they are all there is, so that the next one can be drawn."""
+    """What a row gets in a step: its next ``tokens``; ``ends`` when they are all there is, so that the next one can be drawn, and the ones after
+    it as far as ``guess`` is ``right``."""
 
     row: Row
     tokens: list[int]
     ends: bool
+    guess: list[int] = field(default_factory=list)
+    right: int = 0
+
+    @property
+    def reads(self) -> int:
+        """After how many of the tokens logits are wanted."""
+        return 1 + len(self.guess) if self.ends else 0
 
 
 class Scheduler:
@@ -142,11 +151,11 @@ class Scheduler:
                 for work in works:
                     work.row.fed += len(work.tokens)
                     self._remember(work.row, at_end=False)
-                ending = [work.row for work in works if work.ends]
+                ending = [work for work in works if work.ends]
                 if ending:
-                    with _adapters(ending):
+                    with _adapters([work.row for work in ending for _ in range(work.reads)]):
                         scores = logits(loaded.module, hidden)
-                    self._draw(ending, scores)
+                    self._answer(ending, scores)
         self.stats.steps += 1
 
     def _plan(self, loaded: LoadedModel, rows: list[Row]) -> list[_Work]:
@@ -165,8 +174,31 @@ class Scheduler:
             count = min(row.pending, left)
             left -= count
             works.append(_Work(row, row.ids[row.fed : row.fed + count], count == row.pending))
-        self._places.reserve(max(work.row.virtual + work.row.fed + len(work.tokens) for work in works))
+        if self.serving.guesser is not None and growing:
+            self._guess(self.serving.guesser, works[: len(growing)])
+        self._places.reserve(
+            max(work.row.virtual + work.row.fed + len(work.tokens) + len(work.guess) for work in works)
+        )
         return [work for work in works if work.row.slot is not None]
+
+    def _guess(self, guesser: Guesser, works: list[_Work]) -> None:
+        """While few answers grow: what may come next in each."""
+        from luthier.models.speculate import MOST_ROWS, MOST_TOKENS, Trust
+
+        if len(works) > MOST_ROWS:
+            return
+        most = []
+        for work in works:
+            row = work.row
+            row.trust = row.trust or Trust()
+            most.append(max(0, min(row.trust.most(), MOST_TOKENS // len(works) - 1, row.left - 1)))
+        try:
+            guesses = guesser.guess([work.row for work in works], most)
+        except Exception:  # answers come without guesses too
+            logger.exception("the model that guesses ahead failed")
+            return
+        for work, guess in zip(works, guesses, strict=True):
+            work.guess = guess
 
     def _can_wait(self, row: Row, other: Row) -> bool:
         """Whether most of what ``row`` has to read is being read for ``other``: then it will be there in a moment."""
@@ -224,13 +256,40 @@ class Scheduler:
         keys = list(dict.fromkeys(work.row.key for work in works))
         self.base.choose(loaded, keys)
         feeds = [
-            Feed(work.row.slot or 0, work.row.virtual + work.row.fed, work.tokens, int(work.ends), work.row.name)
+            Feed(
+                work.row.slot or 0,
+                work.row.virtual + work.row.fed,
+                [*work.tokens, *work.guess],
+                work.reads,
+                work.row.name,
+            )
             for work in works
         ]
         return self._places.slots.forward(loaded.module, feeds, mixed=len(keys) > 1)
 
-    def _draw(self, rows: list[Row], scores: torch.Tensor) -> None:
-        """The next token of each row, from its logits."""
+    def _answer(self, works: Sequence[_Work], scores: torch.Tensor) -> None:
+        """The next tokens of each row, from the logits of all its reads: one, and one more for each guess that was right."""
+        read, at = {}, 0
+        for work in works:
+            read[work], at = at, at + work.reads
+        going, depth = list(works), 0
+        while going:
+            drawn = self._draw([work.row for work in going], scores[[read[work] + depth for work in going]])
+            going = [w for w in going if depth < len(w.guess) and drawn.get(w.row) == w.guess[depth]]
+            depth += 1
+            for work in going:
+                work.right = depth
+            going = [work for work in going if work.row.slot is not None]
+            for work in going:
+                work.row.fed += 1
+        for work in works:
+            if work.guess and work.row.trust is not None:
+                work.row.trust.learn(len(work.guess), work.right)
+                self.stats.guessed_tokens += len(work.guess)
+                self.stats.accepted_tokens += work.right
+
+    def _draw(self, rows: list[Row], scores: torch.Tensor) -> dict[Row, int]:
+        """The next token of each row, from its logits; rows for which there is none fail."""
         from luthier.models.sample import DrawError, draw
 
         while rows:
@@ -241,10 +300,11 @@ class Scheduler:
                 self._fail(rows.pop(error.place), _said(error.__cause__ or error))
                 scores = scores[[place for place in range(len(scores)) if place != error.place]]
         else:
-            return
+            return {}
         tokens, log_probs = drawn.tokens.tolist(), drawn.log_probs.tolist()
         for place, row in enumerate(rows):
             self._take(row, tokens[place], log_probs[place], drawn.top.get(place, ()))
+        return dict(zip(rows, tokens, strict=True))
 
     def _take(self, row: Row, token: int, log_prob: float, top: Sequence[tuple[int, float]]) -> None:
         try:

@@ -118,6 +118,7 @@ class SharedBase:
     def _free_unused(self) -> None:
         if not self._users:
             self._loaded = None
+            self.scheduler.serve(Serving())
             self._forget()
 
     def answers(self, name: str | None) -> bool:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.engine import EMBED, GENERATE, RERANK, SCORE, STREAM, ConstraintKind, Engine, EngineInfo
-from luthier.core.errors import InputError, UnsupportedError
+from luthier.core.errors import InputError, MismatchError, UnsupportedError
 from luthier.core.model import ModelRecord
 from luthier.engines._places import Serving
 from luthier.engines._shared import SharedBase
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
     from luthier.engines._target import EngineTarget
+    from luthier.models.speculate import Guesser
+    from luthier.store.database import Store
 
 
 class Config(EntryConfig):
@@ -36,6 +38,9 @@ class Config(EntryConfig):
     ``max_running`` answers to different callers grow side by side; left out, 32 on a CPU and 64 elsewhere. Their keys and values take at most
     ``cache_mb`` (left out, a quarter of the memory that is free), and what prompts begin with is kept in ``prefix_cache_mb`` (left out, 256 on a
     CPU, 2048 elsewhere, and never more than a quarter of ``cache_mb`` beside it). Where several models share a base, the first that is opened says these.
+
+    While few answers run, ``lookup`` guesses what comes next from what stood in the text before (summaries, corrections, extracts), and ``draft``
+    names a smaller model of the store with the same tokens that does (``models.speculate``); answers stay the same, to rounding.
     """
 
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -45,6 +50,8 @@ class Config(EntryConfig):
     max_running: int | None = Field(default=None, ge=1, le=1024)
     cache_mb: int | None = Field(default=None, ge=1)
     prefix_cache_mb: int | None = Field(default=None, ge=0)
+    lookup: bool = False
+    draft: str | None = None
 
 
 def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the name of the catalogue's function
@@ -115,12 +122,12 @@ def _share(model: EngineTarget, record: ModelRecord, config: Config) -> tuple[Sh
             store,
             lambda: load(store, under, dtype=config.dtype, device=config.device, quantization=quantization),
             lambda: shared.pop(place, None),
-            serving=partial(_serving, config),
+            serving=partial(_serving, config, store),
         )
     return shared[place], key
 
 
-def _serving(config: Config, loaded: LoadedModel) -> Serving:
+def _serving(config: Config, store: Store, loaded: LoadedModel) -> Serving:
     """How much runs at once; what the configuration leaves open follows from the device and its free memory, now that the weights are loaded."""
     on_cpu = loaded.device.type == "cpu"
     cache = (config.cache_mb or 0) * 10**6 or max(_free_bytes(loaded.device) // 4, 2**26)
@@ -129,7 +136,34 @@ def _serving(config: Config, loaded: LoadedModel) -> Serving:
         max_running=config.max_running or (32 if on_cpu else 64),
         cache_bytes=cache,
         prefix_cache_bytes=prefixes if config.prefix_cache_mb is not None else min(prefixes, cache // 4),
+        guesser=_guesser(config, store, loaded),
     )
+
+
+def _guesser(config: Config, store: Store, loaded: LoadedModel) -> Guesser | None:
+    """What guesses ahead. Raises UnsupportedError for a draft model that cannot, MismatchError for one with other tokens."""
+    if config.draft is None and not config.lookup:
+        return None
+    from luthier.models.slots import supports
+    from luthier.models.speculate import Draft, LookUp
+
+    if config.draft is None:
+        return LookUp()
+    if config.lookup:
+        raise InputError("lookup and draft are two ways to guess; got both", hint="leave one of them out")
+    from luthier.models.load import load_model
+    from luthier.store.models import find
+
+    record = find(store, config.draft)
+    if record.architecture != "decoder":
+        raise UnsupportedError(f"draft must be a decoder; {record.name} is an {record.architecture}")
+    draft = load_model(store, record, dtype=config.dtype, device=config.device)
+    if draft.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+        raise MismatchError(f"draft must have the tokens of {loaded.record.name}; {record.name} has others")
+    if not supports(draft.module, draft.device):
+        raise UnsupportedError(f"draft {record.name} has an attention that cannot run beside others")
+    speed_up_linear(draft.module)
+    return Draft(draft.module, draft.device, draft.context_length)
 
 
 def _free_bytes(device: torch.device) -> int:
