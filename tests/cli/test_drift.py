@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,8 @@ def run(*arguments: str) -> int:
 def test_the_board(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run("desk", *WINDOWS, "--png", str(tmp_path / "d.png"), "--html", str(tmp_path / "d.html")) == 0
     shown = capsys.readouterr().out
-    lines = {
-        line[8:31].strip(): line for line in shown.splitlines() if line.startswith(("prompts ", "answers ", "people "))
-    }
+    cells = [re.split(r"\s{2,}", line.strip()) for line in shown.splitlines()]
+    lines = {row[1]: " ".join(row) for row in cells if row[0] in ("prompts", "answers", "people")}
     assert "changed" in lines["meaning"]
     assert "no change seen" in lines["length (tokens)"]
     assert "not tested" in lines["log-probability a"]

@@ -112,7 +112,7 @@ def test_other_answers_of_the_same_and_of_other_weights() -> None:
     swapped = report(base, traffic(1, 5, model_digest="d2"))
     assert any("d2 came, d1 went" in note for note in swapped.notes)
     failing = report(base, traffic(1, 5, error="down", answer="", details={"error": [{"kind": "queue_full"}]}))
-    assert {"answers: errors", "answers: kinds of errors"} <= named(failing)
+    assert "answers: errors" in named(failing)
 
 
 def test_labels_log_probabilities_ratings_and_what_people_do() -> None:
