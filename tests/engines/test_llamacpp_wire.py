@@ -271,6 +271,14 @@ def test_an_answer_has_the_form_that_it_must_have_and_is_that_of_torch(
         check(drawn.text)
 
 
+def test_special_tokens_do_not_stand_for_their_letters(ours: Any) -> None:
+    """llama.cpp's grammars read their text, which no answer shows."""
+    start = ours._renderer.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    sampling = Sampling(max_new_tokens=40, logit_bias=((start, 100.0),), constraint=Constraint("regex", "[^x]{15}x"))
+    (answer,) = ours.generate(QUESTIONS[:1], sampling)
+    assert start not in answer.token_ids and re.fullmatch("[^x]{15}x", answer.text)
+
+
 def test_any_object_in_json(ours: Any) -> None:
     for seed in range(4):
         sampling = Sampling(max_new_tokens=300, temperature=1.0, seed=seed, constraint=Constraint("json"))

@@ -195,7 +195,7 @@ class Renderer:
         """Text of ``ids``; ``special`` keeps the text of special tokens, ``keep`` that of these only."""
         if keep:
             kept = set(self.tokenizer.convert_tokens_to_ids(list(keep)))
-            ids = [i for i in ids if i in kept or i not in self._special_ids]
+            ids = [i for i in ids if i in kept or i not in self.special_ids]
             special = True
         text: str = self.tokenizer.decode(
             list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
@@ -203,7 +203,8 @@ class Renderer:
         return text
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def special_ids(self) -> frozenset[int]:
+        """Ids of special tokens, which ``decode`` leaves out."""
         return frozenset(self.tokenizer.all_special_ids) | {
             int(i) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special
         }

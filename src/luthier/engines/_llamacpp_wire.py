@@ -68,6 +68,8 @@ def request_body(ids: Sequence[int], sampling: Sampling, context_length: int) ->
 def form_fields(renderer: Renderer, sampling: Sampling) -> dict[str, Any]:
     """The fields that hold an answer to its form, and keep the special tokens by which calls are known.
 
+    llama.cpp takes a special token for its letters where a form allows them, and shows nothing of it; so the others are ruled out.
+
     Raises InputError for a form that cannot be read, UnsupportedError for one that cannot be held.
     """
     fields: dict[str, Any] = {}
@@ -80,7 +82,11 @@ def form_fields(renderer: Renderer, sampling: Sampling) -> dict[str, Any]:
                 "presence_penalty: engine llamacpp cannot combine it with a form of the answer or a tool that must be called",
                 parameters=("presence_penalty", constraint.kind if constraint is sampling.constraint else "tools"),
             )
+        kept = set(renderer.stop_ids)
+        if offered(sampling):
+            kept |= {renderer.tokenizer.convert_tokens_to_ids(token) for token in call_form(renderer).tokens}
         fields["grammar"] = grammar(constraint)
+        fields["logit_bias"] = [[token, False] for token in sorted(renderer.special_ids - kept)]
     if offered(sampling):
         fields["preserved_tokens"] = list(call_form(renderer).tokens)
     return fields

@@ -327,7 +327,10 @@ class LlamaEngine:
         return Reader(self._renderer, ids, sampling, weigh, lambda: self._tokens.vocabulary)
 
     def _body(self, ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
-        return request_body(ids, sampling, self._info.context_length) | form_fields(self._renderer, sampling)
+        body = request_body(ids, sampling, self._info.context_length)
+        form = form_fields(self._renderer, sampling)
+        bias = [*body.get("logit_bias", ()), *form.get("logit_bias", ())]
+        return body | form | ({"logit_bias": bias} if bias else {})
 
     def _steps(self, ids: Sequence[int], sampling: Sampling, reader: Reader) -> Iterator[Drawn]:
         return self._tokens.steps(ids, sampling, self._info.context_length, reader.note_cached)
