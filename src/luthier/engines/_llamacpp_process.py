@@ -71,7 +71,7 @@ def speculate(xllamacpp: Any, params: Any, asked: dict[str, Any]) -> None:
         draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = asked["threads"]
         types.append(kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE)
     if asked["lookup"]:
-        params.speculative.ngram_simple.size_m = asked["draft_tokens"]
+        params.speculative.ngram_simple.size_n, params.speculative.ngram_simple.size_m = 3, asked["draft_tokens"]
         types.append(kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE)
     if types:
         params.speculative.types = types
