@@ -92,7 +92,9 @@ def chat(**fields: Any) -> bytes:
             None,
             None,
         ),
-        ("chat/completions", chat(guided_regex="(" * 500), 400, "guided_regex", "unsupported_value"),
+        ("chat/completions", chat(guided_regex="(" * 500), 400, None, None),
+        ("chat/completions", chat(guided_grammar="root ::= root"), 400, None, None),
+        ("chat/completions", chat(beams=4), 400, "beams", "unsupported_value"),
         ("chat/completions", chat(guided_choice=["a"] * 10**5), 400, "guided_choice", "invalid_value"),
         (
             "chat/completions",
