@@ -90,6 +90,24 @@ def test_a_temperature_draws_labels(family: dict[str, Engine]) -> None:
     assert family["lora"].generate([TEXTS[0]], Sampling(stop=("l",)))[0].text in {"bi", "de", ""}
 
 
+def test_what_chooses_among_labels_is_honoured_and_the_rest_is_named(
+    family: dict[str, Engine], tiny_encoder: str
+) -> None:
+    name = next(name for name, engine in family.items() if engine.info.labels)
+    engine = family[name]
+    assert engine.info.parameters == {"top_k", "min_p"}
+    likeliest = engine.generate(["refund"], Sampling())[0].text
+    for sampling in (Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, min_p=0.999)):
+        assert {answer.text for answer in engine.generate(["refund"] * 40, sampling)} == {likeliest}
+    for sampling, lacking in (
+        (Sampling(repetition_penalty=1.2), "repetition_penalty"),
+        (Sampling(logprobs=1), "logprobs"),
+    ):
+        with pytest.raises(UnsupportedError, match=lacking):
+            engine.generate(["refund"], sampling)
+    assert family[tiny_encoder].info.parameters == frozenset()
+
+
 def test_only_labels_are_scored(family: dict[str, Engine]) -> None:
     with pytest.raises(InputError, match=r"got 'biling'. Did you mean 'billing'"):
         family["lora"].score([ScoreRequest("a", ("biling",))])

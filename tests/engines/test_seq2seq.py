@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from luthier.core.engine import Engine, Sampling, ScoreRequest
+from luthier.core.engine import PARAMETERS, Constraint, Engine, Sampling, ScoreRequest
 from luthier.core.errors import InputError, UnsupportedError
-from luthier.core.message import Message, user
+from luthier.core.message import Message, Tool, user
 from luthier.core.model import ModelRecord
 from luthier.engines._open import open_engine, open_many
 from luthier.models.attach import save_trained
@@ -198,3 +199,34 @@ def test_what_cannot_be_asked_is_refused(engine: Engine, tiny_t5: str) -> None:
     assert long.completion_tokens <= 511
     with pytest.raises(UnsupportedError, match="llamacpp"):
         open_engine(open_store(), tiny_t5, "llamacpp")
+
+
+def test_what_is_asked_of_the_drawing_is_honoured(engine: Engine) -> None:
+    """Each by what it must do to an answer; whole and streamed, whose pieces carry the tokens' log-probabilities."""
+    plain = engine.generate([user(TEXTS[0])], Sampling(max_new_tokens=8))[0]
+    banned = plain.token_ids[0]
+    without = engine.generate([user(TEXTS[0])], Sampling(max_new_tokens=8, logit_bias=((banned, -100.0),)))[0]
+    assert banned not in without.token_ids
+    penalised = engine.generate(
+        [user(TEXTS[0])], Sampling(max_new_tokens=8, presence_penalty=2.0, frequency_penalty=2.0)
+    )
+    assert len(set(penalised[0].token_ids)) >= len(set(plain.token_ids))
+    formed = Sampling(
+        max_new_tokens=20, temperature=1.5, seed=2, constraint=Constraint("regex", "[a-d]{3}"), logprobs=2
+    )
+    answer = engine.generate([user(text) for text in TEXTS], formed)[1]
+    assert answer.finish_reason == "stop" and re.fullmatch("[a-d]{3}", answer.text)
+    assert b"".join(token.data for token in answer.tokens).decode() == answer.text
+    assert all(len(token.top) == 2 for token in answer.tokens)
+    deltas = list(engine.stream(user(TEXTS[1]), formed))
+    assert tuple(token for delta in deltas for token in delta.tokens) == deltas[-1].generation.tokens  # type: ignore[union-attr]
+    assert [t.data for t in deltas[-1].generation.tokens] == [t.data for t in answer.tokens]  # type: ignore[union-attr]
+
+
+def test_what_an_encoder_decoder_cannot_do_is_named(engine: Engine) -> None:
+    for sampling, name in ((Sampling(beams=2), "beams"), (Sampling(tools=(Tool("find"),)), "tools")):
+        with pytest.raises(UnsupportedError, match=name):
+            engine.generate([user(TEXTS[0])], sampling)
+        with pytest.raises(UnsupportedError, match=name):
+            engine.stream(user(TEXTS[0]), sampling)
+    assert engine.info.parameters == set(PARAMETERS) - {"beams", "tools", "images"}

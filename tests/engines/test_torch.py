@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from luthier.core import catalog
-from luthier.core.engine import Engine, Generation, Sampling, ScoreRequest
+from luthier.core.engine import PARAMETERS, Engine, Generation, Sampling, ScoreRequest
 from luthier.core.errors import EngineError, InputError, NotFoundError, UnsupportedError
 from luthier.core.message import Message, user
 from luthier.core.model import ModelRecord
@@ -354,6 +354,7 @@ def test_info_says_exactly_what_answers(family: dict[str, Engine], tiny_decoder:
     base, one = family[tiny_decoder].info, family["one"].info
     assert (one.model, one.engine, one.context_length) == ("one", "torch", 512)
     assert one.capabilities == {"generate", "stream", "score", "embed"}
+    assert one.parameters == base.parameters == set(PARAMETERS) - {"images"}
     assert one.base_digest == base.model_digest == base.base_digest != one.model_digest
     assert one.template_digest == base.template_digest != ""
     meta = dict(one.meta)
