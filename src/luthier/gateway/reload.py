@@ -91,14 +91,15 @@ class Reloader:
             return None
 
 
-FIXED: tuple[str, ...] = ()
-"""Sections that take effect at the start only."""
+FIXED = ("watch", "cache")
+"""Sections that take effect at the start only: a file that changes them is refused, rather than taken and not followed."""
 
 
 def _refuse_fixed(old: GatewayConfig, new: GatewayConfig) -> None:
-    changed = [name for name in FIXED if getattr(old, name) != getattr(new, name)]
+    before, after = (each.model_dump(include=set(FIXED)) for each in (old, new))
+    changed = [name for name in FIXED if before[name] != after[name]]
     if changed:
-        raise InputError(f"{', '.join(changed)}: takes effect at the start only; restart the server to change it")
+        raise InputError(f"{', '.join(changed)}: read at the start only; restart the server, or put it back as it was")
 
 
 async def every(seconds: float, run: Callable[[], Any]) -> None:
