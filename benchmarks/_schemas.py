@@ -48,11 +48,14 @@ class _Maker:
     def string(self, depth: int) -> dict[str, Any]:
         kind = self.chance.random()
         if kind < 0.3:
-            return {"type": "string", "pattern": self.chance.choice(PATTERNS)} | (
-                {"maxLength": 9} if self.chance.random() < 0.5 else {}
-            )
+            pattern = self.chance.choice(PATTERNS)
+            endless = not pattern.endswith("$") or not pattern.startswith("^") or "*" in pattern or "+" in pattern
+            limited = self.chance.random() < (0.95 if endless else 0.3)  # random tokens seldom end a text by themselves
+            return {"type": "string", "pattern": pattern} | ({"maxLength": 9} if limited else {})
         if kind < 0.6:
-            return {"type": "string", "format": self.chance.choice(FORMATS)}
+            name = self.chance.choice(FORMATS)
+            long = name in ("email", "hostname", "uri") and self.chance.random() < 0.9
+            return {"type": "string", "format": name} | ({"maxLength": 30} if long else {})
         least = self.chance.choice((0, 0, 1, 3))
         return {"type": "string", "maxLength": least + self.chance.randint(0, 12)} | (
             {"minLength": least} if least else {}
@@ -104,9 +107,9 @@ class _Maker:
         out["required"] = [name for name in names if self.chance.random() < 0.6]
         self.chance.shuffle(out["required"])
         kind = self.chance.random()
-        if kind < 0.7:
+        if kind < 0.85:
             out["additionalProperties"] = False
-        elif kind < 0.9:
+        elif kind < 0.96:
             out["additionalProperties"] = self.chance.choice(
                 ({"type": "integer"}, {"type": "boolean"}, {"enum": ["x", "y"]})
             )

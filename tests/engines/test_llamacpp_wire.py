@@ -18,6 +18,7 @@ from tests.engines.sharp import EXACT, QUESTIONS, both, decoder
 from luthier.core.engine import Constraint, Delta, Engine, Generation, Sampling, TokenLogprob, require_parameters
 from luthier.core.errors import EngineError, InputError, UnsupportedError
 from luthier.core.message import Tool
+from luthier.data.token_bytes import bytes_of_tokens
 from luthier.engines._llamacpp_wire import split_bytes
 from luthier.engines._open import open_engine
 from luthier.models.load import load_model
@@ -277,6 +278,16 @@ def test_special_tokens_do_not_stand_for_their_letters(ours: Any) -> None:
     sampling = Sampling(max_new_tokens=40, logit_bias=((start, 100.0),), constraint=Constraint("regex", "[^x]{15}x"))
     (answer,) = ours.generate(QUESTIONS[:1], sampling)
     assert start not in answer.token_ids and re.fullmatch("[^x]{15}x", answer.text)
+
+
+@pytest.mark.parametrize("lead, rest", [(0xC1, 0xA2), (0xE0, 0x81), (0xF0, 0x82), (0xFE, 0x80)])
+def test_bytes_that_are_no_text_do_not_stand_for_characters(ours: Any, lead: int, rest: int) -> None:
+    """llama.cpp reads C1 A2 as a letter b, which UTF-8 forbids."""
+    data = bytes_of_tokens(ours._renderer)
+    bias = tuple((data.index(bytes([byte])), value) for byte, value in ((lead, 99.0), (rest, 100.0)))
+    form = Constraint("regex", "[a-zA-Z\u0080-\uffff]{4}")
+    (answer,) = ours.generate(QUESTIONS[:1], Sampling(max_new_tokens=40, logit_bias=bias, constraint=form))
+    assert re.fullmatch(form.value, b"".join(data[token] for token in answer.token_ids).decode())
 
 
 def test_any_object_in_json(ours: Any) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from luthier.core.engine import Delta, Generation, Sampling, TokenLogprob
 from luthier.core.errors import EngineError, UnsupportedError
 from luthier.core.message import ToolCall
 from luthier.data.call_form import call_form
+from luthier.data.token_bytes import bytes_of_tokens
 from luthier.engines._text import AnswerText
 from luthier.engines._tools import ToolText, decoder, offered, wanted_form
 
@@ -68,7 +71,8 @@ def request_body(ids: Sequence[int], sampling: Sampling, context_length: int) ->
 def form_fields(renderer: Renderer, sampling: Sampling) -> dict[str, Any]:
     """The fields that hold an answer to its form, and keep the special tokens by which calls are known.
 
-    llama.cpp takes a special token for its letters where a form allows them, and shows nothing of it; so the others are ruled out.
+    llama.cpp takes a special token for its letters where a form allows them, and shows nothing of it, and reads bytes that are no UTF-8 as characters;
+    so both are ruled out.
 
     Raises InputError for a form that cannot be read, UnsupportedError for one that cannot be held.
     """
@@ -86,10 +90,29 @@ def form_fields(renderer: Renderer, sampling: Sampling) -> dict[str, Any]:
         if offered(sampling):
             kept |= {renderer.tokenizer.convert_tokens_to_ids(token) for token in call_form(renderer).tokens}
         fields["grammar"] = grammar(constraint)
-        fields["logit_bias"] = [[token, False] for token in sorted(renderer.special_ids - kept)]
+        ruled_out = (renderer.special_ids - kept) | _overlong(renderer, fields["grammar"])
+        fields["logit_bias"] = [[token, False] for token in sorted(ruled_out)]
     if offered(sampling):
         fields["preserved_tokens"] = list(call_form(renderer).tokens)
     return fields
+
+
+_NEVER = re.compile(rb"[\xc0\xc1\xf5-\xff]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]")
+_LEADS = {b"\xe0": re.compile("[\u0800-\u0fff]"), b"\xf0": re.compile("[\U00010000-\U0010fffe]")}
+_overlong_ids: WeakKeyDictionary[Renderer, dict[bytes, frozenset[int]]] = WeakKeyDictionary()
+
+
+def _overlong(renderer: Renderer, grammar: str) -> frozenset[int]:
+    """Tokens by which a character could get more bytes than UTF-8 gives it (RFC 3629, section 3): those that hold such bytes, and those that end
+    with a first byte that begins such and right ones, unless the grammar names a character of its kind. Most characters of that kind can
+    still be said in tokens that hold two of their bytes."""
+    known = _overlong_ids.get(renderer)
+    if known is None:
+        tokens = list(enumerate(bytes_of_tokens(renderer)))
+        found = {b"": frozenset(token for token, data in tokens if _NEVER.search(data))}
+        found |= {lead: frozenset(token for token, data in tokens if data.endswith(lead)) for lead in _LEADS}
+        known = _overlong_ids.setdefault(renderer, found)
+    return known[b""].union(*(known[lead] for lead, needs in _LEADS.items() if not needs.search(grammar)))
 
 
 def refuse_mixed_penalties(sampling: Sampling) -> None:
@@ -282,9 +305,21 @@ class Reader:
             return tokens[:-1], True
         return tokens, False
 
+    def _check_bytes(self, ids: Sequence[int]) -> None:
+        """Raise EngineError for bytes that are no text: llama.cpp counted them as characters of the form."""
+        vocabulary = self._vocabulary()
+        try:
+            b"".join(vocabulary[token] for token in ids).decode()
+        except UnicodeDecodeError as error:
+            raise EngineError(
+                "llama.cpp wrote bytes that are no UTF-8 into an answer with a form", retryable=True
+            ) from error
+
     def _generation(
         self, text: str, ids: Sequence[int], tokens: tuple[TokenLogprob, ...], finish: str, count: int | None = None
     ) -> Generation:
+        if self._sampling.constraint is not None and finish == "stop" and "\ufffd" in text:
+            self._check_bytes(ids)
         calls = self._tools.calls if self._tools is not None else ()
         spent = time.perf_counter() - self._start
         return Generation(

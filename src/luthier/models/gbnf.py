@@ -21,6 +21,8 @@ from luthier.models.string_form import StringForm
 
 LONGEST = 200_000
 """Characters of a constraint."""
+WRITTEN_RULES = 30_000
+"""Rules that a constraint may come to."""
 _LINE = re.compile(rf"^([A-Za-z0-9-]+)([ \t]*::=[ \t]*){ADDED}$", re.MULTILINE)
 
 
@@ -31,7 +33,7 @@ def grammar(constraint: Constraint) -> str:
     Raises InputError for one that cannot be read or held, UnsupportedError for one whose grammar would be too large; both say why.
     """
     text = _LINE.sub(_free, written(constraint))
-    read_gbnf(text)
+    read_gbnf(text, WRITTEN_RULES)
     return text
 
 

@@ -17,6 +17,7 @@ from luthier.core.errors import InputError
 from luthier.models.patterns import ANY, LAST, Chars, Choice, Node, Ref, Repeat, Seq, chars, literal, others, to_regex
 
 MOST_RULES = 2_000
+"""Rules of a grammar that somebody wrote; those that Luthier writes may have more."""
 _INLINE = 20_000
 """Parts up to which a rule is written out where it is used."""
 
@@ -45,9 +46,9 @@ class Grammar:
     added: Mapping[str, tuple[str, str]]
 
 
-def read_gbnf(text: str) -> Grammar:
+def read_gbnf(text: str, most_rules: int = MOST_RULES) -> Grammar:
     """The rules of ``text``. Raises InputError that says where it is wrong, which rule is missing or endless."""
-    reader = _Reader(text)
+    reader = _Reader(text, most_rules)
     try:
         rules, added = reader.rules()
     except RecursionError as error:
@@ -66,8 +67,8 @@ def read_gbnf(text: str) -> Grammar:
 class _Reader:
     """One pass over the text of a grammar."""
 
-    def __init__(self, text: str) -> None:
-        self._text, self._at = text, 0
+    def __init__(self, text: str, most_rules: int) -> None:
+        self._text, self._at, self._most_rules = text, 0, most_rules
         self.called: set[str] = set()
 
     def rules(self) -> tuple[dict[str, Node], dict[str, tuple[str, str]]]:
@@ -91,8 +92,8 @@ class _Reader:
             if self._at < len(self._text) and self._text[self._at] not in "\r\n":
                 raise self._error("the end of a line")
             self._skip(_LINES)
-            if len(rules) + len(added) > MOST_RULES:
-                raise InputError(f"constraint grammar must have at most {MOST_RULES:,} rules")
+            if len(rules) + len(added) > self._most_rules:
+                raise InputError(f"constraint grammar must have at most {self._most_rules:,} rules")
         return rules, added
 
     def _choice(self, *, nested: bool) -> Node:

@@ -10,7 +10,7 @@ from luthier.models.patterns import Chars, chars, others, to_gbnf
 
 State = TypeVar("State", bound=Hashable)
 
-MOST_STATES = 5_000
+MOST_STATES = 20_000
 
 
 class Rules:
@@ -62,7 +62,7 @@ class Rules:
     ) -> str | None:
         """A rule for the texts that lead from ``start`` to a state that accepts; None when there are none. ``write`` writes characters.
 
-        Raises UnsupportedError for more than 5,000 states.
+        Raises UnsupportedError for more than 20,000 states.
         """
         known: dict[State, dict[State, list[Chars]]] = {}
         waiting = [start]
@@ -79,15 +79,50 @@ class Rules:
         useful = _useful(known, accepts)
         if start not in useful:
             return None
-        names = {state: self.new() for state in known if state in useful}
-        for state, name in names.items():
+        steps = {
+            state: {
+                after: chars(*(pair for each in kinds for pair in each.ranges))
+                for after, kinds in known[state].items()
+                if after in useful
+            }
+            for state in known
+            if state in useful
+        }
+        alike = _alike(steps, accepts)
+        names = {kind: self.new() for kind in dict.fromkeys(alike.values())}
+        written: set[int] = set()
+        for state, kind in alike.items():
+            if kind in written:
+                continue
+            written.add(kind)
+            onward: dict[int, list[Chars]] = {}
+            for after, letters in steps[state].items():
+                onward.setdefault(alike[after], []).append(letters)
+            ends = {alike[after]: not steps[after] for after in steps[state]}
             options = ['""'] if accepts(state) else []
-            for after, kinds in known[state].items():
-                if after in useful:
-                    onward = f" {names[after]}" if any(later in useful for later in known[after]) else ""
-                    options.append(f"{write(chars(*(pair for each in kinds for pair in each.ranges)))}{onward}")
-            self.name(name, " | ".join(options))
-        return names[start]
+            for after_kind, kinds_of_letters in onward.items():
+                letters = chars(*(pair for each in kinds_of_letters for pair in each.ranges))
+                options.append(write(letters) + ("" if ends[after_kind] else f" {names[after_kind]}"))
+            self.name(names[kind], " | ".join(options))
+        return names[alike[start]]
+
+
+def _alike(steps: dict[State, dict[State, Chars]], accepts: Callable[[State], bool]) -> dict[State, int]:
+    """States by number, those from which the same texts follow with one number (Moore 1956)."""
+    found = {state: int(accepts(state)) for state in steps}
+    count = len(set(found.values()))
+    while True:
+        numbers: dict[object, int] = {}
+        after = {}
+        for state, edges in steps.items():
+            onward: dict[int, list[tuple[int, int]]] = {}
+            for other, letters in edges.items():
+                onward.setdefault(found[other], []).extend(letters.ranges)
+            merged = frozenset((kind, chars(*ranges).ranges) for kind, ranges in onward.items())
+            after[state] = numbers.setdefault((found[state], merged), len(numbers))
+        if len(numbers) == count:
+            return after
+        found, count = after, len(numbers)
 
 
 def _useful(known: dict[State, dict[State, list[Chars]]], accepts: Callable[[State], bool]) -> set[State]:

@@ -6,7 +6,7 @@ from llguidance import LLMatcher
 
 from luthier.core.engine import Constraint
 from luthier.core.errors import InputError
-from luthier.models.gbnf import mark_of, named, written
+from luthier.models.gbnf import WRITTEN_RULES, mark_of, named, written
 from luthier.models.gbnf_reader import read_gbnf, to_lark
 from luthier.models.patterns import literal, to_regex
 from luthier.models.string_form import StringForm
@@ -19,7 +19,7 @@ def guidance(constraint: Constraint) -> str:
     too large."""
     text = written(constraint)
     try:
-        return str(LLMatcher.grammar_from_lark(to_lark(read_gbnf(text), _added)))
+        return str(LLMatcher.grammar_from_lark(to_lark(read_gbnf(text, WRITTEN_RULES), _added)))
     except RecursionError as error:
         raise InputError(f"{named(constraint)} is nested too deeply") from error
 
