@@ -78,6 +78,8 @@ def leaf(arguments: list[str]) -> tuple[Any, list[str]]:
     while hasattr(command, "commands"):
         if not rest or rest[0].startswith("-"):
             break
+        if rest[0] not in command.commands and hasattr(command, "unnamed"):
+            rest.insert(0, command.unnamed)
         name = rest.pop(0)
         assert name in command.commands, f"no command {name!r}"
         command = command.commands[name]

@@ -17,9 +17,11 @@ _GIVE = "give"
 class _Group(TyperGroup):
     """A group whose first command needs no name: ``luthier feedback TRACE --rating 1``."""
 
+    unnamed = _GIVE
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [_GIVE, *args]
+            args = [self.unnamed, *args]
         parsed: list[str] = super().parse_args(ctx, args)
         return parsed
 
