@@ -46,6 +46,7 @@ _VERBS = {
     "drift": "luthier.evaluation.drift",
     "from_feedback": "luthier.data.feedback",
     "lineage": "luthier.store.lineage",
+    "run_batch": "luthier.gateway.batch_offline",
     "create_key": "luthier.store.keys",
     "list_keys": "luthier.store.keys",
     "revoke_key": "luthier.store.keys",

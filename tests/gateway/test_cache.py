@@ -354,6 +354,11 @@ def test_there_is_no_header_and_no_endpoint_without_a_cache(start, engine):
     assert httpx.get(f"{server.base_url}/cache").status_code == 404
 
 
+def test_text_that_is_no_unicode_is_answered_and_not_kept(serve, scripted):
+    client = serve({"m": scripted(pieces=("half \ud83d",))}).client()
+    assert [ask(client)[1] for _ in range(2)] == ["miss", "miss"]
+
+
 # ---- by meaning
 
 

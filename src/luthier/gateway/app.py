@@ -15,8 +15,10 @@ from starlette.responses import Response
 from luthier import __version__
 from luthier.core.errors import EngineError, LuthierError, StoreError
 from luthier.gateway import (
+    batch,
     cache_admin,
     feedback,
+    files,
     guard_check,
     key_admin,
     metrics,
@@ -57,6 +59,8 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     _state(app, service)
     key_admin.register(app, service)
     cache_admin.register(app, service)
+    files.register(app, service)
+    batch.register(app, service)
     metrics.register(app, service)
     open_paths = OPEN_PATHS | ({metrics.PATH} if service.watch.config.open_metrics else set())
     app.add_middleware(Door, keys=service.keys, host=host, open_paths=open_paths)

@@ -35,11 +35,12 @@ async def answers(service: Service, question: Question) -> AsyncIterator[Piece]:
     def work(stopped: threading.Event) -> Iterator[Piece]:
         return generate(engine, prompts, sampling, question.n, pieces=question.stream, stopped=stopped)
 
+    turn = question.turn or Turn(question.exchange.caller.tenant, question.exchange.priority)
     start, began = question.exchange.start, time.perf_counter()
     said: dict[str, object] = {"model": served.name, "began_s": round(began - start, 6)}
     ended = "left"
     try:
-        async for piece in call(service, served, work, turn=question.turn, merge=merge_pieces, told=said):
+        async for piece in call(service, served, work, turn=turn, merge=merge_pieces, told=said):
             if "first_s" not in said:
                 said["first_s"] = round(time.perf_counter() - began, 6)
             yield piece

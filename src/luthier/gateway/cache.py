@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 
 from luthier.core.engine import Generation, Vectors
-from luthier.core.errors import LuthierError, StoreError
+from luthier.core.errors import InputError, LuthierError, StoreError
 from luthier.gateway.cache_config import CacheConfig, Policy, open_cache_store, open_embedder
 from luthier.gateway.cache_key import Control, fixed, keepable, key_of, partition_of, repeatable
 from luthier.gateway.calls import Piece
@@ -178,9 +178,14 @@ class Cache:
         ]
         if not ttls:
             return
+        try:
+            data = pack(answers)
+        except InputError:
+            self.counts["not_kept"] += 1
+            return
         vector = b"" if plan.vector is None else np.asarray(plan.vector, np.float32).tobytes()
         partition = plan.partition if vector else ""
-        entry = Entry(plan.key, *plan.whose, self.clock(), max(ttls), pack(answers), partition, vector)
+        entry = Entry(plan.key, *plan.whose, self.clock(), max(ttls), data, partition, vector)
         if self.store.local:
             self.store.put([entry])
         elif len(self._pending) >= _MOST_PENDING:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from luthier.core.config import from_mapping, read_yaml, validate
+from luthier.gateway.batch_config import BatchConfig
 from luthier.gateway.cache_config import CacheConfig
 from luthier.gateway.guard_rules import Rule
 from luthier.gateway.registry import Models
@@ -29,6 +30,7 @@ class GatewayConfig(BaseModel):
     watch: WatchConfig = WatchConfig()
     guardrails: tuple[Rule, ...] = ()
     cache: CacheConfig = CacheConfig()
+    batch: BatchConfig = BatchConfig()
 
 
 def read_config(source: str | Path | Mapping[str, Any] | None) -> GatewayConfig:

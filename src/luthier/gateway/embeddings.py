@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,11 @@ from starlette.responses import Response
 
 from luthier.core.digest import digest_json
 from luthier.core.engine import EMBED, Vectors
+from luthier.core.errors import LuthierError
 from luthier.gateway.answer import json_response, operate, trace_headers
-from luthier.gateway.exchange import Exchange
+from luthier.gateway.caller import Caller
+from luthier.gateway.exchange import GONE, Exchange
+from luthier.gateway.gate import BATCH
 from luthier.gateway.quota import tokens_of
 from luthier.gateway.routes import ask_engine
 from luthier.gateway.service import Served, Service
@@ -72,20 +76,63 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
     async def work() -> Vectors:
         embedded = partial(embed_parts, texts=body.input)
         vectors = collected(exchange, await ask_engine(service, exchange, EMBED, embedded, body.input))
-        if body.dimensions not in (None, vectors.shape[1]):
-            raise RequestError(
-                f"dimensions must be {vectors.shape[1]}, the width of {body.model}, or be left out; got {body.dimensions}",
-                param="dimensions",
-                code="unsupported_value",
-            )
+        check_width(body, vectors)
         return vectors
 
     vectors = await operate(service, request, exchange, work)
+    content = embedding_content(body, vectors, exchange.prompt_tokens)
+    return json_response(content, headers=trace_headers(exchange.id) | exchange.headers)
+
+
+async def embed_batch(
+    service: Service, caller: Caller, bodies: Sequence[EmbeddingRequest]
+) -> list[tuple[str, dict[str, Any]]]:
+    """(request id, response body) of requests that agree in model and dimensions: lines of a batch, embedded together. Raises LuthierError."""
+    texts = [text for body in bodies for text in body.input]
+    about = {"inputs": len(texts), "input_digest": digest_json(texts)}
+    exchange = Exchange("embedding", bodies[0].model, caller, parameters=about, priority=BATCH)
+    exchange.expected_tokens = sum(tokens_of(text) for text in texts)
+    error: str | LuthierError = GONE
+    try:
+        await service.admit(exchange, bulk=True)
+        embedded = partial(embed_parts, texts=texts)
+        vectors = collected(exchange, await ask_engine(service, exchange, EMBED, embedded, texts))
+        check_width(bodies[0], vectors)
+        error = ""
+    except LuthierError as raised:
+        error = raised
+        raise
+    finally:
+        service.finish(exchange, error)
+    served = exchange.served
+    assert served is not None
+    tokens = await asyncio.to_thread(lambda: [count_tokens(served, body.input) for body in bodies])
+    out, start = [], 0
+    for body, count in zip(bodies, tokens, strict=True):
+        end = start + len(body.input)
+        out.append((exchange.id, embedding_content(body, vectors[start:end], count)))
+        start = end
+    return out
+
+
+def check_width(body: EmbeddingRequest, vectors: Vectors) -> None:
+    """Raise RequestError unless vectors have the width that is asked for."""
+    if body.dimensions not in (None, vectors.shape[1]):
+        raise RequestError(
+            f"dimensions must be {vectors.shape[1]}, the width of {body.model}, or be left out; got {body.dimensions}",
+            param="dimensions",
+            code="unsupported_value",
+        )
+
+
+def embedding_content(body: EmbeddingRequest, vectors: Vectors, tokens: int) -> dict[str, Any]:
+    """The body of a response."""
     write = _base64 if body.encoding_format == "base64" else _floats
     listed = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors)]
-    usage = {"prompt_tokens": exchange.prompt_tokens, "total_tokens": exchange.prompt_tokens}
-    content = {"object": "list", "data": listed, "model": body.model, "usage": usage}
-    return json_response(content, headers=trace_headers(exchange.id) | exchange.headers)
+    return {
+        "object": "list", "data": listed, "model": body.model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }  # fmt: skip
 
 
 def embed_parts(served: Served, stopped: threading.Event, texts: list[str]) -> Iterator[Part]:

@@ -81,6 +81,19 @@ class Keys:
             self.used[found.caller.key_id] = at_s
         return found.caller
 
+    def caller_of(self, key_id: str) -> Caller | None:
+        """Who has the key of this id, if it is good now: for work that goes on after its request. Nobody's id ("") is of a server without keys."""
+        if not key_id or not self:
+            return Caller()
+        return next(
+            (
+                each.caller
+                for each in self._known.values()
+                if each.caller.key_id == key_id and time.time() < each.until_s
+            ),
+            None,
+        )
+
     def refresh(self) -> bool:
         """Read the store's keys and limits again if any changed; returns whether. Raises StoreError when the store refuses."""
         if self.store is None:

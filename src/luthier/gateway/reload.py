@@ -67,6 +67,7 @@ class Reloader:
             if config.guardrails != service.config.guardrails:
                 guard = await asyncio.to_thread(guard_of, config.guardrails, service.engines(), service.store)
             routes = service.router.built(config.routes)
+            old, cache = service.cache, await service.other_cache(config)
             service.models.show(change.targets, change.drop)
         except BaseException:
             await service.models.discard(change.opened)
@@ -74,7 +75,10 @@ class Reloader:
                 guard.close()
             raise
         service.router.routes = routes
+        service.cache = cache
         service.switch(config, guard)
+        if old is not None and old is not cache:
+            await asyncio.to_thread(old.close)
 
     def state(self) -> dict[str, Any] | None:
         """For /health."""
@@ -91,7 +95,7 @@ class Reloader:
             return None
 
 
-FIXED = ("watch", "cache")
+FIXED = ("watch", "batch")
 """Sections that take effect at the start only: a file that changes them is refused, rather than taken and not followed."""
 
 

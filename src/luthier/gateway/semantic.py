@@ -44,6 +44,8 @@ class Embedder:
         self._waiting: queue.Queue[tuple[str, asyncio.Future[Vectors], asyncio.AbstractEventLoop] | None] = (
             queue.Queue()
         )
+        self._lock = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="luthier-embedder", daemon=True)
         self._thread.start()
 
@@ -63,16 +65,23 @@ class Embedder:
 
     async def embed(self, text: str) -> Vectors:
         """The unit vector of a text, shape (width,). Raises EngineError when it cannot be had, or too many wait."""
-        if self._waiting.qsize() >= _MOST_WAITING:
-            raise EngineError("too many texts wait for the embedder")
         loop = asyncio.get_running_loop()
         made: asyncio.Future[Vectors] = loop.create_future()
-        self._waiting.put((text, made, loop))
+        with self._lock:
+            if self._closed:
+                raise EngineError("the embedder is closed")
+            if self._waiting.qsize() >= _MOST_WAITING:
+                raise EngineError("too many texts wait for the embedder")
+            self._waiting.put((text, made, loop))
         return await made
 
     def close(self) -> None:
-        """End the thread, and close the engine when it is ours."""
-        self._waiting.put(None)
+        """Answer what waits, end the thread, and close the engine when it is ours. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._waiting.put(None)
         self._thread.join(10.0)
         if self._owned:
             self.engine.close()

@@ -23,6 +23,7 @@ from luthier.core.engine import GENERATE, Engine
 from luthier.core.errors import InputError, NotFoundError
 from luthier.engines._open import UNSTORED
 from luthier.gateway.app import build_app
+from luthier.gateway.batch_worker import BatchWorker
 from luthier.gateway.config import GatewayConfig, read_config
 from luthier.gateway.connections import Connection, raise_file_limit
 from luthier.gateway.keys import check_bind, is_loopback, read_keys
@@ -181,11 +182,15 @@ class _Server(uvicorn.Server):
         """Start, and say so."""
         await super().startup(sockets)
         self.service.begin()
+        self.service.batches = BatchWorker(self.service)
+        self.service.batches.start()
         self._loop = asyncio.get_running_loop()
         self.ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new work, finish what runs."""
+        if self.service.batches is not None:
+            await self.service.batches.stop()
         self.service.close_gates()
         await super().shutdown(sockets)
         self.service.end()

@@ -34,9 +34,11 @@ from luthier.gateway.watch import Watch
 from luthier.gateway.wire import RequestError
 from luthier.gateway.workers import Workers
 from luthier.store.database import Store
+from luthier.store.files import expire_files
 from luthier.store.traces import record_traces
 
 if TYPE_CHECKING:
+    from luthier.gateway.batch_worker import BatchWorker
     from luthier.gateway.exchange import Exchange
 
 __all__ = ["Price", "Served", "Service", "assemble", "read_prices", "serve_as"]
@@ -64,6 +66,7 @@ class Service:
     guard: Guard | None = field(init=False, default=None)
     watch: Watch = field(init=False)
     cache: Cache | None = field(init=False, default=None)
+    batches: BatchWorker | None = None
     reloader: Reloader | None = None
     router: Router = field(init=False)
     health: HealthChecks = field(init=False)
@@ -75,7 +78,6 @@ class Service:
         self.guard = guard_of(self.config.guardrails, self.engines(), self.store)
         if self.config.cache:
             self.cache = open_cache(self.config.cache, self.models, self.store, self.workers.run)
-            self.upkeep.add("cache", self.cache.store.trim, every_s=60.0)
         self.router = Router(self)
         self.router.routes = self.router.built(self.config.routes)
         self.health = HealthChecks(self.models, self.workers, self.router.now)
@@ -85,6 +87,8 @@ class Service:
             self.upkeep.add("keys", self.keys.refresh)
             self.upkeep.add("usage", self.quota.sync, last=self.quota.close)
             self.upkeep.add("last used", self.keys.write_used, every_s=10.0)
+        self.upkeep.add("cache", self._trim_cache, every_s=60.0, last=lambda: None)
+        self.upkeep.add("files", partial(expire_files, self.store), every_s=3600.0, last=lambda: None)
 
     @staticmethod
     def open(
@@ -143,6 +147,18 @@ class Service:
         self.ask = assemble(self)
         if before is not None and before is not guard:
             before.retire()
+
+    async def other_cache(self, config: GatewayConfig) -> Cache | None:
+        """The cache of another configuration: this one's when its section is the same. Raises LuthierError for what cannot be opened."""
+        if config.cache == self.config.cache:
+            return self.cache
+        if not config.cache:
+            return None
+        return await asyncio.to_thread(open_cache, config.cache, self.models, self.store, self.workers.run)
+
+    def _trim_cache(self) -> None:
+        if self.cache is not None:
+            self.cache.store.trim()
 
     def begin(self) -> None:
         """Begin what runs beside the requests; belongs to the running event loop."""

@@ -24,6 +24,7 @@ from luthier.core.digest import digest_json
 from luthier.core.errors import StoreError
 from luthier.store.database import Store, models
 from luthier.store.home import disk_error, disk_errors, file_sha256, sync_folder, write_atomic
+from luthier.store.tables import files as tenant_files
 
 LIST_NAME = ".files.json"
 """The file list inside each artifact: {relative name: {"sha256", "bytes"}}. Not part of the digest."""
@@ -202,16 +203,18 @@ def parts_in(meta: Mapping[str, Any] | None) -> list[str]:
 
 
 def discard_unused(store: Store, digest: str) -> bool:
-    """Remove an artifact unless a model uses it, or is built on it; returns whether it went. One rename first, so that nobody sees half of it."""
+    """Remove an artifact unless a model or a tenant's file uses it, or a model is built on it; returns whether it went. One rename first, so that
+    nobody sees half of it."""
     folder = store.home.artifacts / digest
-    with store.read() as connection:
-        used = connection.execute(select(func.count()).where(models.c.digest == digest)).scalar_one()
-        used = used or any(digest in parts_in(meta) for meta in connection.execute(select(models.c.meta)).scalars())
-    if used or not digest or not folder.exists():
-        return False
     old = store.home.staging / f"discarded-{secrets.token_hex(6)}"
-    with disk_errors(folder):
-        folder.rename(old)
+    with store.write() as connection:  # nobody begins to use it between the question and the rename
+        used = connection.execute(select(func.count()).where(models.c.digest == digest)).scalar_one()
+        used = used or connection.execute(select(func.count()).where(tenant_files.c.digest == digest)).scalar_one()
+        used = used or any(digest in parts_in(meta) for meta in connection.execute(select(models.c.meta)).scalars())
+        if used or not digest or not folder.exists():
+            return False
+        with disk_errors(folder):
+            folder.rename(old)
     shutil.rmtree(old, ignore_errors=True)
     return True
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import orjson
 
 from luthier.core.engine import Generation, TokenLogprob
-from luthier.core.errors import StoreError
+from luthier.core.errors import InputError, StoreError
 
 FILE_NAME = "cache.db"
 _SCHEMA = 1
@@ -314,7 +314,7 @@ def _stats(by_model: list[dict[str, Any]], oldest: float | None, at_s: float) ->
 
 
 def pack(answers: Sequence[Generation]) -> bytes:
-    """Answers as bytes: what a client may see of them."""
+    """Answers as bytes: what a client may see of them. Raises InputError for text that is no valid Unicode."""
     rows = []
     for each in answers:
         tokens = [
@@ -332,7 +332,10 @@ def pack(answers: Sequence[Generation]) -> bytes:
                 tokens,
             ]
         )
-    return orjson.dumps(rows)
+    try:
+        return orjson.dumps(rows)
+    except TypeError as error:  # half of a surrogate pair
+        raise InputError("an answer that is no valid Unicode is not kept") from error
 
 
 def unpack(data: bytes) -> tuple[Generation, ...]:

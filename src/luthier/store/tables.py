@@ -228,3 +228,43 @@ route_states = Table(  # the verdict on a canary; ``digest`` says of which weigh
     Column("state", JSON, nullable=False),
     Column("updated_at", String(32), nullable=False),
 )
+
+files = Table(  # what tenants uploaded, and what batches wrote for them; the bytes are artifacts
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("name", String(256), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False, index=True),
+    Column("created_at", String(32), nullable=False),
+    Column("expires_at", String(32)),
+    Index("ix_files_tenant", "tenant", "created_at"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file", String(64), nullable=False),
+    Column("window", String(16), nullable=False),
+    Column("status", String(16), nullable=False, index=True),
+    Column("created_at", String(32), nullable=False),
+    Column("expires_at", String(32), nullable=False),
+    Column("times", JSON, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("output_file", String(64)),
+    Column("error_file", String(64)),
+    Column("errors", JSON, nullable=False),
+    Column("about", JSON, nullable=False),
+    Column("worker", String(64)),
+    Column("lease_until_s", Float),
+    Index("ix_batches_tenant", "tenant", "created_at"),
+)
