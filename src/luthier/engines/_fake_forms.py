@@ -11,7 +11,7 @@ import jsonschema
 import regex
 
 from luthier.core.engine import Constraint
-from luthier.models.gbnf import choices, grammar
+from luthier.models.gbnf import WRITTEN_RULES, choices, grammar
 from luthier.models.gbnf_reader import read_gbnf
 from luthier.models.patterns import Chars, Choice, Node, Ref, Repeat, Seq
 
@@ -44,7 +44,7 @@ def arguments_for(parameters: str) -> str:
 @lru_cache(maxsize=256)
 def shortest(constraint: Constraint) -> str:
     """The shortest text that has a form, or one of them."""
-    rules = read_gbnf(grammar(constraint)).rules
+    rules = read_gbnf(grammar(constraint), WRITTEN_RULES).rules
     known: dict[str, str] = {}
     found = True
     while found:
