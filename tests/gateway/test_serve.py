@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,34 @@ def test_a_signal_ends_the_server_in_order(home: Path, number: signal.Signals) -
         process.kill()
         process.wait()
     assert [trace.answer for trace in list_traces(open_store(home))] == ["begun ended"]
+
+
+FOLLOWING = """
+import luthier, sys
+luthier.serve((), port=0, config=sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal of POSIX")
+@pytest.mark.parametrize("how", ["saved", "signal"])
+def test_a_running_server_follows_its_file(home: Path, tmp_path: Path, how: str) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text("models: {a: 'fake:a'}")
+    process = subprocess.Popen(
+        [sys.executable, "-c", FOLLOWING, str(path)], stdout=subprocess.PIPE, text=True, env=dict(os.environ), bufsize=1
+    )
+    try:
+        assert process.stdout is not None
+        base_url = process.stdout.readline().removeprefix("Serving on ").strip()
+        path.write_text("models: {a: 'fake:a', b: 'fake:b'}")
+        deadline = time.monotonic() + 30
+        names: list[str] = []
+        while names != ["a", "b"] and time.monotonic() < deadline:
+            if how == "signal":
+                process.send_signal(signal.SIGHUP)
+            names = [each["id"] for each in httpx.get(f"{base_url}/models").json()["data"]]
+        assert names == ["a", "b"]
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from luthier.cli._server import LOCAL, KeyVariable, ServerUrl, ask_server
+
 _LAYERS = "--layers must be whole numbers with commas between them, such as 0,2,4"
 
 
@@ -62,6 +64,36 @@ def register(app: typer.Typer) -> None:
         )
 
     models.command("new")(new_model)
+    models.command("load")(load_model)
+    models.command("unload")(unload_model)
+
+
+def load_model(
+    name: Annotated[str, typer.Argument(help="A stored model, adapter or endpoint.")],
+    served_as: Annotated[str, typer.Option("--as", metavar="NAME", help="The name that clients ask.")] = "",
+    engine: Annotated[str, typer.Option(help="auto, torch, llamacpp or fake.")] = "auto",
+    swap: Annotated[bool, typer.Option("--swap", help="Take the place of what is served under this name.")] = False,
+    server: ServerUrl = LOCAL,
+    api_key_env: KeyVariable = None,
+) -> None:
+    """Have a running server serve one more model."""
+    from luthier.cli import _print
+
+    body = {"model": name, "name": served_as, "engine": engine, "swap": swap}
+    made = ask_server(server, "POST", "models", api_key_env, body)
+    _print.say(f"{made['id']} is served now   (engine {made['engine']})")
+
+
+def unload_model(
+    name: Annotated[str, typer.Argument(help="A served model.")],
+    server: ServerUrl = LOCAL,
+    api_key_env: KeyVariable = None,
+) -> None:
+    """Have a running server serve a model no more. What it is answering just now it answers to the end."""
+    from luthier.cli import _print
+
+    ask_server(server, "DELETE", f"models/{name}", api_key_env)
+    _print.say(f"{name} is served no more")
 
 
 def new_model(

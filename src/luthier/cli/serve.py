@@ -58,7 +58,7 @@ def serve(
     from luthier.gateway.serve import serve as serve_models
 
     _log()
-    asked = [*(models or ()), *(f"the adapters of {base}" for base in adapters_of or ())]
+    asked = [*(models or ()), *(f"the adapters of {base}" for base in adapters_of or ())] or [f"the models of {config}"]
     say(f"[dim]loading {escape(', '.join(asked))} …[/]")
     serve_models(
         models or (),
