@@ -7,16 +7,15 @@ when it is whole, so it may break at any place before and be asked anew.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from luthier.core.errors import (
     ContextLengthError,
     EngineError,
-    InputError,
     LuthierError,
     NotFoundError,
     UnsupportedError,
@@ -24,6 +23,7 @@ from luthier.core.errors import (
 from luthier.gateway.calls import Piece, merge_pieces
 from luthier.gateway.gate import ONLINE, Turn
 from luthier.gateway.policy import Policy
+from luthier.gateway.verdict import ANSWERED, LEFT, LOST, NoTargetError, TooSlowError, Verdict, judge, none_ready
 from luthier.gateway.wire import RequestError
 
 if TYPE_CHECKING:
@@ -35,51 +35,6 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 Begin = Callable[["Served", Turn], AsyncIterator[Made]]
 """Asks one engine; the turn is for its gate."""
-
-Then = Literal["stop", "next", "again"]
-
-
-class TooSlowError(EngineError):
-    """A target that did not answer in time."""
-
-    http_status = 504
-    code = "timeout"
-
-
-class NoTargetError(EngineError):
-    """Nothing that could be asked now: circuits are open, replicas unwell."""
-
-    http_status = 503
-    code = "no_target"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What an error means: its name in the trace, whether it is the target's fault (None: it says nothing of it), and what to do next."""
-
-    outcome: str
-    good: bool | None
-    then: Then
-
-
-def judge(error: LuthierError, *, begun: bool) -> Verdict:
-    """The verdict on an error; ``begun``: the engine had its turn."""
-    if isinstance(error, TooSlowError):
-        return Verdict("timeout", False if begun else None, "next")
-    if isinstance(error, EngineError):
-        return Verdict("error", False, "again" if error.retryable else "next")
-    if isinstance(error, ContextLengthError):
-        return Verdict("too_long", None, "next")
-    if isinstance(error, UnsupportedError):
-        return Verdict("unsupported", None, "next")
-    if isinstance(error, RequestError):
-        busy = error.code in ("queue_full", "too_late")
-        return Verdict("busy" if busy else "refused", None, "next" if busy else "stop")
-    if isinstance(error, NotFoundError) or not isinstance(error, InputError):
-        return Verdict(
-            "error", False, "next"
-        )  # a remote endpoint that has no such model any more; a package that is missing
-    return Verdict("refused", None, "stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,37 +62,62 @@ class Attempt(Generic[Made]):
         self.asking, self.candidate, self.target, self.replica = asking, candidate, target, replica
         self.role = role  # "hedge" for a second try beside the first
         self.first_s: float | None = None
-        self.took_s = 0.0
+        self.began = self.took_s = 0.0
         self.lost = False  # another attempt was faster
 
     async def pieces(self) -> AsyncGenerator[Made]:
-        """What the replica makes. The circuit breaker, the target's statistics and the trace hear how it ended."""
+        """What the replica makes, as it comes. Raises TooSlowError when that takes too long."""
+        with self._watched() as turn:
+            async with aclosing(self._timed(self.asking.begin(self.replica.served, turn), turn)) as made:
+                async for each in made:
+                    if self.first_s is None:
+                        self.first_s = self.asking.router.now() - self.began
+                    yield each
+
+    async def whole(self) -> list[Made]:
+        """Everything that the replica makes, when it is done: like ``pieces``, for less."""
+        made: list[Made] = []
+        with self._watched() as turn:
+            try:
+                async with asyncio.timeout(self._left_s(turn.deadline)) as limit:
+                    self._when_let_in(turn, limit)
+                    async for each in self.asking.begin(self.replica.served, turn):
+                        if self.first_s is None:
+                            self.first_s = self.asking.router.now() - self.began
+                        made.append(each)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise self._too_slow(turn) from error
+            except asyncio.CancelledError:
+                self.asking.keep(made)
+                raise
+        return made
+
+    @contextmanager
+    def _watched(self) -> Iterator[Turn]:
+        """The circuit breaker, the target's statistics and the trace hear how the attempt ends."""
         router, replica = self.asking.router, self.replica
         permit = replica.breaker.enter()
         if permit is None:  # it was free a moment ago
             raise NoTargetError(f"{self.target.name} is being tried by others", retryable=True)
         replica.served.use.begin()
-        began = router.now()
+        self.began = router.now()
         exchange = self.asking.question.exchange
-        turn = Turn(exchange.caller.tenant, exchange.priority, self._deadline(began))
-        verdict, problem = Verdict("left", None, "stop"), ""
+        turn = Turn(exchange.caller.tenant, exchange.priority, self._deadline(self.began))
+        verdict, problem = LEFT, ""
         try:
-            limited = self._timed(self.asking.begin(replica.served, turn), began, turn)
-            async with aclosing(limited) as made:
-                async for each in made:
-                    if self.first_s is None:
-                        self.first_s = router.now() - began
-                    yield each
-            verdict = Verdict("ok", True, "stop")
+            yield turn
+            verdict = ANSWERED
         except LuthierError as error:
             verdict, problem = judge(error, begun=turn.begun), error.message
             raise
         finally:
-            self.took_s = router.now() - began
+            self.took_s = router.now() - self.began
             replica.served.use.end()
             replica.breaker.leave(permit, verdict.good)
             if self.lost:  # it would have taken longer still
-                verdict = Verdict("lost", None, "stop")
+                verdict = LOST
             if verdict.good or self.lost:
                 self.target.firsts.add(self.first_s or self.took_s)
             self.asking.heard(self, verdict, problem)
@@ -152,38 +132,46 @@ class Attempt(Generic[Made]):
     def _online(self) -> bool:
         return self.asking.question.exchange.priority >= ONLINE
 
-    async def _timed(self, made: AsyncIterator[Made], began: float, turn: Turn) -> AsyncGenerator[Made]:
-        policy, router = self.candidate.policy, self.asking.router
-        first_by = None
+    async def _timed(self, made: AsyncIterator[Made], turn: Turn) -> AsyncGenerator[Made]:
+        policy, first_by = self.candidate.policy, None
         if policy.first_token_timeout_s is not None and self.asking.question.stream and self._online:
-            first_by = began + policy.first_token_timeout_s
+            first_by = self.began + policy.first_token_timeout_s
         iterator = aiter(made)
         while True:
-            ends = [each for each in (turn.deadline, first_by) if each is not None]
             try:
-                async with asyncio.timeout(max(0.0, min(ends) - router.now()) if ends else None) as limit:
-                    if not self._online and not turn.begun and policy.timeout_s is not None:
-                        turn.let_in = partial(self._from_now, turn, limit, policy.timeout_s)
+                async with asyncio.timeout(self._left_s(turn.deadline, first_by)) as limit:
+                    self._when_let_in(turn, limit)
                     each = await anext(iterator)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
                 if not limit.expired():
                     raise
-                raise self._too_slow(router.now() - began, turn) from error
+                raise self._too_slow(turn) from error
             finally:
                 turn.let_in = None
             first_by = None
             yield each
+
+    def _left_s(self, *ends: float | None) -> float | None:
+        """Seconds to the first of ``ends``; None when there is none."""
+        known = [each for each in ends if each is not None]
+        return max(0.0, min(known) - self.asking.router.now()) if known else None
+
+    def _when_let_in(self, turn: Turn, limit: asyncio.Timeout) -> None:
+        """A batch's time begins with its turn."""
+        seconds = self.candidate.policy.timeout_s
+        if not self._online and not turn.begun and seconds is not None:
+            turn.let_in = partial(self._from_now, turn, limit, seconds)
 
     def _from_now(self, turn: Turn, limit: asyncio.Timeout, seconds: float) -> None:
         """A batch's turn has come."""
         turn.deadline = self.asking.router.now() + seconds
         limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
-    def _too_slow(self, took_s: float, turn: Turn) -> TooSlowError:
+    def _too_slow(self, turn: Turn) -> TooSlowError:
         said = "had no turn" if not turn.begun else "had not answered" if self.first_s is None else "was not done"
-        return TooSlowError(f"{self.target.name} {said} after {took_s:.3g} s")
+        return TooSlowError(f"{self.target.name} {said} after {self.asking.router.now() - self.began:.3g} s")
 
 
 class Asking(Generic[Made]):
@@ -301,7 +289,7 @@ class Asking(Generic[Made]):
             replica = target.pick(used) or target.pick()
             if replica is None:
                 self.blamed += 1
-                self._refuse(candidate, "open", _none_ready(target))
+                self._refuse(candidate, "open", none_ready(target))
                 return
             used.append(replica)
             attempt = Attempt(self, candidate, target, replica)
@@ -325,36 +313,45 @@ class Asking(Generic[Made]):
         """An attempt, or two of which the first to have a piece wins. What is not streamed is held back until it is whole."""
         delay_s = self.router.hedge_after_s(attempt)
         self._winner = attempt
-        async with aclosing(attempt.pieces() if delay_s is None else self._beside(attempt, delay_s)) as pieces:
-            if self.question.stream:
+        if self.question.stream:
+            async with aclosing(attempt.pieces() if delay_s is None else self._beside(attempt, delay_s)) as pieces:
                 async for each in pieces:
                     self._started = True
                     yield each
-            else:
-                whole = await self._whole(pieces)
-        self.answered, self.answer_s, self.first_s = self._winner.candidate, self._winner.took_s, self._winner.first_s
-        if not self.question.stream:
-            for each in whole:
-                yield each
+            self._won()
+            return
+        whole = await attempt.whole() if delay_s is None else await self._collected(self._beside(attempt, delay_s))
+        self._won()
+        if whole and isinstance(whole[0], Piece):
+            whole = merge_pieces(whole)  # type: ignore[arg-type, assignment]
+        for each in whole:
+            yield each
+
+    def _won(self) -> None:
+        winner = self._winner
+        self.answered, self.answer_s, self.first_s = winner.candidate, winner.took_s, winner.first_s
 
     def _beside(self, attempt: Attempt[Made], delay_s: float) -> AsyncGenerator[Made]:
         from luthier.gateway.hedge import hedged  # which imports this file
 
         return hedged(self, attempt, delay_s)
 
-    async def _whole(self, pieces: AsyncIterator[Made]) -> list[Made]:
+    async def _collected(self, pieces: AsyncGenerator[Made]) -> list[Made]:
         made: list[Made] = []
         try:
-            async for each in pieces:
-                made.append(each)
-        except asyncio.CancelledError:  # the client left: what was made so far is kept in the trace, and paid
-            for piece in made:
-                if isinstance(piece, Piece):
-                    self.question.exchange.note(piece)
+            async with aclosing(pieces) as found:
+                async for each in found:
+                    made.append(each)
+        except asyncio.CancelledError:
+            self.keep(made)
             raise
-        if made and isinstance(made[0], Piece):
-            return merge_pieces(made)  # type: ignore[arg-type, return-value]
         return made
+
+    def keep(self, made: Iterable[Made]) -> None:
+        """The client left: what was made so far is kept in the trace, and paid."""
+        for piece in made:
+            if isinstance(piece, Piece):
+                self.question.exchange.note(piece)
 
     def leads(self, attempt: Attempt[Made]) -> None:
         """Of two attempts this is the one whose pieces go out."""
@@ -396,15 +393,3 @@ class Asking(Generic[Made]):
             retryable=any(getattr(error, "retryable", False) for _, error in failed),
             retry_after_s=min(waits, default=None),
         ) from last
-
-
-def _none_ready(target: Target) -> NoTargetError:
-    """Why none of a target's replicas can be asked, and when to come again."""
-    problems = [each.problem for each in target.replicas if each.problem]
-    waits = [each.breaker.closes_in_s for each in target.replicas if not each.problem]
-    why = problems[0] if problems else "it failed too often lately"
-    return NoTargetError(
-        f"{target.name} is not asked at the moment: {why}",
-        retryable=True,
-        retry_after_s=max(1.0, min(waits, default=5.0)),
-    )
