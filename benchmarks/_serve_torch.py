@@ -36,6 +36,8 @@ LETTER = (
 
 def run(quick: bool = False, home: Path | None = None, threads: int | None = None) -> dict[str, Any]:
     """``{"ratios", "quality", ...}``; ``home`` is the store that has the model (the user's own when left out)."""
+    import torch
+
     from luthier.engines._open import open_engine
     from luthier.models.pull import pull
     from luthier.store.database import open_store
@@ -51,6 +53,7 @@ def run(quick: bool = False, home: Path | None = None, threads: int | None = Non
     tokens, rounds = (32, 2) if quick else (64, 5)
     found: dict[str, Any] = {"ratios": {}, "quality": {"bars": BARS}}
     engine: Any = open_engine(store, MODEL, "torch", options)
+    found["threads"] = torch.get_num_threads()
     found["batching"], equal = _batching(engine, _peer(store), tokens, rounds)
     found["ratios"] |= {f"torch_batching_{name}": found["batching"][name]["ratio"] for name in ("processor", "wall")}
     found["quality"]["torch_equal_greedy_bf16"] = equal
@@ -112,7 +115,12 @@ def _batching(engine: Any, peer: Any, tokens: int, rounds: int) -> tuple[dict[st
     # neither side may stop early: both are asked for as many tokens, Luthier by forbidding the tokens that end a turn
     ends = tuple((token, -100.0) for token in sorted(engine._renderer.stop_ids))
     sampling = Sampling(max_new_tokens=tokens, logit_bias=ends)
-    engine.generate(_questions(0)[:2], Sampling(max_new_tokens=4))
+    warm = _questions(0)
+    _together(
+        engine, warm, Sampling(max_new_tokens=8, logit_bias=ends)
+    )  # both sides: the first tokens of a process are slow
+    for each in warm[:4]:
+        peer(engine._renderer.prompt_ids(each), 8)
     ratios: dict[str, list[float]] = {"processor": [], "wall": []}
     speeds: dict[str, dict[str, list[float]]] = {name: {"luthier": [], "transformers": []} for name in ratios}
     equal = total = 0

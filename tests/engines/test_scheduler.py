@@ -601,6 +601,30 @@ def test_beams_find_likelier_answers_whole_and_streamed(family: dict[str, Engine
         family["one"].generate(PROMPTS, Sampling(beams=2, temperature=0.7))
 
 
+def test_the_number_of_threads_is_that_which_is_asked(tiny_decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the thread that answers too; loading the weights does not set it back."""
+    from luthier.models.slots import Slots
+
+    seen: list[tuple[str, int]] = []
+    plain = Slots.forward
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append((threading.current_thread().name, torch.get_num_threads()))
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(Slots, "forward", forward)
+    before = torch.get_num_threads()
+    try:
+        for count in (3, 2):
+            engine = open_engine(open_store(), tiny_decoder, "torch", {**FP32, "threads": count})
+            engine.generate(PROMPTS[:1], Sampling(max_new_tokens=2))
+            assert set(seen) == {("luthier-answers", count)}
+            engine.close()
+            seen.clear()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_cannot_be_asked_is_named(family: dict[str, Engine], tiny_decoder: str) -> None:
     with pytest.raises(InputError, match="logit_bias names token 999999; one has tokens 0 to"):
         family["one"].generate(PROMPTS[:1], Sampling(logit_bias=((999_999, 1.0),)))

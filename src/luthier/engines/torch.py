@@ -69,11 +69,11 @@ def open(model: EngineTarget, config: Config) -> Engine:  # noqa: A001 - the nam
             f"engine torch opens base models and adapters; {record.name} is an {record.kind}",
             hint="use engine llamacpp for an export; an endpoint is opened by its name",
         )
-    if config.threads is not None:
-        set_threads(config.threads)
     base, key = _share(model, record, config)
     base.join(key, record if key is not None else None)
     try:
+        if config.threads is not None:
+            set_threads(config.threads)  # after the weights are there: loading them sets the default
         with base.using(key) as loaded:
             speed_up_linear(loaded.module)
             info = _info(model.name, record, loaded, key)
