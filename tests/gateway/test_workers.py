@@ -46,7 +46,7 @@ def test_idle_threads_end_and_tasks_that_come_just_then_run() -> None:
     assert done[0] == 500
     for thread in threading.enumerate():
         if thread.name == "luthier-test-idle":
-            thread.join(20)
+            thread.join(120)
     assert not [thread for thread in threading.enumerate() if thread.name == "luthier-test-idle"]
 
 

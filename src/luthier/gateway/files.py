@@ -95,7 +95,7 @@ def register(app: FastAPI, service: Service) -> None:
         caller = _owner(request)
         return json_response((await asyncio.to_thread(find_file, service.store, file_id, caller.tenant)).as_dict())
 
-    @app.get("/v1/files/{file_id}/content", response_class=FileResponse)
+    @app.get("/v1/files/{file_id}/content", response_class=FileResponse, responses=BYTES)
     async def content(request: Request, file_id: str) -> Response:
         """Its bytes."""
         caller = _owner(request)
@@ -110,6 +110,14 @@ def register(app: FastAPI, service: Service) -> None:
         caller = _owner(request)
         await asyncio.to_thread(delete_file, service.store, file_id, caller.tenant)
         return json_response({"id": file_id, "object": "file", "deleted": True})
+
+
+BYTES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 
 def page(rows: list[dict[str, Any]], limit: int) -> dict[str, Any]:
