@@ -14,7 +14,7 @@ from luthier.core import catalog
 from luthier.core.catalog import Entry
 from luthier.core.dataset import Example
 from luthier.core.engine import Engine, EngineInfo
-from luthier.core.errors import EngineError, InputError, MismatchError
+from luthier.core.errors import ContextLengthError, EngineError, InputError, MismatchError
 from luthier.core.run import Progress
 from luthier.core.score import Target, target_of
 from luthier.core.task import Task
@@ -132,7 +132,10 @@ def _answer(ask: Ask, examples: Sequence[Example], progress: Progress) -> list[R
     try:
         return ask(examples, progress)
     except InputError as error:
-        if type(error) is not InputError:  # the engine cannot do this at all: no single input is to blame
+        if type(error) not in (
+            InputError,
+            ContextLengthError,
+        ):  # the engine cannot do this at all: no single input is to blame
             raise
         if len(examples) == 1:
             return [Reply("", parsed=False, error=error.message)]

@@ -228,7 +228,9 @@ def _chat(engine: Any, case: Case, tokens: int) -> tuple[str, int, list[float]]:
     except InputError:  # the API refuses log-probabilities, or the request as a whole, which the next line then says
         with engine._explained():
             answer = engine._client.chat.completions.create(**body)
-    choice = engine._choice(answer)
+    if not getattr(answer, "choices", None):
+        raise EngineError(f"{engine._url} answered without choices: {str(answer)[:200]!r}")
+    choice = answer.choices[0]
     said = getattr(choice.logprobs, "content", None) or []
     return choice.message.content or "", getattr(answer.usage, "prompt_tokens", 0) or 0, [one.logprob for one in said]
 
