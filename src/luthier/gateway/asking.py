@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
@@ -14,9 +14,10 @@ from luthier.gateway.forms import (
     GuidedGrammar,
     GuidedJson,
     GuidedRegex,
+    ResponseFormat,
     StructuredOutputs,
 )
-from luthier.gateway.wire import Body, bad, expect, refuse_type, text_list
+from luthier.gateway.wire import Body, StreamOptions, bad, expect, refuse_type, text_list
 
 MOST_CHOICES = 32
 MOST_STOPS = 16
@@ -176,3 +177,28 @@ class Asking(Body):
 
 
 _FIELDS: Mapping[str, str] = {"images": "messages"}
+
+
+class Completing(Asking):
+    """What chat and text completions have besides: several answers, counts at the end of a stream, OpenAI's form of an answer."""
+
+    max_tokens: Tokens | None = None
+    n: Count = 1
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat = None
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise bad("is allowed only with stream: true", ".stream_options")
+        return self
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream is to end with the token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def forms(self) -> dict[str, Constraint]:
+        """The constraints that are asked for, by the field that does."""
+        own = {"response_format": self.response_format} if self.response_format is not None else {}
+        return own | super().forms()

@@ -7,21 +7,20 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from luthier.core.engine import MOST_LOGPROBS, Constraint, Generation, Sampling, TokenLogprob
+from luthier.core.engine import MOST_LOGPROBS, Generation, Sampling, TokenLogprob
 from luthier.core.errors import LuthierError
 from luthier.core.message import ToolCall
 from luthier.gateway.answer import Asked, Chunks, failed, head_of, usage_of
-from luthier.gateway.asking import Asking, Count, Tokens
+from luthier.gateway.asking import Completing, Tokens
 from luthier.gateway.calls import Piece
 from luthier.gateway.exchange import Exchange
-from luthier.gateway.forms import ResponseFormat
 from luthier.gateway.logprobs import listed
 from luthier.gateway.messages import Messages, kept
 from luthier.gateway.tools import Choice, Tools, check_choice
-from luthier.gateway.wire import StreamOptions, bad
+from luthier.gateway.wire import bad
 
 
-class ChatRequest(Asking):
+class ChatRequest(Completing):
     """A conversation to answer."""
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -31,13 +30,9 @@ class ChatRequest(Asking):
         "safety_identifier": (), "moderation": (),
     }  # fmt: skip
     messages: Messages
-    max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    n: Count = 1
-    stream_options: StreamOptions | None = None
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=MOST_LOGPROBS)
-    response_format: ResponseFormat = None
     tools: Tools = ()
     tool_choice: Choice | None = None
     parallel_tool_calls: bool = True
@@ -46,22 +41,10 @@ class ChatRequest(Asking):
     def _go_together(self) -> ChatRequest:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise bad("and max_completion_tokens say different things; send one of them", ".max_tokens")
-        if self.stream_options is not None and not self.stream:
-            raise bad("is allowed only with stream: true", ".stream_options")
         if self.top_logprobs and not self.logprobs:
             raise bad("needs logprobs: true", ".top_logprobs")
         check_choice(self.tool_choice, self.tools)
         return self
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether a stream is to end with the token counts."""
-        return self.stream_options is not None and self.stream_options.include_usage
-
-    def forms(self) -> dict[str, Constraint]:
-        """The constraints that are asked for, by the field that does."""
-        own = {"response_format": self.response_format} if self.response_format is not None else {}
-        return own | super().forms()
 
     def sampling(self, **more: Any) -> tuple[Sampling, frozenset[str]]:
         """What is asked, and which of its fields are left to the model."""

@@ -7,15 +7,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from luthier.core.engine import MOST_LOGPROBS, Constraint, Generation, Sampling, TokenLogprob
+from luthier.core.engine import MOST_LOGPROBS, Generation, Sampling, TokenLogprob
 from luthier.core.errors import LuthierError
 from luthier.gateway.answer import Asked, Chunks, failed, head_of, usage_of
-from luthier.gateway.asking import Asking, Count, Tokens
+from luthier.gateway.asking import Completing
 from luthier.gateway.calls import Piece
 from luthier.gateway.exchange import Exchange
-from luthier.gateway.forms import ResponseFormat
 from luthier.gateway.logprobs import columns
-from luthier.gateway.wire import TEXTS_SCHEMA, StreamOptions, bad, text_list
+from luthier.gateway.wire import TEXTS_SCHEMA, bad, text_list
 
 DEFAULT_TOKENS = 16
 """What the OpenAI specification gives ``max_tokens`` on this endpoint."""
@@ -30,37 +29,21 @@ def _prompts(value: Any) -> list[str]:
     return texts
 
 
-class CompletionRequest(Asking):
+class CompletionRequest(Completing):
     """Raw text to go on with."""
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"best_of": (1,), "suffix": ("",)}
     prompt: Annotated[list[str], PlainValidator(_prompts), WithJsonSchema(TEXTS_SCHEMA)]
-    max_tokens: Tokens | None = None
-    n: Count = 1
-    stream_options: StreamOptions | None = None
     logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
     echo: bool = False
-    response_format: ResponseFormat = None
 
     @model_validator(mode="after")
     def _go_together(self) -> CompletionRequest:
-        if self.stream_options is not None and not self.stream:
-            raise bad("is allowed only with stream: true", ".stream_options")
         if self.echo and self.logprobs is not None:
             raise bad("with logprobs is not supported: no engine here reports log-probabilities of the prompt", ".echo")
         if len(self.prompt) * self.n > MOST_ANSWERS:
             raise bad(f"times the number of prompts must be at most {MOST_ANSWERS}", ".n")
         return self
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether a stream is to end with the token counts."""
-        return self.stream_options is not None and self.stream_options.include_usage
-
-    def forms(self) -> dict[str, Constraint]:
-        """The constraints that are asked for, by the field that does."""
-        own = {"response_format": self.response_format} if self.response_format is not None else {}
-        return own | super().forms()
 
     def sampling(self, **more: Any) -> tuple[Sampling, frozenset[str]]:
         """What is asked, and which of its fields are left to the model."""
