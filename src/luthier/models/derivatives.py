@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 from luthier.models.patterns import LAST, Chars, Choice, Node, Repeat, Seq, chars
 
-State: TypeAlias = tuple[tuple[Node | None, ...], int]
-"""What is left of each pattern (None: it can match no more), and how many characters were read (no more than matter)."""
+State: TypeAlias = tuple[tuple[int, ...], int]
+"""What is left of each pattern, by number (-1: it can match no more), and how many characters were read (no more than matter)."""
 
 
 def together(
@@ -18,31 +18,46 @@ def together(
 ) -> tuple[State, Callable[[State], list[tuple[Chars, State]]], Callable[[State], bool]]:
     """Start, edges and acceptance of an automaton for the texts of ``least`` to ``most`` characters that all ``nodes`` match, and none of
     ``without``."""
-    count_held = len(nodes)
+    held = len(nodes)
     nodes = [*nodes, *without]
-    edges_at = sorted(
-        {edge for node in nodes for low, high in _ranges(node) for edge in (low, high + 1)} | {0, LAST + 1}
-    )
-    kinds = [chars((low, high - 1)) for low, high in pairwise(edges_at)]
-    kinds = [kind for kind in kinds if kind.ranges]
+    cuts = sorted({edge for node in nodes for low, high in _ranges(node) for edge in (low, high + 1)} | {0, LAST + 1})
+    kinds = [kind for kind in (chars((low, high - 1)) for low, high in pairwise(cuts)) if kind.ranges]
+    known: list[Node] = []
+    numbers: dict[Node, int] = {}
+    derived: dict[tuple[int, int], int] = {}
+
+    def numbered(node: Node | None) -> int:
+        if node is None:
+            return -1
+        if node not in numbers:
+            numbers[node] = len(known)
+            known.append(node)
+        return numbers[node]
+
+    def after(number: int, kind: int) -> int:
+        if number < 0:
+            return -1
+        if (number, kind) not in derived:
+            derived[number, kind] = numbered(derive(known[number], kinds[kind].ranges[0][0]))
+        return derived[number, kind]
 
     def edges(state: State) -> list[tuple[Chars, State]]:
         left, count = state
         if most is not None and count >= most:
             return []
-        after = min(count + 1, least if most is None else most)
+        then = min(count + 1, least if most is None else most)
         out = []
-        for kind in kinds:
-            then = tuple(None if node is None else derive(node, kind.ranges[0][0]) for node in left)
-            if None not in then[:count_held]:
-                out.append((kind, (then, after)))
+        for place, kind in enumerate(kinds):
+            rest = tuple(after(number, place) for number in left)
+            if -1 not in rest[:held]:
+                out.append((kind, (rest, then)))
         return out
 
     def accepts(state: State) -> bool:
-        ends = [node is not None and nullable(node) for node in state[0]]
-        return state[1] >= least and all(ends[:count_held]) and not any(ends[count_held:])
+        ends = [number >= 0 and nullable(known[number]) for number in state[0]]
+        return state[1] >= least and all(ends[:held]) and not any(ends[held:])
 
-    return (tuple(nodes), 0), edges, accepts
+    return (tuple(map(numbered, nodes)), 0), edges, accepts
 
 
 @lru_cache(maxsize=50_000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from luthier.core.errors import UnsupportedError
 from luthier.models.patterns import Chars, chars, others, to_gbnf
@@ -64,81 +64,105 @@ class Rules:
 
         Raises UnsupportedError for more than 20,000 states.
         """
-        known: dict[State, dict[State, list[Chars]]] = {}
+        machine = _Machine(start, edges, accepts)
+        useful = machine.useful()
+        if 0 not in useful:
+            return None
+        alike = machine.alike(useful)
+        names = {kind: self.new() for kind in dict.fromkeys(alike.values())}
+        for kind, state in {kind: state for state, kind in alike.items()}.items():
+            onward: dict[int, list[Chars]] = {}
+            last: set[int] = set()
+            for letters, after in machine.steps[state]:
+                if after in useful:
+                    onward.setdefault(alike[after], []).append(machine.letters[letters])
+                    last |= set() if any(later in useful for _, later in machine.steps[after]) else {alike[after]}
+            options = ['""'] if machine.ends[state] else []
+            for after_kind, kinds in onward.items():
+                text = write(chars(*(pair for each in kinds for pair in each.ranges)))
+                options.append(text if after_kind in last else f"{text} {names[after_kind]}")
+            self.name(names[kind], " | ".join(options))
+        return names[alike[0]]
+
+
+class _Machine(Generic[State]):
+    """States and their steps by number; the start is 0. ``steps``: (letters, state after them); ``ends``: which states accept."""
+
+    def __init__(
+        self,
+        start: State,
+        edges: Callable[[State], Iterable[tuple[Chars, State]]],
+        accepts: Callable[[State], bool],
+    ) -> None:
+        numbers: dict[State, int] = {start: 0}
+        kinds: dict[Chars, int] = {}
         waiting = [start]
+        self.steps: list[list[tuple[int, int]]] = []
+        self.ends: list[bool] = []
+        for state in waiting:  # which grows
+            out = []
+            for letters, after in edges(state):
+                number = numbers.setdefault(after, len(numbers))
+                if number == len(waiting):
+                    waiting.append(after)
+                out.append((kinds.setdefault(letters, len(kinds)), number))
+            if len(numbers) > MOST_STATES:
+                raise UnsupportedError(f"the form needs more than {MOST_STATES:,} states")
+            self.steps.append(out)
+            self.ends.append(accepts(state))
+        self.letters = list(kinds)
+
+    def useful(self) -> set[int]:
+        """States from which one that accepts can be reached."""
+        before: list[list[int]] = [[] for _ in self.steps]
+        for state, steps in enumerate(self.steps):
+            for _, after in steps:
+                before[after].append(state)
+        waiting = [state for state, end in enumerate(self.ends) if end]
+        found: set[int] = set()
         while waiting:
             state = waiting.pop()
-            if state in known:
-                continue
-            known[state] = {}
-            if len(known) > MOST_STATES:
-                raise UnsupportedError(f"the form needs more than {MOST_STATES:,} states")
-            for letters, after in edges(state):
-                known[state].setdefault(after, []).append(letters)
-                waiting.append(after)
-        useful = _useful(known, accepts)
-        if start not in useful:
-            return None
+            if state not in found:
+                found.add(state)
+                waiting += before[state]
+        return found
+
+    def alike(self, useful: set[int]) -> dict[int, int]:
+        """A number for each useful state, the same for those from which the same texts follow (Moore 1956)."""
         steps = {
-            state: {
-                after: chars(*(pair for each in kinds for pair in each.ranges))
-                for after, kinds in known[state].items()
-                if after in useful
-            }
-            for state in known
-            if state in useful
+            state: [(letters, after) for letters, after in self.steps[state] if after in useful]
+            for state in sorted(useful)
         }
-        alike = _alike(steps, accepts)
-        names = {kind: self.new() for kind in dict.fromkeys(alike.values())}
-        written: set[int] = set()
-        for state, kind in alike.items():
-            if kind in written:
-                continue
-            written.add(kind)
-            onward: dict[int, list[Chars]] = {}
-            for after, letters in steps[state].items():
-                onward.setdefault(alike[after], []).append(letters)
-            ends = {alike[after]: not steps[after] for after in steps[state]}
-            options = ['""'] if accepts(state) else []
-            for after_kind, kinds_of_letters in onward.items():
-                letters = chars(*(pair for each in kinds_of_letters for pair in each.ranges))
-                options.append(write(letters) + ("" if ends[after_kind] else f" {names[after_kind]}"))
-            self.name(names[kind], " | ".join(options))
-        return names[alike[start]]
+        found = {state: int(self.ends[state]) for state in steps}
+        count = len(set(found.values()))
+        while True:
+            numbers: dict[tuple[int, frozenset[tuple[int, int]]], int] = {}
+            after = {
+                state: numbers.setdefault(
+                    (found[state], frozenset((letters, found[then]) for letters, then in out)), len(numbers)
+                )
+                for state, out in steps.items()
+            }
+            if len(numbers) == count:
+                return after
+            found, count = after, len(numbers)
 
 
-def _alike(steps: dict[State, dict[State, Chars]], accepts: Callable[[State], bool]) -> dict[State, int]:
-    """States by number, those from which the same texts follow with one number (Moore 1956)."""
-    found = {state: int(accepts(state)) for state in steps}
-    count = len(set(found.values()))
-    while True:
-        numbers: dict[object, int] = {}
-        after = {}
-        for state, edges in steps.items():
-            onward: dict[int, list[tuple[int, int]]] = {}
-            for other, letters in edges.items():
-                onward.setdefault(found[other], []).extend(letters.ranges)
-            merged = frozenset((kind, chars(*ranges).ranges) for kind, ranges in onward.items())
-            after[state] = numbers.setdefault((found[state], merged), len(numbers))
-        if len(numbers) == count:
-            return after
-        found, count = after, len(numbers)
-
-
-def _useful(known: dict[State, dict[State, list[Chars]]], accepts: Callable[[State], bool]) -> set[State]:
-    """States from which one that accepts can be reached."""
-    before: dict[State, list[State]] = {}
-    for state, after in known.items():
-        for one in after:
-            before.setdefault(one, []).append(state)
-    waiting = [state for state in known if accepts(state)]
-    found: set[State] = set()
+def can_end(
+    start: State, edges: Callable[[State], Iterable[tuple[Chars, State]]], accepts: Callable[[State], bool]
+) -> bool:
+    """Whether a state that accepts can be reached. Raises UnsupportedError when that cannot be told from 20,000 states."""
+    seen, waiting = {start}, [start]
     while waiting:
         state = waiting.pop()
-        if state not in found:
-            found.add(state)
-            waiting += before.get(state, [])
-    return found
+        if accepts(state):
+            return True
+        new = {after for _, after in edges(state)} - seen
+        seen |= new
+        waiting += new
+        if len(seen) > MOST_STATES:
+            raise UnsupportedError(f"the form needs more than {MOST_STATES:,} states")
+    return False
 
 
 # ---- texts

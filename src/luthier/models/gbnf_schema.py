@@ -98,7 +98,7 @@ class SchemaRules:
 
     def _strings(self, form: StringForm) -> str | None:
         """A token for strings that several things are asked of; None when there is none."""
-        return None if form.rule(Rules()) is None else self._rules.token(form.line())
+        return self._rules.token(form.line()) if form.is_possible() else None
 
     # ---- arrays
 

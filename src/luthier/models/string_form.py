@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from luthier.core.errors import InputError
 from luthier.models.derivatives import together
-from luthier.models.gbnf_rules import Rules
+from luthier.models.gbnf_rules import Rules, can_end
 from luthier.models.json_text import LETTER, encoded, quoted_pattern
 from luthier.models.patterns import Chars, Node, Repeat, literal, parse, to_gbnf, to_regex
 
@@ -47,6 +47,11 @@ class StringForm:
         machine = together(held, self.least, self.most, without=not_held)
         inner = rules.automaton(*machine, write=_written)
         return None if inner is None else rf'"\"" {inner} "\""'
+
+    def is_possible(self) -> bool:
+        """Whether a string has the form."""
+        held, not_held = self._nodes()
+        return can_end(*together(held, self.least, self.most, without=not_held))
 
     def lexeme(self) -> str:
         """A terminal in Lark's syntax."""
