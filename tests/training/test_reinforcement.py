@@ -54,7 +54,7 @@ def tensors(result: TuneResult) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("objective", "rate", "steps"),
-    [({"name": "ppo", "epochs": 2}, 1e-2, 12), ({"name": "nash_md", "beta": 0.02}, 3e-2, 20)],
+    [({"name": "ppo", "epochs": 2}, 1e-2, 12), ({"name": "nash_md", "beta": 0.02}, 2e-2, 20)],
     ids=["ppo", "nash_md"],
 )
 def test_the_reward_rises(
