@@ -31,7 +31,7 @@ from _schemas import random_schema
 
 from luthier.core.dataset import Dataset
 from luthier.core.engine import Constraint, Engine, Sampling
-from luthier.core.errors import InputError
+from luthier.core.errors import EngineError, InputError
 from luthier.core.message import user
 from luthier.data.read import read
 from luthier.engines._open import open_engine
@@ -63,6 +63,8 @@ def answer(engine: Engine, number: int, limit: int) -> tuple[str, str, int, str]
         (found,) = engine.generate([prompt], asked)
     except InputError as error:
         return "refused", json.dumps(schema), 0, error.message
+    except EngineError as error:  # no answer is no valid answer: it counts against the engine
+        return "failed", json.dumps(schema), 0, error.message
     if found.finish_reason != "stop":
         return "cut", found.text, len(found.token_ids), ""
     try:
@@ -75,19 +77,19 @@ def answer(engine: Engine, number: int, limit: int) -> tuple[str, str, int, str]
 
 def ask_all(engine: Engine, title: str, count: int, limit: int) -> dict[str, Any]:
     """Every schema once; what came of them."""
-    started, begun = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
     with ThreadPoolExecutor(WORKERS) as pool:
         found = list(pool.map(lambda number: answer(engine, number, limit), range(count)))
-    took, used = time.perf_counter() - started, time.process_time() - begun
+    took = time.perf_counter() - started
     kinds = Counter(kind for kind, _, _, _ in found)
     for number, (kind, text, _, why) in enumerate(found):
-        if kind in ("wrong", "refused"):
+        if kind in ("wrong", "refused", "failed"):
             print(f"  schema {number} {kind}: {why[:200]} | {text[:300]}", flush=True)
     tokens = sum(count for _, _, count, _ in found)
-    ended = kinds["valid"] + kinds["wrong"]
+    ended = kinds["valid"] + kinds["wrong"] + kinds["failed"]
     print(
-        f"{title:24} {kinds['valid']}/{ended} valid, {kinds['cut']} cut, {kinds['refused']} refused; "
-        f"{tokens:,} tokens, {took:.0f} s, {1000 * used / max(tokens, 1):.2f} ms of processor time a token",
+        f"{title:24} {kinds['valid']}/{ended} valid, {kinds['cut']} cut, {kinds['refused']} refused, "
+        f"{kinds['failed']} failed; {tokens:,} tokens, {took:.0f} s",
         flush=True,
     )
     return {
@@ -96,6 +98,7 @@ def ask_all(engine: Engine, title: str, count: int, limit: int) -> dict[str, Any
         "wrong": kinds["wrong"],
         "cut": kinds["cut"],
         "refused": kinds["refused"],
+        "failed": kinds["failed"],
         "tokens": tokens,
     }
 
@@ -131,7 +134,7 @@ def main() -> int:
             engine = open_engine(store, name, kind, {"context_length": 1024} if kind == "llamacpp" else {})
             figures[f"smollm2-135m, {kind}"] = ask_all(engine, f"smollm2-135m, {kind}", real, options.limit // 3)
             engine.close()
-    ended = {title: each["valid"] + each["wrong"] for title, each in figures.items()}
+    ended = {title: each["valid"] + each["wrong"] + each["failed"] for title, each in figures.items()}
     quality = {title: each["valid"] / max(ended[title], 1) for title, each in figures.items()}
     met = all(share == 1.0 for share in quality.values()) and not any(each["refused"] for each in figures.values())
     print(f"bar: every answer that ended follows its schema, no schema is refused: {'met' if met else 'MISSED'}")
