@@ -32,12 +32,14 @@ FUNCTIONS: Mapping[str, str] = {
     "optimizers": "build",
     "guardrails": "check",
     "routes": "build",
+    "parsers": "parse",
 }
 
 _FOLDERS: Mapping[str, str] = {
     "optimizers": "training/optimizers",
     "guardrails": "gateway/guardrails",
     "routes": "gateway/routing",
+    "parsers": "knowledge/parsers",
 }
 """Where a catalogue lies that is a part of another folder."""
 
