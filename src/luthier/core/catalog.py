@@ -33,6 +33,7 @@ FUNCTIONS: Mapping[str, str] = {
     "guardrails": "check",
     "routes": "build",
     "parsers": "parse",
+    "chunkers": "chunk",
 }
 
 _FOLDERS: Mapping[str, str] = {
@@ -40,6 +41,7 @@ _FOLDERS: Mapping[str, str] = {
     "guardrails": "gateway/guardrails",
     "routes": "gateway/routing",
     "parsers": "knowledge/parsers",
+    "chunkers": "knowledge/chunkers",
 }
 """Where a catalogue lies that is a part of another folder."""
 

@@ -57,7 +57,7 @@ class Chunk:
     """A piece of a document that is embedded and found.
 
     ``blocks`` are the first and last block that it is cut from, ``headings`` those it stands under, ``pages`` its first and last page.
-    ``parent`` is the id of a larger chunk that is shown instead, ``context`` a line about its place in the document that is embedded with it;
+    ``parent`` is the id of a larger chunk that is shown instead (which is kept, but not ``searched``), ``context`` a line about its place in the document that is embedded with it;
     ``question``: it is found by this question rather than by its own text. ``tokens`` are the embedding model's.
     """
 
@@ -72,6 +72,7 @@ class Chunk:
     parent: str = ""
     context: str = ""
     question: str = ""
+    searched: bool = True
 
     @property
     def embedded(self) -> str:
