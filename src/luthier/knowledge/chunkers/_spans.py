@@ -148,10 +148,20 @@ class Joined:
             "blocks": blocks,
             "headings": self.headings(blocks[0]),
             "pages": (min(pages), max(pages)) if pages else None,
-            "place": _place(within),
+            "place": self._place(span, first, last),
             "tokens": self.count(span) if text is None else len(self.tools.offsets(text)),
         }
         return Chunk(**{**values, **more})  # type: ignore[arg-type]
+
+    def _place(self, span: Span, first: int, last: int) -> str:
+        """The lines of a span where its blocks say theirs; else the place of its first and, when it is another, of its last block."""
+        begin, end = (self._block(self.numbers[each]).place for each in (first, last))
+        lines = _LINES.fullmatch(begin), _LINES.fullmatch(end)
+        if lines[0] and lines[1]:
+            line = int(lines[0].group(1)) + self.text.count("\n", self.starts[first], max(span[0], self.starts[first]))
+            to = int(lines[1].group(1)) + self.text.count("\n", self.starts[last], span[1])
+            return f"line {line}" if line == to else f"lines {line}-{to}"
+        return begin if begin == end or not end else f"{begin} to {end}" if begin else end
 
     def headings(self, number: int) -> tuple[str, ...]:
         """The headings that a block stands under, the outermost first."""
@@ -161,6 +171,9 @@ class Joined:
                 path = [each for each in path if each[0] < block.level]
                 path.append((block.level, block.text))
         return tuple(text for _, text in path)
+
+
+_LINES = re.compile(r"lines? (\d+)(?:-(\d+))?")
 
 
 def sentence_starts(text: str) -> list[int]:
@@ -176,18 +189,3 @@ def sentence_starts(text: str) -> list[int]:
 def key_of(name: str, options: object) -> str:
     """What tells the chunks of one chunker and its options from those of another."""
     return digest_json([name, options])[:16]
-
-
-def _place(blocks: Sequence[Block]) -> str:
-    """The place of the first and, when it is another, of the last block."""
-    places = [block.place for block in blocks if block.place]
-    if not places:
-        return ""
-    first, last = places[0], places[-1]
-    if first == last:
-        return first
-    numbers = [re.fullmatch(r"lines? (\d+)(?:-(\d+))?", each) for each in (first, last)]
-    if all(numbers):
-        begin, end = numbers[0].group(1), numbers[1].group(2) or numbers[1].group(1)  # type: ignore[union-attr]
-        return f"lines {begin}-{end}"
-    return f"{first} to {last}"
