@@ -34,6 +34,7 @@ FUNCTIONS: Mapping[str, str] = {
     "routes": "build",
     "parsers": "parse",
     "chunkers": "chunk",
+    "indexes": "open",
 }
 
 _FOLDERS: Mapping[str, str] = {
@@ -42,6 +43,7 @@ _FOLDERS: Mapping[str, str] = {
     "routes": "gateway/routing",
     "parsers": "knowledge/parsers",
     "chunkers": "knowledge/chunkers",
+    "indexes": "knowledge/indexes",
 }
 """Where a catalogue lies that is a part of another folder."""
 
@@ -49,6 +51,11 @@ _FOLDERS: Mapping[str, str] = {
 def folder(catalogue: str) -> Path:
     """The folder whose files are the entries."""
     return Path(__file__).parent.parent / _FOLDERS.get(catalogue, catalogue)
+
+
+def singular(catalogue: str) -> str:
+    """One entry of a catalogue, as messages call it."""
+    return "index" if catalogue == "indexes" else catalogue.removesuffix("s")
 
 
 class EntryConfig(BaseModel):
@@ -81,7 +88,7 @@ class Entry:
 
     def configure(self, options: Mapping[str, Any] | None = None) -> Any:
         """A validated Config from plain options; raises InputError that names the bad key and the near one."""
-        return validate(self.config_class, dict(options or {}), where=f"{self.catalogue[:-1]} {self.name}")
+        return validate(self.config_class, dict(options or {}), where=f"{singular(self.catalogue)} {self.name}")
 
 
 @cache
@@ -104,13 +111,13 @@ def load(catalogue: str, name: str) -> Entry:
     """Import one entry. Raises NotFoundError with near names, or MissingExtraError with the install command."""
     where = _locations(catalogue).get(name)
     if where is None:
-        raise NotFoundError(f"{catalogue[:-1]} {name!r} is not known. {did_you_mean(name, names(catalogue))}")
+        raise NotFoundError(f"{singular(catalogue)} {name!r} is not known. {did_you_mean(name, names(catalogue))}")
     try:
         module = importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name and not error.name.startswith("luthier"):
             raise MissingExtraError(
-                f"{catalogue[:-1]} {name!r} needs the package {error.name!r}, which is not installed.",
+                f"{singular(catalogue)} {name!r} needs the package {error.name!r}, which is not installed.",
                 hint=f"pip install {error.name}",
             ) from error
         raise
