@@ -35,6 +35,7 @@ FUNCTIONS: Mapping[str, str] = {
     "parsers": "parse",
     "chunkers": "chunk",
     "indexes": "open",
+    "retrievers": "search",
 }
 
 _FOLDERS: Mapping[str, str] = {
@@ -44,6 +45,7 @@ _FOLDERS: Mapping[str, str] = {
     "parsers": "knowledge/parsers",
     "chunkers": "knowledge/chunkers",
     "indexes": "knowledge/indexes",
+    "retrievers": "knowledge/retrievers",
 }
 """Where a catalogue lies that is a part of another folder."""
 

@@ -95,6 +95,9 @@ class Index(Protocol):
     def of_document(self, document: str, first: int = 0, last: int | None = None) -> list[Hit]:
         """The chunks of a document with numbers from ``first`` to ``last``, in order."""
 
+    def documents(self) -> list[str]:
+        """The documents that have chunks here."""
+
     def count(self) -> int:
         """How many chunks there are."""
 

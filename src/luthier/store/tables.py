@@ -268,3 +268,42 @@ batches = Table(
     Column("lease_until_s", Float),
     Index("ix_batches_tenant", "tenant", "created_at"),
 )
+
+knowledge_bases = Table(
+    "knowledge_bases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("embedder", String(256), nullable=False),
+    Column("embedder_digest", String(64), nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("chunker", JSON, nullable=False),
+    Column("index", JSON, nullable=False),
+    Column("retrieval", JSON, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("meta", JSON, nullable=False),
+)
+
+knowledge_documents = Table(
+    "knowledge_documents",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("base", String(64), ForeignKey("knowledge_bases.name"), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("media_type", String(128), nullable=False),
+    Column("language", String(8), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("error", Text, nullable=False),
+    Column("pages", Integer),
+    Column("chunks", Integer, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("modified_ns", BigInteger, nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("warnings", JSON, nullable=False),
+    Column("added_at", String(32), nullable=False),
+    Column("meta", JSON, nullable=False),
+    Index("ix_knowledge_documents_source", "base", "source", unique=True),
+)

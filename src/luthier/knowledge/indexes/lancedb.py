@@ -141,6 +141,13 @@ class LanceIndex:
         query = self._table.search().where(condition).limit(self._table.count_rows()).select(list(_SHOWN))
         return sorted((_hit(row, 0.0, "") for row in self._read(query)), key=lambda hit: hit.chunk.number)
 
+    def documents(self) -> list[str]:
+        """Distinct ids."""
+        import pyarrow.compute as pc
+
+        column = self._table.search().select(["document"]).limit(max(1, self.count())).to_arrow()["document"]
+        return list(pc.unique(column).to_pylist())
+
     def count(self) -> int:
         """Rows of the table."""
         return int(self._table.count_rows())
