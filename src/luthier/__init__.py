@@ -54,6 +54,11 @@ _VERBS = {
     "limit_key": "luthier.store.keys",
     "limit_tenant": "luthier.store.keys",
     "audit": "luthier.store.audit",
+    "create_base": "luthier.knowledge.base",
+    "open_base": "luthier.knowledge.base",
+    "remove_base": "luthier.knowledge.base",
+    "rebuild_base": "luthier.knowledge.base",
+    "ask": "luthier.apps.sql.ask",
 }
 
 

@@ -98,3 +98,12 @@ class Hit:
         first, last = self.chunk.pages or (0, 0)
         pages = "" if not first else f"page {first}" if first == last else f"pages {first}-{last}"
         return ", ".join(filter(None, (self.title or self.source, pages, self.chunk.place)))
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """What an answer rests on: ``[number]`` in its text stands for this chunk. ``quote`` is the part of it that says so, "" when that is not known."""
+
+    number: int
+    hit: Hit
+    quote: str = ""

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from luthier.core.document import Citation, Hit
 from luthier.core.errors import EngineError, InputError, UnsupportedError
 from luthier.core.message import Prompt, Tool, ToolCall
 from luthier.core.run import Progress, no_progress
@@ -128,7 +129,8 @@ class Generation:
 
     ``tokens`` is there when ``Sampling.logprobs`` asked for it. ``tool_calls`` end an answer with the reason ``tool_calls``; their text is not in
     ``text``. ``cached_tokens`` of the prompt needed no computing. A strategy that thinks before it answers keeps the thoughts in ``reasoning``; one that asks several times keeps every answer in
-    ``samples`` and says in ``calls`` how often it asked (token counts and latency are of all calls together).
+    ``samples`` and says in ``calls`` how often it asked (token counts and latency are of all calls together). One that answers from documents
+    says in ``hits`` what it was shown and in ``citations`` what its answer rests on.
     """
 
     text: str
@@ -146,6 +148,8 @@ class Generation:
     tokens: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     cached_tokens: int = 0
+    hits: tuple[Hit, ...] = ()
+    citations: tuple[Citation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

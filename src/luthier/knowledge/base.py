@@ -20,15 +20,15 @@ from luthier.knowledge.embed import Embedder, token_offsets
 from luthier.knowledge.index import Filter, Index
 from luthier.store.database import Store, open_store
 from luthier.store.knowledge import (
-    BaseRecord,
     DocumentRecord,
-    create_base,
+    KnowledgeRecord,
     delete_base,
     document_ids,
     drop_documents,
     find_base,
     folder_of,
     list_documents,
+    record_base,
     writing,
 )
 
@@ -48,7 +48,7 @@ class KnowledgeBase:
     """
 
     store: Store
-    record: BaseRecord
+    record: KnowledgeRecord
     embedder: Embedder
     index: Index
     tools: ChunkTools
@@ -146,13 +146,14 @@ class KnowledgeBase:
         return [hit for hit in hits if hit.document in ids]
 
 
-def create(
+def create_base(
     name: str,
     *,
     embedder: str = DEFAULT_EMBEDDER,
     chunker: Mapping[str, Any] | str = DEFAULT_CHUNKER,
     index: Mapping[str, Any] | str = DEFAULT_INDEX,
     retrieval: Sequence[Mapping[str, Any]] = (),
+    answer: Mapping[str, Any] | None = None,
     description: str = "",
     store: Store | None = None,
     engine: Engine | None = None,
@@ -168,7 +169,7 @@ def create(
     check_retrieval(retrieval)
     opened = engine or _embedding_engine(embedder, store)
     found = Embedder(opened, _cache(store))
-    record = BaseRecord(
+    record = KnowledgeRecord(
         name=name,
         embedder=embedder,
         embedder_digest=found.digest,
@@ -176,9 +177,10 @@ def create(
         chunker=chunking,
         index=indexing,
         retrieval=tuple(retrieval),
+        answer=dict(answer or {}),
         description=description,
     )
-    return _opened(store, create_base(store, record), found, own=engine is None)
+    return _opened(store, record_base(store, record), found, own=engine is None)
 
 
 def open_base(name: str, *, store: Store | None = None, engine: Engine | None = None) -> KnowledgeBase:
@@ -206,14 +208,14 @@ def remove_base(name: str, *, store: Store | None = None) -> None:
         shutil.rmtree(folder_of(store, name), ignore_errors=True)
 
 
-def rebuild(name: str, *, store: Store | None = None, progress: Progress = no_progress) -> AddReport:
+def rebuild_base(name: str, *, store: Store | None = None, progress: Progress = no_progress) -> AddReport:
     """Read, cut and embed all documents of a base anew, with the embedding model that its name means now.
 
     The old index answers until the new one is complete. Raises NotFoundError.
     """
-    from luthier.knowledge.ingest import rebuild_base
+    from luthier.knowledge.ingest import rebuild
 
-    return rebuild_base(name, store or open_store(), progress)
+    return rebuild(name, store or open_store(), progress)
 
 
 def document_id(base: str, source: str, digest: str) -> str:
@@ -221,7 +223,7 @@ def document_id(base: str, source: str, digest: str) -> str:
     return "doc_" + hashlib.sha256(f"{base}\0{source}\0{digest}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
-def open_index(store: Store, record: BaseRecord, folder: Path | None = None) -> Index:
+def open_index(store: Store, record: KnowledgeRecord, folder: Path | None = None) -> Index:
     """The index of a base, or one like it in another folder."""
     options = dict(record.index)
     entry = catalog.load("indexes", str(options.pop("name")))
@@ -229,7 +231,7 @@ def open_index(store: Store, record: BaseRecord, folder: Path | None = None) -> 
     return opened
 
 
-def _opened(store: Store, record: BaseRecord, embedder: Embedder, *, own: bool) -> KnowledgeBase:
+def _opened(store: Store, record: KnowledgeRecord, embedder: Embedder, *, own: bool) -> KnowledgeBase:
     tools = ChunkTools(_offsets(store, record.embedder), embedder.embed)
     return KnowledgeBase(store, record, embedder, open_index(store, record), tools, own_engine=own)
 

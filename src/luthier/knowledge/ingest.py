@@ -114,8 +114,8 @@ def add(
     )  # fmt: skip
 
 
-def rebuild_base(name: str, store: Store, progress: Progress) -> AddReport:
-    """See ``knowledge.base.rebuild``."""
+def rebuild(name: str, store: Store, progress: Progress) -> AddReport:
+    """See ``knowledge.base.rebuild_base``."""
     from luthier.knowledge.base import _cache, _embedding_engine, _opened
     from luthier.knowledge.embed import Embedder
 

@@ -17,10 +17,11 @@ from luthier.store.tables import knowledge_bases, knowledge_documents
 
 
 @dataclass(frozen=True)
-class BaseRecord:
+class KnowledgeRecord:
     """How a knowledge base is made: the embedder by name and digest, and the entries of its catalogues with their options.
 
-    ``chunker``, ``index``: ``{"name": ..., **options}``; ``retrieval``: a list of such. ``version`` counts changes of its documents.
+    ``chunker``, ``index``: ``{"name": ..., **options}``; ``retrieval``: a list of such; ``answer``: the mode and its options, and the ``model`` that
+    writes. ``version`` counts changes of its documents.
     """
 
     name: str
@@ -30,6 +31,7 @@ class BaseRecord:
     chunker: Mapping[str, Any]
     index: Mapping[str, Any]
     retrieval: Sequence[Mapping[str, Any]] = ()
+    answer: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
     created_at: str = ""
     version: int = 0
@@ -67,7 +69,7 @@ def folder_of(store: Store, name: str) -> Path:
     return store.home.root / "knowledge" / name
 
 
-def create_base(store: Store, record: BaseRecord) -> BaseRecord:
+def record_base(store: Store, record: KnowledgeRecord) -> KnowledgeRecord:
     """Write a new base. Raises InputError for a name that is no name, ConflictError for one that is taken."""
     if not record.name or len(record.name) > 64 or not all(c.isalnum() or c in "-_." for c in record.name):
         raise InputError(f"name must be 1 to 64 letters, digits, '-', '_' or '.'; got {record.name!r}")
@@ -84,7 +86,7 @@ def create_base(store: Store, record: BaseRecord) -> BaseRecord:
     return record
 
 
-def find_base(store: Store, name: str) -> BaseRecord:
+def find_base(store: Store, name: str) -> KnowledgeRecord:
     """A base by its name. Raises NotFoundError with the near names."""
     with store.read() as connection:
         row = connection.execute(select(knowledge_bases).where(knowledge_bases.c.name == name)).mappings().first()
@@ -93,17 +95,17 @@ def find_base(store: Store, name: str) -> BaseRecord:
         raise NotFoundError(
             f"knowledge base {name!r} is not known. {did_you_mean(name, names)}", hint="luthier kb list"
         )
-    return BaseRecord(**{each.name: row[each.name] for each in fields(BaseRecord)})
+    return KnowledgeRecord(**{each.name: row[each.name] for each in fields(KnowledgeRecord)})
 
 
-def list_bases(store: Store) -> list[BaseRecord]:
+def list_bases(store: Store) -> list[KnowledgeRecord]:
     """All bases by name."""
     with store.read() as connection:
         rows = connection.execute(select(knowledge_bases).order_by(knowledge_bases.c.name)).mappings().all()
-    return [BaseRecord(**{each.name: row[each.name] for each in fields(BaseRecord)}) for row in rows]
+    return [KnowledgeRecord(**{each.name: row[each.name] for each in fields(KnowledgeRecord)}) for row in rows]
 
 
-def update_base(store: Store, name: str, **changes: Any) -> BaseRecord:
+def update_base(store: Store, name: str, **changes: Any) -> KnowledgeRecord:
     """Change fields of a base. Raises NotFoundError."""
     find_base(store, name)
     with store.write() as connection:
@@ -195,7 +197,7 @@ def _changed(connection: Any, base: str) -> None:
     connection.execute(update(knowledge_bases).where(knowledge_bases.c.name == base).values(**more))
 
 
-def _plain(record: BaseRecord | DocumentRecord) -> dict[str, Any]:
+def _plain(record: KnowledgeRecord | DocumentRecord) -> dict[str, Any]:
     """The fields as the database takes them: JSON has neither tuples nor read-only mappings."""
     out: dict[str, Any] = {}
     for each in fields(record):

@@ -279,6 +279,7 @@ knowledge_bases = Table(
     Column("chunker", JSON, nullable=False),
     Column("index", JSON, nullable=False),
     Column("retrieval", JSON, nullable=False),
+    Column("answer", JSON, nullable=False),
     Column("description", Text, nullable=False),
     Column("created_at", String(32), nullable=False),
     Column("version", Integer, nullable=False),

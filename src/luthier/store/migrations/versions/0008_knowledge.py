@@ -22,6 +22,7 @@ def upgrade() -> None:
         sa.Column("chunker", sa.JSON, nullable=False),
         sa.Column("index", sa.JSON, nullable=False),
         sa.Column("retrieval", sa.JSON, nullable=False),
+        sa.Column("answer", sa.JSON, nullable=False),
         sa.Column("description", sa.Text, nullable=False),
         sa.Column("created_at", sa.String(32), nullable=False),
         sa.Column("version", sa.Integer, nullable=False),
