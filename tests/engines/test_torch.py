@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from luthier.core import catalog
-from luthier.core.engine import PARAMETERS, Engine, Generation, Sampling, ScoreRequest
+from luthier.core.engine import PARAMETERS, Engine, Generation, Measured, Sampling, ScoreRequest
 from luthier.core.errors import EngineError, InputError, NotFoundError, UnsupportedError
 from luthier.core.message import Message, user
 from luthier.core.model import ModelRecord
@@ -113,6 +113,17 @@ def test_a_stream_is_the_answer_in_pieces(engine: Engine, sampling: Sampling) ->
         assert last is not None and all(d.generation is None for d in deltas[:-1])
         assert "".join(d.text for d in deltas) == last.text
         same(last, engine.generate([prompt], sampling)[0])
+
+
+def test_what_it_counts_is_what_was_asked(engine: Engine) -> None:
+    assert isinstance(engine, Measured)
+    before = engine.stats()
+    answer = engine.generate(PROMPTS[:1], Sampling(max_new_tokens=5))[0]
+    after = engine.stats()
+    assert after["prompt_tokens"] - before["prompt_tokens"] == answer.prompt_tokens
+    assert after["rows"] - before["rows"] == 1
+    assert 0 < after["answer_tokens"] - before["answer_tokens"] <= 5
+    assert (after["running"], after["waiting"]) == (0, 0)
 
 
 def test_stop_texts(engine: Engine) -> None:

@@ -177,6 +177,7 @@ def test_a_caller_who_leaves_does_not_stop_a_load(engines: Engines, registry: Re
         engines.go.set()
         while "a" not in registry:
             await asyncio.sleep(0)
+        assert engines.closed == []
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
 

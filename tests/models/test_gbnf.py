@@ -17,49 +17,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher
+from tests.models.byte_matchers import lark_of, matcher_of, takes
 
 from luthier.core.engine import Constraint
 from luthier.core.errors import InputError
 from luthier.models.gbnf import grammar
 from luthier.models.gbnf_numbers import number
-from luthier.models.gbnf_reader import Grammar, read_gbnf, to_lark
+from luthier.models.gbnf_reader import Grammar, read_gbnf
 from luthier.models.gbnf_rules import Rules
 from luthier.models.guidance import guidance
 from luthier.models.patterns import Chars, Choice, Node, Ref, Repeat
 
 
-class _Bytes:
-    """A vocabulary of all bytes."""
-
-    eos_token_id, bos_token_id, special_token_ids = 256, None, (256,)
-    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
-
-    def __call__(self, text: bytes) -> list[int]:
-        return list(text)
-
-
-@lru_cache(maxsize=1)
-def _tokenizer() -> LLTokenizer:
-    return LLTokenizer(TokenizerWrapper(_Bytes()))
-
-
-def _nothing(kind: str, value: str) -> tuple[str, str]:
-    raise AssertionError(kind)
-
-
 @lru_cache(maxsize=64)
 def _compiled(constraint: Constraint) -> tuple[Callable[[], LLMatcher], ...]:
     """As torch follows it, and as llama.cpp is told it."""
-    return _matcher(guidance(constraint)).deep_copy, lambda: _matcher(
-        LLMatcher.grammar_from_lark(to_lark(read_gbnf(grammar(constraint)), _nothing))
-    )
-
-
-def _matcher(text: str) -> LLMatcher:
-    matcher = LLMatcher(_tokenizer(), text, log_level=0)
-    assert not matcher.is_error(), matcher.get_error()
-    return matcher
+    return matcher_of(guidance(constraint)).deep_copy, lambda: matcher_of(lark_of(grammar(constraint)))
 
 
 def derived(text: str, rules: Grammar) -> bool:
@@ -95,9 +69,7 @@ def derived(text: str, rules: Grammar) -> bool:
 
 def accepted(constraint: Constraint, text: str) -> bool:
     """Whether torch and llama.cpp accept it, which is one thing."""
-    ids = list(text.encode())
-    matcher = _compiled(constraint)[0]()
-    found = matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+    found = takes(_compiled(constraint)[0](), text)
     assert found == derived(text, read_gbnf(grammar(constraint))), text
     return found
 
@@ -248,9 +220,7 @@ def test_numbers_are_those_within_the_bounds(
     if rule is None:
         assert not right
         return
-    matcher = LLMatcher(
-        _tokenizer(), LLMatcher.grammar_from_lark(to_lark(read_gbnf(rules.text(rule)), _nothing)), log_level=0
-    )
+    matcher = matcher_of(lark_of(rules.text(rule)))
     assert not matcher.is_error(), matcher.get_error()
     for value in {*tried, *near}:
         text = f"{value.normalize():f}" if value else "0"

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import re
-from functools import cache, lru_cache
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from tests.models.byte_matchers import lark_of, matcher_of, takes
 
 from luthier.core.errors import InputError
-from luthier.models.gbnf_reader import Grammar, quoted, read_gbnf, to_lark
+from luthier.models.gbnf_reader import Grammar, quoted, read_gbnf
 from luthier.models.patterns import Chars, Choice, Node, Ref, Repeat
 
 
-class _Bytes:
-    """A vocabulary of all bytes."""
-
-    eos_token_id, bos_token_id, special_token_ids = 256, None, (256,)
-    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
-
-    def __call__(self, text: bytes) -> list[int]:
-        return list(text)
-
-
-@lru_cache(maxsize=1)
-def _tokenizer() -> LLTokenizer:
-    return LLTokenizer(TokenizerWrapper(_Bytes()))
-
-
-def _nothing(kind: str, value: str) -> tuple[str, str]:
-    raise AssertionError(kind)
-
-
 def accepted(text: str, grammar: str) -> bool:
-    matcher = LLMatcher(_tokenizer(), LLMatcher.grammar_from_lark(to_lark(read_gbnf(grammar), _nothing)), log_level=0)
-    assert not matcher.is_error(), matcher.get_error()
-    ids = list(text.encode())
-    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+    return takes(matcher_of(lark_of(grammar)), text)
 
 
 def derived(text: str, grammar: Grammar) -> bool:
@@ -178,7 +156,6 @@ def test_what_is_wrong_is_said(grammar: str, named: str) -> None:
 
 def test_rules_that_would_be_too_large_written_out_stay_rules() -> None:
     doubled = "\n".join(f"r{n} ::= r{n + 1} r{n + 1}" for n in range(20))
-    lark = to_lark(read_gbnf(f'root ::= r0\n{doubled}\nr20 ::= "a"'), _nothing)
+    lark = lark_of(f'root ::= r0\n{doubled}\nr20 ::= "a"')
     assert len(lark) < 1_000_000
-    matcher = LLMatcher(_tokenizer(), LLMatcher.grammar_from_lark(lark), log_level=0)
-    assert matcher.try_consume_tokens(list(b"aab")) == 2
+    assert matcher_of(lark).try_consume_tokens(list(b"aab")) == 2

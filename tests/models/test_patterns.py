@@ -3,52 +3,29 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher
+from tests.models.byte_matchers import lark_of, matcher_of, takes
 
 from luthier.core.errors import InputError
-from luthier.models.gbnf_reader import read_gbnf, to_lark
 from luthier.models.patterns import Node, lengths, parse, to_gbnf, to_regex
 
 LETTERS = "ab0_ \n-é你\u2028🙂٣A"
 
 
-class _Bytes:
-    """A vocabulary of all bytes."""
-
-    eos_token_id, bos_token_id, special_token_ids = 256, None, (256,)
-    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
-
-    def __call__(self, text: bytes) -> list[int]:
-        return list(text)
-
-
-@lru_cache(maxsize=1)
-def _tokenizer() -> LLTokenizer:
-    return LLTokenizer(TokenizerWrapper(_Bytes()))
-
-
 def accepted(grammar: str, text: str) -> bool:
-    matcher = LLMatcher(_tokenizer(), grammar, log_level=0)
-    assert not matcher.is_error(), matcher.get_error()
-    ids = list(text.encode())
-    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+    return takes(matcher_of(grammar), text)
 
 
 def both(node: Node, text: str) -> list[bool]:
     """Whether the text is accepted, as a Rust regex and as GBNF."""
     return [
         accepted(LLMatcher.grammar_from_regex(to_regex(node)), text),
-        accepted(LLMatcher.grammar_from_lark(to_lark(read_gbnf(f"root ::= {to_gbnf(node)}"), _nothing)), text),
+        accepted(lark_of(f"root ::= {to_gbnf(node)}"), text),
     ]
-
-
-def _nothing(kind: str, value: str) -> tuple[str, str]:
-    raise AssertionError(kind)
 
 
 CLASSES = st.sampled_from(

@@ -7,7 +7,7 @@ them. Evaluation, the tournament and the gateway know nothing else. Calls are sa
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -287,6 +287,14 @@ class Checkable(Protocol):
 
     def healthy(self, timeout_s: float) -> None:
         """Return when it can take requests; raise EngineError when it cannot, or says nothing within ``timeout_s``."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """An engine that counts what it does; the gateway shows it as metrics."""
+
+    def stats(self) -> Mapping[str, float]:
+        """Numbers by name, in the order in which they are shown."""
 
 
 def answer_whole(engine: Engine, prompt: Prompt, sampling: Sampling, stopped: threading.Event) -> Generation | None:

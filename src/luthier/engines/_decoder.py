@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from itertools import chain
 from queue import SimpleQueue
@@ -60,6 +61,11 @@ class DecoderEngine(TextEngine):
     def key(self) -> str | None:
         """The adapter that answers, by its name on the base; None: the base itself."""
         return self._key
+
+    def stats(self) -> dict[str, float]:
+        """Answers that grow and wait now, and counts since the base was loaded; all models on one base say the same."""
+        scheduler = self._base.scheduler
+        return {"running": scheduler.running, "waiting": scheduler.waiting, **asdict(scheduler.stats)}
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from luthier.core.engine import Measured
 from luthier.gateway.goodput import WINDOWS, Goodput
 from luthier.gateway.wire import RequestError
 
@@ -230,8 +231,9 @@ class _State(Collector):
     def _engines(self) -> Iterator[Any]:
         found: dict[str, GaugeMetricFamily] = {}
         for name, served in list(self.service.models.items()):
-            stats: Callable[[], Mapping[str, float]] | None = getattr(served.engine, "stats", None)
-            for key, value in (stats() if stats is not None else {}).items():
+            if not isinstance(served.engine, Measured):
+                continue
+            for key, value in served.engine.stats().items():
                 family = found.setdefault(key, GaugeMetricFamily(f"luthier_engine_{key}", f"Engine: {key.replace('_', ' ')}.", labels=["model"]))  # fmt: skip
                 family.add_metric([name], float(value))
         yield from found.values()
