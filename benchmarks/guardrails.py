@@ -24,14 +24,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _planted import texts as planted_texts
 
 from luthier.data import pii
-from luthier.gateway.caller import Caller
+from luthier.gateway.access.caller import Caller
 from luthier.gateway.exchange import Exchange
-from luthier.gateway.guard import open_guard
-from luthier.gateway.guard_answer import Answer
-from luthier.gateway.guard_rules import Guardrail, Rule
-from luthier.gateway.guard_run import Guard
+from luthier.gateway.guard.answer import Answer
+from luthier.gateway.guard.layer import open_guard
+from luthier.gateway.guard.placeholders import Placeholders
+from luthier.gateway.guard.rules import Guardrail, Rule
+from luthier.gateway.guard.run import Guard
 from luthier.gateway.guardrails._contract import Context, Finding
-from luthier.gateway.placeholders import Placeholders
 
 ATTACKS = {"injection": "prompt_injection", "jailbreak": "jailbreak"}
 COVERED = {

@@ -57,11 +57,11 @@ def partitions(rows: list[Row], *, words: bool) -> list[str]:
     """The gateway's own partition of each question."""
     from luthier.core.engine import EngineInfo, Sampling
     from luthier.core.message import Message
-    from luthier.gateway.cache_key import partition_of
-    from luthier.gateway.caller import Caller
+    from luthier.gateway.access.caller import Caller
+    from luthier.gateway.cache.key import partition_of
     from luthier.gateway.exchange import Exchange
     from luthier.gateway.layers import Question
-    from luthier.gateway.served import Served
+    from luthier.gateway.targets.served import Served
 
     class Named:
         info = EngineInfo("benchmark", "none", frozenset())
@@ -78,7 +78,7 @@ def partitions(rows: list[Row], *, words: bool) -> list[str]:
 
 def stream(rows: list[Row], vectors: Any, where: list[str], threshold: float) -> dict[str, float]:
     """Shares of all questions: hits, wrong ones, and questions whose answer had been given before (repeats)."""
-    from luthier.gateway.semantic import SemanticIndex
+    from luthier.gateway.cache.semantic import SemanticIndex
 
     index = SemanticIndex(len(rows) + 1)
     asked: set[tuple[str, str]] = set()

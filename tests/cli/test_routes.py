@@ -10,7 +10,7 @@ import yaml
 from luthier.cli import main
 from luthier.gateway.config import read_config
 from luthier.gateway.serve import running
-from luthier.gateway.stock import Stock
+from luthier.gateway.targets.stock import Stock
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "gateway" / "gateway.yaml"
 DOCUMENT = {

@@ -55,7 +55,7 @@ def test_the_description_names_every_field(server: Any) -> None:
     described = httpx.get(f"{server.root}/openapi.json").json()
     body = described["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"model", "messages", "temperature", "repetition_penalty"} <= set(body["properties"])
-    from luthier.gateway.chat import ChatRequest
+    from luthier.gateway.api.chat import ChatRequest
 
     assert set(body["properties"]) == set(ChatRequest.model_fields)
 

@@ -10,11 +10,11 @@ import pytest
 from luthier.core.engine import Generation
 from luthier.core.errors import EngineError, LuthierError
 from luthier.core.message import ToolCall
-from luthier.gateway.caller import Caller
+from luthier.gateway.access.caller import Caller
+from luthier.gateway.api.wire import RequestError
 from luthier.gateway.calls import Piece
 from luthier.gateway.exchange import GONE, Exchange
 from luthier.gateway.service import Price, Served
-from luthier.gateway.wire import RequestError
 from luthier.store.traces import list_traces
 
 DONE = Generation("ab", (1, 2), (3,), "stop", prompt_tokens=10, completion_tokens=2, cached_tokens=4)

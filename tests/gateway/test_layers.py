@@ -9,7 +9,7 @@ import pytest
 from luthier.core.engine import Constraint, Sampling
 from luthier.core.errors import UnsupportedError
 from luthier.core.message import Image, Message, Tool, user
-from luthier.gateway.caller import Caller
+from luthier.gateway.access.caller import Caller
 from luthier.gateway.calls import Piece
 from luthier.gateway.exchange import Exchange
 from luthier.gateway.layers import Ask, Layer, Question, compose

@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from luthier.core.errors import InputError
+from luthier.gateway.access.keys import Keys
 from luthier.gateway.config import read_config
-from luthier.gateway.keys import Keys
-from luthier.gateway.registry import ModelConfig, Registry
 from luthier.gateway.reload import Reloader
 from luthier.gateway.service import Service
-from luthier.gateway.stock import Stock
+from luthier.gateway.targets.registry import ModelConfig, Registry
+from luthier.gateway.targets.stock import Stock
 from luthier.store.database import open_store
 
 BASE = {"models": {"a": "fake:a", "b": "fake:b"}, "routes": {"r": {"strategy": "round_robin", "targets": ["a", "b"]}}}

@@ -15,17 +15,17 @@ from tests.gateway.conftest import Scripted
 from luthier.core.engine import Generation, Sampling
 from luthier.core.errors import LuthierError
 from luthier.core.message import Prompt, user
-from luthier.gateway.caller import Caller
+from luthier.gateway.access.caller import Caller
+from luthier.gateway.access.keys import Keys
 from luthier.gateway.calls import Piece
 from luthier.gateway.config import read_config
 from luthier.gateway.exchange import Exchange
-from luthier.gateway.gate import Turn
-from luthier.gateway.keys import Keys
 from luthier.gateway.layers import Question
-from luthier.gateway.registry import ModelConfig, Registry
-from luthier.gateway.router import Router
-from luthier.gateway.served import Served
 from luthier.gateway.service import Service
+from luthier.gateway.targets.gate import Turn
+from luthier.gateway.targets.registry import ModelConfig, Registry
+from luthier.gateway.targets.router import Router
+from luthier.gateway.targets.served import Served
 from luthier.store.database import open_store
 
 Step = str | float | Exception | Generation

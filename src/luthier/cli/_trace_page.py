@@ -68,7 +68,7 @@ def _timing(trace: Trace) -> None:
     from rich.markup import escape
 
     from luthier.cli._print import duration, show, table
-    from luthier.gateway.trace_plot import steps_of, waterfall
+    from luthier.gateway.watch.trace_plot import steps_of, waterfall
 
     first = f"first token {duration(trace.first_token_s)}, " if trace.first_token_s is not None else ""
     rate = ""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from luthier.core.batch import BatchRecord
-    from luthier.gateway.batch_offline import BatchSummary
+    from luthier.gateway.batch.offline import BatchSummary
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Batch = Annotated[str, typer.Argument(metavar="BATCH", help="Its id.")]
@@ -58,7 +58,7 @@ def run(
     from dataclasses import asdict
 
     from luthier.cli._print import progress, show_json
-    from luthier.gateway.batch_offline import run_batch
+    from luthier.gateway.batch.offline import run_batch
 
     said = {"max_tokens": max_tokens, "temperature": temperature}
     with progress() as drawn:

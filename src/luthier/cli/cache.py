@@ -68,7 +68,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _with_store(where: str, redis_url_env: str, work: Callable[[CacheStore], Any]) -> Any:
-    from luthier.gateway.cache_config import CacheConfig, open_cache_store
+    from luthier.gateway.cache.config import CacheConfig, open_cache_store
     from luthier.store.database import open_store
 
     config = CacheConfig.model_validate({"store": where, "redis_url_env": redis_url_env})

@@ -61,7 +61,7 @@ def give_command(
     `luthier data from-feedback` makes training examples of it.
     """
     from luthier.cli._print import out
-    from luthier.gateway.feedback import feedback_body, give_feedback
+    from luthier.gateway.api.feedback import feedback_body, give_feedback
     from luthier.store.database import open_store, to_json
 
     given = give_feedback(

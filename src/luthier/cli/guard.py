@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from luthier.gateway.guard_check import Checked
+    from luthier.gateway.guard.check import Checked
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -47,8 +47,8 @@ def check(
 
     from luthier.cli import _print
     from luthier.core.errors import InputError
-    from luthier.gateway.guard_check import check as look
-    from luthier.gateway.guard_check import conversation_from, open_for, read_rows
+    from luthier.gateway.guard.check import check as look
+    from luthier.gateway.guard.check import conversation_from, open_for, read_rows
 
     if on not in ("input", "output"):
         raise InputError(f"--on must be input or output; got {on!r}")
@@ -118,7 +118,7 @@ def handovers(
     from dataclasses import asdict
 
     from luthier.cli import _print
-    from luthier.gateway.handover import handed_over
+    from luthier.gateway.guard.handover import handed_over
     from luthier.store.database import open_store
 
     found = handed_over(open_store(), tenant=tenant, most=limit)

@@ -56,7 +56,7 @@ def _of_server(server: str, api_key_env: str | None) -> list[dict[str, Any]]:
 def _of_file(path: str) -> list[dict[str, Any]]:
     """The routes of a file, checked against its own models. Raises InputError for what is wrong with it."""
     from luthier.gateway.config import read_config
-    from luthier.gateway.stock import Stock
+    from luthier.gateway.targets.stock import Stock
 
     config = read_config(path)
     Stock().check(config)

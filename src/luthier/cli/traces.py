@@ -175,7 +175,7 @@ def stats_command(
     """Count traces: p50, p95 and p99 of seconds to the first token and in all, tokens, cost, errors, by model and day."""
     wanted = _filter(locals())
     from luthier.cli import _print
-    from luthier.gateway.trace_plot import bins_of, save, text
+    from luthier.gateway.watch.trace_plot import bins_of, save, text
     from luthier.store.database import open_store
     from luthier.store.trace_query import measure_traces
     from luthier.store.trace_stats import trace_stats

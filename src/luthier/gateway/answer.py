@@ -19,13 +19,13 @@ from luthier.core.digest import digest_json
 from luthier.core.engine import Generation, Sampling
 from luthier.core.errors import LuthierError, UnsupportedError
 from luthier.core.message import Prompt, Tool
-from luthier.gateway.asking import Asking
-from luthier.gateway.caller import Caller
+from luthier.gateway.access.caller import Caller
+from luthier.gateway.api.asking import Asking
+from luthier.gateway.api.wire import RequestError, error_body
 from luthier.gateway.calls import ClientGoneError, Piece, merge_pieces, unless_gone
 from luthier.gateway.exchange import GONE, Exchange
 from luthier.gateway.layers import Question
 from luthier.gateway.service import Service
-from luthier.gateway.wire import RequestError, error_body
 
 SEND_TIMEOUT_S = 60.0
 

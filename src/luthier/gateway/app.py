@@ -14,29 +14,21 @@ from starlette.responses import Response
 
 from luthier import __version__
 from luthier.core.errors import EngineError, LuthierError, StoreError
-from luthier.gateway import (
-    batch,
-    cache_admin,
-    feedback,
-    files,
-    guard_check,
-    key_admin,
-    metrics,
-    model_api,
-    openapi,
-    rerank,
-    responses,
-    trace_api,
-)
+from luthier.gateway.access import admin as key_admin
+from luthier.gateway.access.limits import OPEN_PATHS, Door
 from luthier.gateway.answer import answer, json_response, trace_headers
+from luthier.gateway.api import feedback, files, models, openapi, rerank, responses
+from luthier.gateway.api.chat import ChatRequest, read_chat
+from luthier.gateway.api.completions import CompletionRequest, read_completion
+from luthier.gateway.api.embeddings import EmbeddingRequest, embed
+from luthier.gateway.api.openapi import gives, takes
+from luthier.gateway.api.wire import error_body, read
+from luthier.gateway.batch import batches
+from luthier.gateway.cache import admin as cache_admin
 from luthier.gateway.calls import ClientGoneError
-from luthier.gateway.chat import ChatRequest, read_chat
-from luthier.gateway.completions import CompletionRequest, read_completion
-from luthier.gateway.embeddings import EmbeddingRequest, embed
-from luthier.gateway.limits import OPEN_PATHS, Door
-from luthier.gateway.openapi import gives, takes
+from luthier.gateway.guard import check as guard_check
 from luthier.gateway.service import Service
-from luthier.gateway.wire import error_body, read
+from luthier.gateway.watch import metrics, trace_api
 
 logger = logging.getLogger("luthier.gateway")
 
@@ -55,12 +47,12 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     guard_check.register(app, service)
     feedback.register(app, service)
     trace_api.register(app, service)
-    model_api.register(app, service)
+    models.register(app, service)
     _state(app, service)
     key_admin.register(app, service)
     cache_admin.register(app, service)
     files.register(app, service)
-    batch.register(app, service)
+    batches.register(app, service)
     metrics.register(app, service)
     open_paths = OPEN_PATHS | ({metrics.PATH} if service.watch.config.open_metrics else set())
     app.add_middleware(Door, keys=service.keys, host=host, open_paths=open_paths)

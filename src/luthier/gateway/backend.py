@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from luthier.core.errors import LuthierError
 from luthier.gateway.calls import Call, Piece, generate, merge_pieces
-from luthier.gateway.gate import Turn
+from luthier.gateway.targets.gate import Turn
 
 if TYPE_CHECKING:
     from luthier.gateway.layers import Question

@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from luthier.core.config import from_mapping, read_yaml, validate
-from luthier.gateway.batch_config import BatchConfig
-from luthier.gateway.cache_config import CacheConfig
-from luthier.gateway.guard_rules import Rule
-from luthier.gateway.registry import Models
-from luthier.gateway.routes import Routes
-from luthier.gateway.watch import WatchConfig
+from luthier.gateway.batch.config import BatchConfig
+from luthier.gateway.cache.config import CacheConfig
+from luthier.gateway.guard.rules import Rule
+from luthier.gateway.targets.registry import Models
+from luthier.gateway.targets.routes import Routes
+from luthier.gateway.watch.watch import WatchConfig
 
 
 class GatewayConfig(BaseModel):

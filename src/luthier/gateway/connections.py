@@ -1,7 +1,7 @@
 """Connections that cost little: idle ones are bounded in number, request heads in size and time.
 
 uvicorn's protocol waits forever for the first byte of a request and for the end of its head, and keeps as many connections as come; one
-client could so use up the process's files or memory. Everything after the head is guarded by ``gateway.limits``.
+client could so use up the process's files or memory. Everything after the head is guarded by ``gateway.access.limits``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from luthier.gateway.wire import RequestError, error_bytes
+from luthier.gateway.api.wire import RequestError, error_bytes
 
 HEAD_TIMEOUT_S = 20.0
 MOST_HEAD_BYTES = 64 * 2**10

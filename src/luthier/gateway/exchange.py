@@ -15,9 +15,9 @@ from luthier.core.engine import Generation
 from luthier.core.errors import LuthierError
 from luthier.core.message import ToolCall
 from luthier.core.trace import Trace
-from luthier.gateway.caller import Caller
+from luthier.gateway.access.caller import Caller
 from luthier.gateway.calls import Piece
-from luthier.gateway.gate import ONLINE
+from luthier.gateway.targets.gate import ONLINE
 from luthier.store.home import new_id, now
 
 if TYPE_CHECKING:

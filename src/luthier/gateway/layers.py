@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from luthier.core.engine import GENERATE, Sampling, require, require_parameters
 from luthier.core.message import Prompt
 from luthier.gateway.calls import Piece
-from luthier.gateway.gate import Turn
+from luthier.gateway.targets.gate import Turn
 
 if TYPE_CHECKING:
     from luthier.gateway.exchange import Exchange

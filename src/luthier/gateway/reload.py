@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InputError, LuthierError
 from luthier.gateway.config import GatewayConfig, read_config
-from luthier.gateway.guard import guard_of
-from luthier.gateway.stock import Stock
+from luthier.gateway.guard.layer import guard_of
+from luthier.gateway.targets.stock import Stock
 from luthier.store.home import now
 
 if TYPE_CHECKING:

@@ -22,15 +22,15 @@ import uvicorn
 from luthier.core.engine import GENERATE, Engine
 from luthier.core.errors import InputError, NotFoundError
 from luthier.engines._open import UNSTORED
+from luthier.gateway.access.keys import check_bind, is_loopback, read_keys
 from luthier.gateway.app import build_app
-from luthier.gateway.batch_worker import BatchWorker
+from luthier.gateway.batch.worker import BatchWorker
 from luthier.gateway.config import GatewayConfig, read_config
 from luthier.gateway.connections import Connection, raise_file_limit
-from luthier.gateway.keys import check_bind, is_loopback, read_keys
-from luthier.gateway.registry import ModelConfig, Registry
 from luthier.gateway.reload import Reloader
 from luthier.gateway.service import Service, read_prices
-from luthier.gateway.stock import Stock
+from luthier.gateway.targets.registry import ModelConfig, Registry
+from luthier.gateway.targets.stock import Stock
 from luthier.store.database import Store, open_store
 from luthier.store.keys import count_active
 from luthier.store.models import adapters_on, find, list_models

@@ -12,33 +12,33 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from luthier.core.engine import Engine
 from luthier.core.errors import LuthierError, did_you_mean
+from luthier.gateway.access.keys import Keys
+from luthier.gateway.access.quota import Quota
+from luthier.gateway.api.wire import RequestError
 from luthier.gateway.backend import answers
-from luthier.gateway.cache import Cache, cached, open_cache
+from luthier.gateway.cache.layer import Cache, cached, open_cache
 from luthier.gateway.config import GatewayConfig
-from luthier.gateway.gate import Gate
-from luthier.gateway.guard import guard_of, guarded
-from luthier.gateway.guard_run import Guard
-from luthier.gateway.handover import record_handover
-from luthier.gateway.health import HealthChecks
-from luthier.gateway.keys import Keys
+from luthier.gateway.guard.handover import record_handover
+from luthier.gateway.guard.layer import guard_of, guarded
+from luthier.gateway.guard.run import Guard
 from luthier.gateway.layers import Ask, Layer, compose
-from luthier.gateway.quota import Quota
-from luthier.gateway.registry import Registry
 from luthier.gateway.reload import EVERY_S, Reloader, every
-from luthier.gateway.router import Router
-from luthier.gateway.routes import routed
-from luthier.gateway.served import Price, Served, read_prices, serve_as
-from luthier.gateway.traces import TraceWriter
+from luthier.gateway.targets.gate import Gate
+from luthier.gateway.targets.health import HealthChecks
+from luthier.gateway.targets.registry import Registry
+from luthier.gateway.targets.router import Router
+from luthier.gateway.targets.routes import routed
+from luthier.gateway.targets.served import Price, Served, read_prices, serve_as
 from luthier.gateway.upkeep import Upkeep
-from luthier.gateway.watch import Watch
-from luthier.gateway.wire import RequestError
+from luthier.gateway.watch.traces import TraceWriter
+from luthier.gateway.watch.watch import Watch
 from luthier.gateway.workers import Workers
 from luthier.store.database import Store
 from luthier.store.files import expire_files
 from luthier.store.traces import record_traces
 
 if TYPE_CHECKING:
-    from luthier.gateway.batch_worker import BatchWorker
+    from luthier.gateway.batch.worker import BatchWorker
     from luthier.gateway.exchange import Exchange
 
 __all__ = ["Price", "Served", "Service", "assemble", "read_prices", "serve_as"]

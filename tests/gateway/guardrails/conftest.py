@@ -28,11 +28,11 @@ from luthier.core.engine import (
 )
 from luthier.core.errors import NotFoundError
 from luthier.core.message import Prompt, last_user_text
-from luthier.gateway.caller import Caller
+from luthier.gateway.access.caller import Caller
 from luthier.gateway.exchange import Exchange
-from luthier.gateway.guard import open_guard
-from luthier.gateway.guard_rules import Rule
-from luthier.gateway.guard_run import Guard
+from luthier.gateway.guard.layer import open_guard
+from luthier.gateway.guard.rules import Rule
+from luthier.gateway.guard.run import Guard
 from luthier.gateway.guardrails._contract import Context
 from luthier.store.database import open_store
 

@@ -16,11 +16,11 @@ from luthier.core import catalog
 from luthier.core.catalog import Entry
 from luthier.core.errors import InputError
 from luthier.core.message import Message
-from luthier.gateway.guard_answer import Answer
-from luthier.gateway.guard_rules import Rule
-from luthier.gateway.guard_run import Guard
+from luthier.gateway.guard.answer import Answer
+from luthier.gateway.guard.placeholders import Placeholders
+from luthier.gateway.guard.rules import Rule
+from luthier.gateway.guard.run import Guard
 from luthier.gateway.guardrails._contract import Context
-from luthier.gateway.placeholders import Placeholders
 
 NAMES = catalog.names("guardrails")
 
@@ -242,7 +242,7 @@ def test_a_rule_reads_both_as_input_and_output() -> None:
 
 
 def test_a_guard_that_is_replaced_is_closed_after_its_last_request(make_guard: Callable[..., Guard]) -> None:
-    from luthier.gateway.guard_rules import OpenModels
+    from luthier.gateway.guard.rules import OpenModels
 
     closed = []
 

@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 
 from luthier.data import pii
+from luthier.gateway.guard.placeholders import Placeholders
 from luthier.gateway.guardrails._contract import Finding
-from luthier.gateway.placeholders import Placeholders
 
 TEXTS = 10_000
 

@@ -8,7 +8,7 @@ from scipy.stats import chi2_contingency, chisquare
 from tests.gateway.world import World, run, world
 
 from luthier.core.errors import EngineError
-from luthier.gateway.caller import Caller
+from luthier.gateway.access.caller import Caller
 
 ROUTE = {"strategy": "ab", "targets": {"a": 1, "b": 2, "c": 1}}
 

@@ -11,7 +11,7 @@ from tests.gateway.world import Heard, World, run, world
 from luthier.core import catalog
 from luthier.core.errors import EngineError, InputError
 from luthier.gateway.config import read_config
-from luthier.gateway.routes import check_routes
+from luthier.gateway.targets.routes import check_routes
 
 NAMES = catalog.names("routes")
 OPTIONS: dict[str, dict[str, Any]] = {

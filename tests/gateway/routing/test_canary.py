@@ -11,7 +11,7 @@ from tests.gateway.world import World, answer, run, world
 
 from luthier.core.errors import EngineError, NotFoundError, StoreError, UnsupportedError
 from luthier.core.trace import Trace
-from luthier.gateway.registry import ModelConfig
+from luthier.gateway.targets.registry import ModelConfig
 from luthier.store.audit import list_audit
 from luthier.store.feedback import record_feedback
 from luthier.store.traces import record_traces

@@ -14,8 +14,8 @@ from tests.gateway.world import World, answer, run, said, world
 from luthier.core.engine import GENERATE, SCORE, STREAM, ContinuationScore, Sampling
 from luthier.core.errors import ContextLengthError, EngineError
 from luthier.core.message import user
-from luthier.gateway.gate import SHADOW
-from luthier.gateway.wire import RequestError
+from luthier.gateway.api.wire import RequestError
+from luthier.gateway.targets.gate import SHADOW
 
 
 class Counting(Scripted):
@@ -186,7 +186,7 @@ def test_least_busy(tmp_path: Path) -> None:
 
 class TestShadow:
     def made(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[World, list[Any]]:
-        from luthier.gateway import place
+        from luthier.gateway.targets import place
 
         here = world(
             folder,

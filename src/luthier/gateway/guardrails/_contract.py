@@ -1,7 +1,7 @@
 """What a guardrail is.
 
 An entry has a ``Config`` and ``check(text, config, context) -> list[Finding]``, which never changes anything: what is done about a finding
-(block, mask, ask again, ...) is the rule's ``action``, and ``gateway.guard`` does it. Besides, an entry may have:
+(block, mask, ask again, ...) is the rule's ``action``, and ``gateway.guard.layer`` does it. Besides, an entry may have:
 
 - ``ON``: the directions that it can be used in, the first ones being those of a rule that does not say (default: both, used on input);
 - ``ACTIONS``: what may be done about its findings, the first by default;

@@ -12,7 +12,7 @@ from luthier.core.catalog import EntryConfig
 if TYPE_CHECKING:
     from luthier.gateway.exchange import Exchange
     from luthier.gateway.layers import Question
-    from luthier.gateway.served import Served
+    from luthier.gateway.targets.served import Served
     from luthier.store.database import Store
 
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from luthier.core.digest import digest_json
 from luthier.core.errors import LuthierError
 from luthier.evaluation.sequential import WorseRate
-from luthier.gateway.recent import Recent
 from luthier.gateway.routing._rule import Place
+from luthier.gateway.targets.recent import Recent
 from luthier.store.audit import append
 from luthier.store.home import now
 from luthier.store.routes import ratings_of_route, read_route_state, write_route_state

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from luthier.core.errors import ContextLengthError
+from luthier.gateway.api.wire import RequestError
 from luthier.gateway.routing._rule import Choice, Place, Rule, RuleConfig
 from luthier.gateway.routing._weights import Names
-from luthier.gateway.wire import RequestError
 
 if TYPE_CHECKING:
     from luthier.gateway.exchange import Exchange

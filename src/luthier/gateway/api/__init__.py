@@ -1,0 +1,1 @@
+"""Endpoints, and the OpenAI wire format that they read and write."""

@@ -1,0 +1,1 @@
+"""Files of requests that are answered when there is time."""

@@ -1,0 +1,1 @@
+"""Guardrails at work: on questions, on answers, and on trial."""

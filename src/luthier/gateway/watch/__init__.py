@@ -1,0 +1,1 @@
+"""What a server lets its operators see: metrics, spans and traces."""
