@@ -13,6 +13,7 @@ import pytest
 
 from luthier.core import catalog
 from luthier.core.catalog import Entry
+from luthier.core.document import Chunk, Citation, Hit
 from luthier.core.errors import InputError, NotFoundError
 from luthier.scorers._score import Answer, Figure, Option, Resources, Score, Target, score_all
 
@@ -107,7 +108,32 @@ def instructions() -> Case:
     return Case([Target("", meta=meta)] * 5, perfect, [Answer(f"well, {t}") for t in OTHERS])
 
 
+def passages(options: Mapping[str, Any] | None = None) -> Case:
+    """Answers that are a passage of their own, found first and cited; wrong ones were shown, say and cite others."""
+
+    def answer(text: str, number: int) -> Answer:
+        hit = Hit(Chunk(f"c{number}", text, number, (0, 0)), f"doc_{number}", f"/files/{number}.txt")
+        return Answer(f"{text} [1]", hits=(hit,), citations=(Citation(1, hit),))
+
+    perfect = [answer(text, number) for number, text in enumerate(TEXTS)]
+    wrong = [replace(answer(text, 9), text="quite invented stuff [1]") for text in OTHERS]
+    targets = [Target(text, meta={"source": f"{number}.txt"}) for number, text in enumerate(TEXTS)]
+    return Case(targets, perfect, wrong, options or {})
+
+
+def refusals() -> Case:
+    said = ["It is not in the documents.", "文档中没有答案。", "I cannot answer this.", "无法回答", "No information."]
+    targets = [Target("", meta={"answerable": False})] * 5
+    return Case(targets, [Answer(text) for text in said], [Answer(text) for text in OTHERS])
+
+
 CASES: Mapping[str, Case] = {
+    "retrieval": passages({"measure": "ndcg"}),
+    "context_precision": passages(),
+    "context_recall": passages(),
+    "lexical_support": passages(),
+    "citation": passages(),
+    "abstention": refusals(),
     "number": numbers(),
     "mae": replace(numbers(), best=0.0),
     "rmse": replace(numbers(), best=0.0),
@@ -144,7 +170,10 @@ CASES: Mapping[str, Case] = {
 }
 """What is asked of each scorer; one that is not here compares texts with no options."""
 
-NEEDS_MORE = ("judge", "code", "pass_at_k", "sql_execution", "embedding_similarity", "bert_score")
+NEEDS_MORE = (
+    "judge", "code", "pass_at_k", "sql_execution", "embedding_similarity", "bert_score", "faithfulness", "answer_relevance",
+    "embedding_support",
+)  # fmt: skip
 """Scorers that need an engine, a sandbox or a database: their own tests hold their cases."""
 
 NAMES = [name for name in catalog.names("scorers") if name not in NEEDS_MORE]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from luthier.core.dataset import Example
+from luthier.core.document import Citation, Hit
 from luthier.core.errors import DataError
 from luthier.core.message import Conversation
 
@@ -23,11 +24,14 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine gave. ``options`` are what it scored, in the order of the choices; ``samples`` all answers to one question."""
+    """What the engine gave. ``options`` are what it scored, in the order of the choices; ``samples`` all answers to one question; ``hits``
+    the passages that it was shown, best first, and ``citations`` those that its text refers to."""
 
     text: str
     options: tuple[Option, ...] = ()
     samples: tuple[str, ...] = ()
+    hits: tuple[Hit, ...] = ()
+    citations: tuple[Citation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from luthier.core.dataset import Example
 from luthier.core.digest import digest_json
+from luthier.core.document import Citation, Hit
 from luthier.core.engine import (
     GENERATE,
     SCORE,
@@ -54,11 +55,13 @@ class Reply:
     prompt_digest: str = ""
     calls: int = 1
     error: str = ""
+    hits: tuple[Hit, ...] = ()
+    citations: tuple[Citation, ...] = ()
 
     @property
     def answer(self) -> Answer:
         """The part that scorers see."""
-        return Answer(self.text, () if self.error else self.options, self.samples)
+        return Answer(self.text, () if self.error else self.options, self.samples, self.hits, self.citations)
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,11 @@ class AskText:
     raw: bool = True
     block: int = GENERATE_BLOCK
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether the engine answers one question after the other, so that each answer's own time is known."""
+        return bool(dict(self.engine.info.meta).get("one_by_one"))
+
     def __call__(self, examples: Sequence[Example], progress: Progress) -> list[Reply]:
         """One text (label, choice) an example."""
         task = self.task
@@ -212,11 +220,13 @@ class AskText:
             samples=tuple(one.text for one in made) if self.task.samples > 1 else first.samples,
             reasoning=first.reasoning,
             parsed=parsed,
-            latency_s=each,
+            latency_s=sum(one.latency_s for one in made) if self.one_by_one else each,
             prompt_tokens=sum(one.prompt_tokens for one in made),
             completion_tokens=sum(one.completion_tokens for one in made),
             prompt_digest=digest_json(first.prompt_token_ids) if first.prompt_token_ids else "",
             calls=sum(one.calls for one in made),
+            hits=first.hits,
+            citations=first.citations,
         )
 
 

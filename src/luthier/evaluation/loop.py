@@ -19,7 +19,7 @@ from luthier.core.run import Progress
 from luthier.core.score import Target, target_of
 from luthier.core.task import Task
 from luthier.evaluation.asking import Ask, Reply, choose
-from luthier.evaluation.records import Record
+from luthier.evaluation.records import Record, shown
 from luthier.scorers._score import Resources, score_all
 
 _LEAST = -1e9  # stands for minus infinity, which JSON cannot write
@@ -206,4 +206,6 @@ def _record(
         prompt_digest=reply.prompt_digest,
         calls=reply.calls,
         error=reply.error,
+        hits=tuple(shown(hit) for hit in reply.hits),
+        citations=tuple(citation.hit.chunk.id for citation in reply.citations),
     )

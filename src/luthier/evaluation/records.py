@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from luthier.core.document import Hit
 from luthier.core.errors import InputError
 from luthier.core.run import Run
 from luthier.scorers._score import Answer, Option, Target
@@ -26,7 +27,8 @@ class Record:
     greedy. ``samples`` are all answers where several were asked for, ``reasoning`` what came before the answer. ``scores`` lack a
     scorer that could not say. ``slices`` are the values that results are also shown by. ``latency_s`` is the example's share of its
     batch, which is less than a request that comes alone waits (see ``summary.latency``). ``prompt_tokens`` is 0 where the engine
-    does not say. ``error`` is why the engine could not answer.
+    does not say. ``hits`` are the passages that the engine was shown (``shown``), ``citations`` the ids of those that the answer cites.
+    ``error`` is why the engine could not answer.
     """
 
     index: int
@@ -51,6 +53,8 @@ class Record:
     prompt_digest: str = ""
     calls: int = 1
     error: str = ""
+    hits: tuple[Mapping[str, Any], ...] = ()
+    citations: tuple[str, ...] = ()
 
     @property
     def logprobs(self) -> dict[str, float]:
@@ -87,7 +91,12 @@ def _worth_writing(value: Any, of: Field[Any]) -> bool:
 
 
 _NAMES = tuple(f.name for f in fields(Record))
-_TUPLES = frozenset({"options", "references", "correct", "samples"})
+_TUPLES = frozenset({"options", "references", "correct", "samples", "hits", "citations"})
+
+
+def shown(hit: Hit) -> dict[str, Any]:
+    """A passage as a record keeps it: where it is and what it scored, without its text."""
+    return {"id": hit.chunk.id, "source": hit.source, "cited": hit.cited, "score": round(hit.score, 6)}
 
 
 class RecordsLog:

@@ -80,3 +80,19 @@ def _punkt() -> PunktSentenceTokenizer:
     parameters = PunktParameters()
     parameters.abbrev_types = set(ABBREVIATIONS)
     return PunktSentenceTokenizer(parameters)
+
+
+def holds(text: str, part: str, *, whole_words: bool = False) -> bool:
+    """Whether ``part`` stands in ``text``; with ``whole_words`` not inside a word (Chinese characters are words of their own)."""
+    place = text.find(part)
+    while place >= 0:
+        end = place + len(part)
+        if not whole_words or not (_joined(text[place - 1 : place], part[0]) or _joined(part[-1], text[end : end + 1])):
+            return True
+        place = text.find(part, place + 1)
+    return False
+
+
+def _joined(left: str, right: str) -> bool:
+    """Whether two neighbouring characters belong to one word."""
+    return left.isalnum() and right.isalnum() and not (is_unspaced(left) or is_unspaced(right))

@@ -31,21 +31,6 @@ def score(answer: Answer, target: Target, config: Config) -> Score:
     wanted = [one for one in wanted if one]
     if not wanted:
         return Score(None, {"reason": "the target is empty"})
-    found = [one for one in wanted if _is_in(one, text, config.whole_words)]
+    found = [one for one in wanted if _words.holds(text, one, whole_words=config.whole_words)]
     value = float(bool(found)) if config.which == "any" else len(found) / len(wanted)
     return Score(value, {"found": found})
-
-
-def _is_in(part: str, text: str, whole_words: bool) -> bool:
-    place = text.find(part)
-    while place >= 0:
-        end = place + len(part)
-        if not whole_words or not (_joined(text[place - 1 : place], part[0]) or _joined(part[-1], text[end : end + 1])):
-            return True
-        place = text.find(part, place + 1)
-    return False
-
-
-def _joined(left: str, right: str) -> bool:
-    """Whether two neighbouring characters belong to one word."""
-    return left.isalnum() and right.isalnum() and not (_words.is_unspaced(left) or _words.is_unspaced(right))
