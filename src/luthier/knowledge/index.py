@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -34,7 +35,8 @@ class Filter:
     """What a search may find: all that is stated must hold.
 
     ``labels``: documents without access labels and those with one of these; None: every document (the owner asks). ``sources`` are
-    shell patterns with ``*``. ``meta`` values must be equal. ``after`` and ``before`` bound ``date`` (inclusive).
+    patterns of which one must fit the whole source: ``*`` stands for any characters, ``?`` for one. ``meta`` values must be equal (as text; of a
+    list one must be). ``after`` and ``before`` bound ``date`` (inclusive, compared as text: ``before="2026"`` ends with 2025).
     """
 
     labels: tuple[str, ...] | None = None
@@ -46,17 +48,25 @@ class Filter:
 
     def allows(self, row: IndexRow) -> bool:
         """Whether a row may be found: what backends' own filters must agree with."""
-        from fnmatch import fnmatchcase
-
         checks = (
             self.labels is None or not row.labels or bool(set(self.labels) & set(row.labels)),
             not self.documents or row.document in self.documents,
-            not self.sources or any(fnmatchcase(row.source, pattern) for pattern in self.sources),
+            not self.sources or any(fits(row.source, pattern) for pattern in self.sources),
             all(tag(name, value) in tags(row.meta) for name, value in self.meta.items()),
             not self.after or row.date >= self.after,
             not self.before or (bool(row.date) and row.date <= self.before),
         )
         return all(checks)
+
+
+def fits(source: str, pattern: str) -> bool:
+    """Whether a pattern of ``Filter.sources`` fits. Unlike a shell's, ``[`` stands for itself: file names have it."""
+    return re.fullmatch(glob_regex(pattern), source) is not None
+
+
+def glob_regex(pattern: str) -> str:
+    """A pattern of ``Filter.sources`` as a regular expression."""
+    return "(?s:" + "".join({"*": ".*", "?": "."}.get(each) or re.escape(each) for each in pattern) + ")"
 
 
 def tag(name: str, value: Any) -> str:
@@ -101,8 +111,14 @@ class Index(Protocol):
     def count(self) -> int:
         """How many chunks there are."""
 
+    def approximate(self) -> int:
+        """How many vectors the approximate index holds; 0: there is none, and every search compares all."""
+
     def optimize(self) -> None:
         """Bring search structures up to date with what was added."""
+
+    def drop(self) -> None:
+        """Delete all that it keeps, wherever that is, and close it."""
 
     def close(self) -> None:
         """Free files and connections. Safe to call twice."""
