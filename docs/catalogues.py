@@ -40,6 +40,8 @@ INTRODUCTIONS = {
     "configuration; [guardrails](../guardrails.md) says what is done about their findings.",
     "routes": "How a route of the gateway chooses what answers. Choose one with `strategy:` in a route of `gateway.yaml`; its options stand "
     "beside it. [Routes](../routes.md) says when which.",
+    "answers": "How a question is answered from the passages that a search found. Choose one with `--mode` of `luthier kb ask`, or for a knowledge base with "
+    "`luthier kb set`; [answers](../rag.md) says when which.",
     "tasks": "Where examples, prompt and scorers come from.",
 }
 HOW = {"swap": "hot-swapped on its base", "merge": "as weights of its own", "no": "not possible"}

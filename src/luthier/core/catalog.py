@@ -36,6 +36,7 @@ FUNCTIONS: Mapping[str, str] = {
     "chunkers": "chunk",
     "indexes": "open",
     "retrievers": "search",
+    "answers": "answer",
 }
 
 _FOLDERS: Mapping[str, str] = {
@@ -46,6 +47,7 @@ _FOLDERS: Mapping[str, str] = {
     "chunkers": "knowledge/chunkers",
     "indexes": "knowledge/indexes",
     "retrievers": "knowledge/retrievers",
+    "answers": "knowledge/answers",
 }
 """Where a catalogue lies that is a part of another folder."""
 

@@ -130,7 +130,7 @@ class Generation:
     ``tokens`` is there when ``Sampling.logprobs`` asked for it. ``tool_calls`` end an answer with the reason ``tool_calls``; their text is not in
     ``text``. ``cached_tokens`` of the prompt needed no computing. A strategy that thinks before it answers keeps the thoughts in ``reasoning``; one that asks several times keeps every answer in
     ``samples`` and says in ``calls`` how often it asked (token counts and latency are of all calls together). One that answers from documents
-    says in ``hits`` what it was shown and in ``citations`` what its answer rests on.
+    says in ``hits`` what it was shown, in ``citations`` what its answer rests on and in ``steps`` what was done for it.
     """
 
     text: str
@@ -150,6 +150,7 @@ class Generation:
     cached_tokens: int = 0
     hits: tuple[Hit, ...] = ()
     citations: tuple[Citation, ...] = ()
+    steps: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
