@@ -1,26 +1,7 @@
 from __future__ import annotations
 
-import pytest
-
-from luthier.cli import main
 from luthier.store.audit import list_audit
 from luthier.store.database import open_store
-
-
-@pytest.fixture
-def run(home, capsys):
-    """(exit code, stdout, stderr) of ``luthier ...``."""
-
-    def ran(*arguments):
-        code = 0
-        try:
-            main(list(arguments))
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return ran
 
 
 def test_the_audit_log_is_listed_and_verified(run):

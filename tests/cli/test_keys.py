@@ -4,26 +4,9 @@ import json
 
 import pytest
 
-from luthier.cli import main
 from luthier.store.database import open_store
 from luthier.store.keys import digest_of, find_key, list_keys
 from luthier.store.usage import Used, add_usage
-
-
-@pytest.fixture
-def run(home, capsys):
-    """(exit code, stdout, stderr) of ``luthier ...``."""
-
-    def ran(*arguments):
-        code = 0
-        try:
-            main(list(arguments))
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return ran
 
 
 def test_a_key_goes_to_stdout_alone_and_is_never_shown_again(run):

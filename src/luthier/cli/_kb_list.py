@@ -15,9 +15,7 @@ def register(kb: typer.Typer) -> None:
         """List knowledge bases."""
         from dataclasses import asdict
 
-        from rich.table import Table
-
-        from luthier.cli._print import say, show, show_json
+        from luthier.cli._print import say, show, show_json, table
         from luthier.store.database import open_store
         from luthier.store.knowledge import list_bases, list_documents
 
@@ -29,16 +27,11 @@ def register(kb: typer.Typer) -> None:
         if not found:
             say("No knowledge bases yet; `luthier kb create NAME` makes one.")
             return
-        table = Table("name", "documents", "chunks", "embedder", "chunker", "index", "created")
+        rows = []
         for each in found:
             documents = [one for one in list_documents(store, each.name) if one.status == "ready"]
-            table.add_row(
-                each.name,
-                str(len(documents)),
-                str(sum(one.chunks for one in documents)),
-                each.embedder,
-                str(each.chunker["name"]),
-                str(each.index["name"]),
-                each.created_at[:10],
-            )
-        show(table)
+            chunks = sum(one.chunks for one in documents)
+            made = (each.chunker["name"], each.index["name"], each.created_at[:10])
+            rows.append((each.name, f"{len(documents):,}", f"{chunks:,}", each.embedder, *made))
+        columns = ("name", "documents", "chunks", "embedder", "chunker", "index", "created")
+        show(table(columns, rows, right=("documents", "chunks")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +15,17 @@ SCOPES = ("inference", "feedback", "traces", "batch", "admin")
 
 LOCAL = "local"
 """The tenant of this machine: of a server without keys, and of the keys in an environment variable."""
+
+
+def check_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Access labels (of documents, and of keys that may see these), sorted, each once. Raises InputError for what is none."""
+    out = []
+    for each in [labels] if isinstance(labels, str) else labels:
+        label = each.strip() if isinstance(each, str) else ""
+        if not label or len(label) > 64 or not label.isprintable() or "," in label:
+            raise InputError(f"a label must be 1 to 64 printable characters without commas; got {each!r}")
+        out.append(label)
+    return tuple(sorted(set(out)))
 
 
 @dataclass(frozen=True, slots=True)

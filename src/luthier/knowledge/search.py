@@ -36,10 +36,10 @@ def search(
         raise InputError("question must not be empty")
     if not 1 <= k <= MOST:
         raise InputError(f"k must be 1 to {MOST}; got {k}")
-    tools = SearchTools(base.index, base.embedder.embed, datetime.now(UTC), base.ask, reranker)
+    tools = SearchTools(base.current, base.embedder.embed, datetime.now(UTC), base.ask, reranker)
     steps = retrieval if retrieval is not None else base.record.retrieval
     query = Query(question, k, where, tuple(history))
-    return base.current(build(steps or DEFAULT, tools)(query))[:k]
+    return build(steps or DEFAULT, tools)(query)[:k]
 
 
 def build(steps: Sequence[Mapping[str, Any]], tools: SearchTools) -> Search:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, insert, select, update
 
 from luthier.core.errors import ConflictError, InputError, NotFoundError, did_you_mean
 from luthier.store.database import Store
@@ -36,6 +36,11 @@ class KnowledgeRecord:
     created_at: str = ""
     version: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def generation(self) -> int:
+        """How often its index was built anew."""
+        return int(self.meta.get("generation", 0))
 
 
 @dataclass(frozen=True)
@@ -69,21 +74,29 @@ def folder_of(store: Store, name: str) -> Path:
     return store.home.root / "knowledge" / name
 
 
+def check_new(store: Store, name: str) -> None:
+    """Raise InputError for a name that is no name, ConflictError for one that is taken."""
+    if not name or len(name.encode("utf-8", "surrogatepass")) > 64 or not all(c.isalnum() or c in "-_." for c in name):
+        raise InputError(f"name must be 1 to 64 letters, digits, '-', '_' or '.'; got {name!r}")
+    if name.startswith((".", "-")):
+        raise InputError(f"name must begin with a letter, a digit or '_'; got {name!r}")
+    with store.read() as connection:
+        _check_free(connection, name)
+
+
 def record_base(store: Store, record: KnowledgeRecord) -> KnowledgeRecord:
-    """Write a new base. Raises InputError for a name that is no name, ConflictError for one that is taken."""
-    if not record.name or len(record.name) > 64 or not all(c.isalnum() or c in "-_." for c in record.name):
-        raise InputError(f"name must be 1 to 64 letters, digits, '-', '_' or '.'; got {record.name!r}")
-    if record.name.startswith("."):
-        raise InputError(f"name must not begin with '.'; got {record.name!r}")
+    """Write a new base. Raises as ``check_new``."""
+    check_new(store, record.name)
     record = replace(record, created_at=record.created_at or now())
     with store.write() as connection:
-        known = connection.execute(select(knowledge_bases.c.name).where(knowledge_bases.c.name == record.name)).first()
-        if known is not None:
-            raise ConflictError(
-                f"knowledge base {record.name!r} is there already", hint=f"luthier kb show {record.name}"
-            )
+        _check_free(connection, record.name)
         connection.execute(insert(knowledge_bases).values(**_plain(record)))
     return record
+
+
+def _check_free(connection: Any, name: str) -> None:
+    if connection.execute(select(knowledge_bases.c.name).where(knowledge_bases.c.name == name)).first() is not None:
+        raise ConflictError(f"knowledge base {name!r} is there already", hint=f"luthier kb show {name}")
 
 
 def find_base(store: Store, name: str) -> KnowledgeRecord:
@@ -106,10 +119,11 @@ def list_bases(store: Store) -> list[KnowledgeRecord]:
 
 
 def update_base(store: Store, name: str, **changes: Any) -> KnowledgeRecord:
-    """Change fields of a base. Raises NotFoundError."""
+    """Change fields of a base; those who have it open see it at their next search. Raises NotFoundError."""
     find_base(store, name)
     with store.write() as connection:
         connection.execute(update(knowledge_bases).where(knowledge_bases.c.name == name).values(**changes))
+        _changed(connection, name)
     return find_base(store, name)
 
 
@@ -146,6 +160,19 @@ def put_documents(store: Store, base: str, documents: Sequence[DocumentRecord]) 
         _changed(connection, base)
 
 
+def replace_documents(store: Store, record: KnowledgeRecord, documents: Sequence[DocumentRecord]) -> None:
+    """Write how a base is made and all its documents in place of those it had, in one transaction."""
+    values = {key: value for key, value in _plain(record).items() if key not in ("name", "version", "created_at")}
+    made = {key: values[key] for key in ("embedder", "embedder_digest", "width", "chunker", "index", "meta")}
+    with store.write() as connection:
+        connection.execute(delete(knowledge_documents).where(knowledge_documents.c.base == record.name))
+        for start in range(0, len(documents), 500):
+            rows = [_plain(each) for each in documents[start : start + 500]]
+            connection.execute(insert(knowledge_documents), rows)
+        connection.execute(update(knowledge_bases).where(knowledge_bases.c.name == record.name).values(**made))
+        _changed(connection, record.name)
+
+
 def drop_documents(store: Store, base: str, ids: Sequence[str]) -> int:
     """Forget documents by their ids; returns how many there were."""
     gone = 0
@@ -169,24 +196,33 @@ def document_ids(store: Store, base: str) -> tuple[int, frozenset[str]]:
 
 
 def base_version(store: Store, base: str) -> int:
-    """How often the base's documents were changed."""
+    """How often the base and its documents were changed; -1 for one that is not there."""
     with store.read() as connection:
-        query = select(func.max(knowledge_bases.c.version)).where(knowledge_bases.c.name == base)
-        return int(connection.execute(query).scalar() or 0)
+        query = select(knowledge_bases.c.version).where(knowledge_bases.c.name == base)
+        found = connection.execute(query).scalar()
+    return -1 if found is None else int(found)
 
 
 @contextmanager
-def writing(store: Store, name: str) -> Iterator[None]:
-    """Only one process at a time changes a base; others wait here. The system frees the lock of a process that dies."""
+def writing(store: Store, name: str, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Only one process at a time changes a base; others wait here (``waiting`` is called once before). The system frees the lock of a
+    process that dies. Raises NotFoundError when there is no such base (any more), StoreError when the disk refuses."""
     import fcntl
     import os
 
-    folder = folder_of(store, name)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    find_base(store, name)
+    file = store.home.root / "knowledge" / ".locks" / name  # not in the base's folder, which is removed with it
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        folder_of(store, name).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        find_base(store, name)  # it may have been removed meanwhile
         yield
     finally:
         os.close(descriptor)

@@ -18,7 +18,7 @@ from luthier.core.errors import InputError, NotFoundError, did_you_mean
 from luthier.store.database import Store, edges, feedback, models, open_store, runs, traces
 from luthier.store.home import now
 
-KINDS = ("dataset", "run", "model", "endpoint", "trace", "feedback", "task")
+KINDS = ("dataset", "run", "model", "endpoint", "trace", "feedback", "task", "knowledge")
 Direction = Literal["ancestors", "descendants"]
 
 _LATEST = 5

@@ -11,7 +11,8 @@ from luthier.core.document import Hit
 from luthier.core.engine import Engine, Sampling, Vectors
 from luthier.core.errors import InputError
 from luthier.core.message import Message
-from luthier.knowledge.index import Filter, Index
+from luthier.knowledge.current import Searches
+from luthier.knowledge.index import Filter
 
 _CHINESE = range(0x4E00, 0x9FFF + 1)
 
@@ -37,7 +38,7 @@ Search: TypeAlias = Callable[[Query], list[Hit]]
 class SearchTools:
     """What steps may use: the index, its embedder (unit vectors), a model that writes, one that reranks, and the time."""
 
-    index: Index
+    index: Searches
     embed: Callable[[Sequence[str]], Vectors]
     now: datetime
     ask: Engine | None = None
