@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from luthier.core.engine import Engine, Vectors
 from luthier.core.errors import InputError
@@ -23,3 +24,27 @@ def writer(tools: ChunkTools, chunker: str) -> Engine:
     if tools.ask is None:
         raise InputError(f"chunker {chunker} has a model write questions; none was given", hint="--writer MODEL")
     return tools.ask
+
+
+class Overlapping(Protocol):
+    """A chunker's options with these two among them."""
+
+    @property
+    def tokens(self) -> int:
+        """A chunk's, at most."""
+
+    @property
+    def overlap(self) -> int:
+        """Those of the one before that it repeats."""
+
+    @property
+    def model_fields_set(self) -> set[str]:
+        """What the user stated."""
+
+
+def overlap_of(config: Overlapping) -> int:
+    """The overlap: the default shrinks for small chunks, one that was asked for does not. Raises InputError for more than half of ``tokens``."""
+    most = config.tokens // 2
+    if config.overlap > most and "overlap" in config.model_fields_set:
+        raise InputError(f"overlap must be at most half of tokens ({most}); got {config.overlap}")
+    return min(config.overlap, most)

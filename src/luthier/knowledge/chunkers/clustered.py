@@ -17,30 +17,33 @@ from luthier.knowledge.chunkers._spans import ChunkTools, Joined, Span, key_of
 class Config(EntryConfig):
     """``tokens`` a chunk at most; the number of clusters is what that needs. ``neighbours`` sentences on each side of a member are kept with it.
 
-    ``seed`` of k-means.
+    ``seed`` of k-means (Lloyd 1982, begun as k-means++). Of a long document each ``stretch`` of sentences is clustered by itself, so
+    that the time grows with its length and not with its square.
     """
 
     tokens: int = Field(default=200, ge=8)
     neighbours: int = Field(default=1, ge=0)
     seed: int = 0
+    stretch: int = Field(default=2000, ge=10)
 
 
 def chunk(document: Document, config: Config, tools: ChunkTools) -> list[Chunk]:
     """A chunk for each cluster (several for a large one), its sentences in the document's order. Raises InputError without an embedder."""
     joined = Joined(document, tools)
     key = key_of("clustered", config.model_dump())
-    starts = joined.sentences
-    pieces = [joined.trim((start, end)) for start, end in itertools.pairwise(starts)]
-    pieces = [piece for piece in pieces if piece[1] > piece[0]]
+    found = (joined.trim(span) for span in itertools.pairwise(joined.sentences))
+    pieces = [piece for piece in found if piece[1] > piece[0]]
     out: list[Chunk] = []
-    for members in _clusters(joined, pieces, config, tools):
-        for group in _fitting(joined, pieces, members, config.tokens):
-            text = _text(joined, pieces, group)
-            span = (pieces[group[0]][0], pieces[group[-1]][1])
-            if joined.count(pieces[group[0]]) > config.tokens:
-                out += [joined.chunk(each, len(out) + n, key) for n, each in enumerate(joined.cut(span, config.tokens))]
-            else:
-                out.append(joined.chunk(span, len(out), key, text=text))
+    for start in range(0, len(pieces), config.stretch):
+        part = pieces[start : start + config.stretch]
+        for members in _clusters(joined, part, config, tools):
+            for group in _fitting(joined, part, members, config.tokens):
+                span = (part[group[0]][0], part[group[-1]][1])
+                if len(group) == 1:
+                    for cut in joined.fit(span, config.tokens):
+                        out.append(joined.chunk(cut, len(out), key))
+                else:
+                    out.append(joined.chunk(span, len(out), key, text=_text(joined, part, group)))
     return out
 
 
@@ -49,11 +52,12 @@ def _clusters(joined: Joined, pieces: list[Span], config: Config, tools: ChunkTo
     total = sum(joined.count(piece) for piece in pieces)
     count = min(len(pieces), max(1, math.ceil(total / config.tokens)))
     if count < 2:
-        return [list(range(len(pieces)))] if pieces else []
+        return [list(range(len(pieces)))]
     from sklearn.cluster import KMeans
 
-    vectors = embedder(tools, "clustered")([joined.text[start:end] for start, end in pieces])
-    found = KMeans(n_clusters=count, n_init=4, random_state=config.seed).fit_predict(np.asarray(vectors))
+    vectors = np.asarray(embedder(tools, "clustered")([joined.text[start:end] for start, end in pieces]))
+    count = min(count, len(np.unique(vectors, axis=0)))  # sentences that are the same are one point
+    found = KMeans(n_clusters=count, n_init=4, random_state=config.seed).fit_predict(vectors)
     clusters = []
     for number in range(count):
         members = {
@@ -61,22 +65,19 @@ def _clusters(joined: Joined, pieces: list[Span], config: Config, tools: ChunkTo
             for at in np.flatnonzero(found == number).tolist()
             for near in range(max(0, at - config.neighbours), min(len(pieces), at + config.neighbours + 1))
         }
-        if members:
-            clusters.append(sorted(members))
-    return sorted(clusters)
+        clusters.append(sorted(members))
+    return sorted(each for each in clusters if each)
 
 
 def _fitting(joined: Joined, pieces: list[Span], members: list[int], most: int) -> list[list[int]]:
-    groups: list[list[int]] = [[]]
-    size = 0
+    """Members in groups whose texts have at most ``most`` tokens; one that has more is alone."""
+    groups: list[list[int]] = []
     for member in members:
-        tokens = joined.count(pieces[member])
-        if groups[-1] and size + tokens > most:
-            groups.append([])
-            size = 0
-        groups[-1].append(member)
-        size += tokens
-    return [group for group in groups if group]
+        if groups and joined.size(_text(joined, pieces, [*groups[-1], member])) <= most:
+            groups[-1].append(member)
+        else:
+            groups.append([member])
+    return groups
 
 
 def _text(joined: Joined, pieces: list[Span], group: list[int]) -> str:

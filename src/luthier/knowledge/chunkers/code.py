@@ -1,18 +1,19 @@
-"""Source code: top-level pieces together, never half a line."""
+"""Source code: top-level pieces together, cut between lines, where the indentation is least."""
 
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 
 from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Chunk, Document
-from luthier.knowledge.chunkers._spans import ChunkTools, Joined, Span, key_of
+from luthier.knowledge.chunkers._spans import ChunkTools, Cut, Joined, Span, key_of
 
 
 class Config(EntryConfig):
-    """``tokens`` a chunk at most; neighbouring pieces share one when they fit, a longer piece is cut between lines."""
+    """``tokens`` a chunk at most; neighbouring pieces share one when they fit, a longer piece is cut between lines, a longer line between words."""
 
     tokens: int = Field(default=300, ge=8)
 
@@ -21,26 +22,40 @@ def chunk(document: Document, config: Config, tools: ChunkTools) -> list[Chunk]:
     """Chunks of whole lines; the lines are in ``place``."""
     joined = Joined(document, tools)
     key = key_of("code", config.model_dump())
-    lines = [0, *(at + 1 for at, character in enumerate(joined.text) if character == "\n"), len(joined.text)]
     spans: list[Span] = []
-    for start, end in zip(joined.starts, [*joined.starts[1:], len(joined.text)], strict=True):
-        if spans and joined.count((spans[-1][0], end)) <= config.tokens:
+    for start, end in itertools.pairwise([*joined.starts, len(joined.text)]):
+        if spans and joined.fits((spans[-1][0], end), config.tokens):
             spans[-1] = (spans[-1][0], end)
-        elif joined.count((start, end)) <= config.tokens:
+        elif joined.fits((start, end), config.tokens):
             spans.append((start, end))
         else:
-            spans += _by_lines(joined, [at for at in lines if start <= at < end] + [end], config.tokens)
-    trimmed = [(start, joined.trim((start, end))[1]) for start, end in spans]  # indentation stays
-    return [joined.chunk(span, number, key) for number, span in enumerate(trimmed)]
+            spans += _by_lines(joined, (start, end), config.tokens)
+    cuts: list[Cut] = [cut for span in spans for cut in joined.fit(span, config.tokens)]
+    return [joined.chunk(cut, number, key) for number, cut in enumerate(cuts)]
 
 
-def _by_lines(joined: Joined, starts: list[int], most: int) -> list[Span]:
+def _by_lines(joined: Joined, span: Span, most: int) -> list[Span]:
+    """Runs of lines: each ends, in its second half, before the line that is indented least, the last of equals."""
+    lines = [span[0], *joined.lines[bisect_left(joined.lines, span[0] + 1) : bisect_left(joined.lines, span[1])]]
+    ends = [*lines[1:], span[1]]
     out: list[Span] = []
-    begin = starts[0]
-    for before, end in itertools.pairwise(starts):
-        if end > begin and joined.count((begin, end)) > most and before > begin:
-            out.append((begin, before))
-            begin = before
-    last = (begin, starts[-1])
-    whole = [*out, last]
-    return [cut for span in whole for cut in ([span] if joined.count(span) <= most else joined.cut(span, most))]
+    first = 0
+    while first < len(lines):
+        last = first
+        while last + 1 < len(lines) and joined.count((lines[first], ends[last + 1])) <= most:
+            last += 1
+        while last > first and not joined.fits((lines[first], ends[last]), most):
+            last -= 1
+        if last + 1 < len(lines):
+            half = first + (last - first + 1) // 2
+            last = min(range(half, last + 1), key=lambda at: (_indent(joined, (ends[at], ends[at + 1])), -at))
+        out.append((lines[first], ends[last]))
+        first = last + 1
+    return out
+
+
+def _indent(joined: Joined, line: Span) -> int:
+    """How far a line is indented; one that closes something, or an empty one, is no place to begin."""
+    text = joined.text[line[0] : line[1]].rstrip()
+    bare = text.lstrip()
+    return len(text) - len(bare) if bare and bare[0] not in ")]}" else 1000

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Chunk, Document
-from luthier.core.errors import InputError
+from luthier.knowledge.chunkers._need import overlap_of
 from luthier.knowledge.chunkers._spans import ChunkTools, Joined, key_of
 
 
@@ -18,16 +18,8 @@ class Config(EntryConfig):
 
 
 def chunk(document: Document, config: Config, tools: ChunkTools) -> list[Chunk]:
-    """Windows over the document's tokens. Raises InputError for an overlap that is not smaller than the window."""
-    if config.overlap >= config.tokens:
-        raise InputError(f"overlap must be smaller than tokens ({config.tokens}); got {config.overlap}")
+    """Windows over the document's tokens. Raises InputError for an overlap of more than half a window."""
     joined = Joined(document, tools)
-    starts, ends = joined.tokens
     key = key_of("fixed", config.model_dump())
-    spans = []
-    for first in range(0, len(starts), config.tokens - config.overlap):
-        last = min(first + config.tokens, len(starts)) - 1
-        spans.append((starts[first], ends[last]))
-        if last == len(starts) - 1:
-            break
+    spans = joined.cut(joined.whole, config.tokens, overlap_of(config), anywhere=True)
     return [joined.chunk(span, number, key) for number, span in enumerate(spans)]

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Chunk, Document
-from luthier.knowledge.chunkers._spans import ChunkTools, Joined, Span, key_of
+from luthier.knowledge.chunkers._need import overlap_of
+from luthier.knowledge.chunkers._spans import ChunkTools, Cut, Joined, Span, key_of
 
 
 class Config(EntryConfig):
@@ -21,12 +22,10 @@ def chunk(document: Document, config: Config, tools: ChunkTools) -> list[Chunk]:
     """A chunk for each section, its heading included; the headings above it are in ``headings``."""
     joined = Joined(document, tools)
     key = key_of("heading", config.model_dump())
-    spans: list[Span] = []
+    overlap = overlap_of(config)
+    spans: list[Cut] = []
     for span in _sections(joined, config):
-        if joined.count(span) <= config.tokens:
-            spans.append(span)
-        else:
-            spans += joined.cut(span, config.tokens, min(config.overlap, config.tokens // 2))
+        spans += joined.fit(span, config.tokens, overlap)
     return [joined.chunk(span, number, key) for number, span in enumerate(spans)]
 
 

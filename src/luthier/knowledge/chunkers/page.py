@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+import itertools
 
 from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Chunk, Document
+from luthier.knowledge.chunkers._need import overlap_of
 from luthier.knowledge.chunkers._spans import ChunkTools, Joined, key_of
 
 
@@ -20,10 +21,11 @@ class Config(EntryConfig):
 
 def chunk(document: Document, config: Config, tools: ChunkTools) -> list[Chunk]:
     """A chunk for each page; a document without pages is cut as ``recursive`` does."""
+    joined = Joined(document, tools)
     key = key_of("page", config.model_dump())
-    out: list[Chunk] = []
-    for _, numbers in groupby(range(len(document.blocks)), key=lambda number: document.blocks[number].page):
-        joined = Joined(document, tools, numbers)
-        for span in joined.cut((0, len(joined.text)), config.tokens, min(config.overlap, config.tokens // 2)):
-            out.append(joined.chunk(span, len(out), key))
-    return out
+    overlap = overlap_of(config)
+    pages = [document.blocks[number].page for number in joined.numbers]
+    begun = [start for before, page, start in zip([None, *pages], pages, joined.starts, strict=False) if page != before]
+    cuts = sorted({0, *begun, len(joined.text)})
+    spans = [cut for span in itertools.pairwise(cuts) for cut in joined.cut(span, config.tokens, overlap)]
+    return [joined.chunk(span, number, key) for number, span in enumerate(spans)]

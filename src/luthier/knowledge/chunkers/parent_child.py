@@ -7,6 +7,7 @@ from pydantic import Field
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Chunk, Document
 from luthier.core.errors import InputError
+from luthier.knowledge.chunkers._need import overlap_of
 from luthier.knowledge.chunkers._spans import ChunkTools, Joined, key_of
 
 
@@ -25,9 +26,9 @@ def chunk(document: Document, config: Config, tools: ChunkTools) -> list[Chunk]:
     joined = Joined(document, tools)
     key = key_of("parent_child", config.model_dump())
     out: list[Chunk] = []
-    for span in joined.cut((0, len(joined.text)), config.tokens, min(config.overlap, config.tokens // 2)):
+    for span in joined.cut(joined.whole, config.tokens, overlap_of(config)):
         parent = joined.chunk(span, len(out), key, searched=False)
         out.append(parent)
-        for child in joined.cut(span, config.child_tokens):
+        for child in joined.cut((span.start, span.end), config.child_tokens):
             out.append(joined.chunk(child, len(out), key, parent=parent.id))
     return out

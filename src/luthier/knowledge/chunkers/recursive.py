@@ -6,6 +6,7 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Chunk, Document
+from luthier.knowledge.chunkers._need import overlap_of
 from luthier.knowledge.chunkers._spans import ChunkTools, Joined, key_of
 
 
@@ -20,5 +21,5 @@ def chunk(document: Document, config: Config, tools: ChunkTools) -> list[Chunk]:
     """Chunks cut at the best places: before headings, then between blocks, lines, sentences, words."""
     joined = Joined(document, tools)
     key = key_of("recursive", config.model_dump())
-    spans = joined.cut((0, len(joined.text)), config.tokens, min(config.overlap, config.tokens // 2))
+    spans = joined.cut(joined.whole, config.tokens, overlap_of(config))
     return [joined.chunk(span, number, key) for number, span in enumerate(spans)]

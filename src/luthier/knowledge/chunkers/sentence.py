@@ -6,11 +6,11 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Chunk, Document
-from luthier.knowledge.chunkers._spans import ChunkTools, Joined, Span, key_of
+from luthier.knowledge.chunkers._spans import ChunkTools, Cut, Joined, key_of
 
 
 class Config(EntryConfig):
-    """``tokens`` a chunk at most (a longer sentence is cut); ``overlap`` sentences are repeated."""
+    """``tokens`` a chunk at most (a longer sentence is cut); up to ``overlap`` sentences are repeated, where they leave room for a new one."""
 
     tokens: int = Field(default=200, ge=8)
     overlap: int = Field(default=1, ge=0)
@@ -20,22 +20,26 @@ def chunk(document: Document, config: Config, tools: ChunkTools) -> list[Chunk]:
     """Runs of sentences."""
     joined = Joined(document, tools)
     key = key_of("sentence", config.model_dump())
-    spans = _runs(joined, joined.sentences, config.tokens, config.overlap)
-    return [joined.chunk(span, number, key) for number, span in enumerate(spans)]
+    return [joined.chunk(span, number, key) for number, span in enumerate(_runs(joined, config))]
 
 
-def _runs(joined: Joined, starts: list[int], most: int, overlap: int) -> list[Span]:
-    """Runs of neighbouring pieces (``starts``, the end last) of at most ``most`` tokens; a longer piece is cut."""
-    spans: list[Span] = []
-    first = 0
-    while first < len(starts) - 1:
-        end = first + 1
+def _runs(joined: Joined, config: Config) -> list[Cut]:
+    starts, most = joined.sentences, config.tokens
+    out: list[Cut] = []
+    first = done = 0  # sentences: where the run begins, and up to where all are in one
+    while done < len(starts) - 1:
+        end = done + 1
+        if not joined.fits((starts[first], starts[end]), most):
+            if first < done:  # no room for a sentence beside those repeated
+                first += 1
+                continue
+            out += joined.cut((starts[first], starts[end]), most)
+            first = done = end
+            continue
         while end < len(starts) - 1 and joined.count((starts[first], starts[end + 1])) <= most:
             end += 1
-        span = joined.trim((starts[first], starts[end]))
-        if span[1] > span[0]:
-            spans += [span] if joined.count(span) <= most else joined.cut(span, most)
-        if end >= len(starts) - 1:
-            break
-        first = max(first + 1, end - overlap) if end - first > overlap else end
-    return spans
+        while not joined.fits((starts[first], starts[end]), most):
+            end -= 1
+        out += joined.fit((starts[first], starts[end]), most)
+        first, done = max(end - config.overlap, first + 1), end
+    return [each for each in out if each.end > each.start]
