@@ -11,60 +11,26 @@ from luthier.core.document import Block, BlockKind
 from luthier.core.errors import DataError
 from luthier.knowledge.parsers._parsed import markdown_table
 
-_SKIPPED = frozenset(
-    [
-        "script",
-        "style",
-        "noscript",
-        "template",
-        "svg",
-        "canvas",
-        "iframe",
-        "object",
-        "embed",
-        "form",
-        "button",
-        "select",
-        "option",
-        "input",
-        "textarea",
-        "nav",
-        "head",
-    ]
-)
+_SKIPPED = frozenset([
+    "script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "embed", "button", "select", "option", "input", "textarea", "nav", "head",
+])  # fmt: skip
 _BLOCKS: dict[str, BlockKind] = {
     "p": "paragraph", "div": "paragraph", "pre": "code", "blockquote": "quote", "figcaption": "caption", "dt": "paragraph",
     "dd": "paragraph", "address": "paragraph", "summary": "paragraph", "caption": "caption",
 }  # fmt: skip
-_CONTAINERS = frozenset(
-    [
-        "html",
-        "body",
-        "main",
-        "article",
-        "section",
-        "header",
-        "footer",
-        "aside",
-        "figure",
-        "details",
-        "dl",
-        "center",
-        "tbody",
-        "fieldset",
-        "hgroup",
-        "search",
-    ]
-)
+_CONTAINERS = frozenset([
+    "html", "body", "main", "article", "section", "header", "footer", "aside", "figure", "details", "dl", "center", "tbody", "fieldset", "hgroup", "search", "form",
+])  # fmt: skip
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _SPACE = re.compile(r"[ \t\r\f\v\u00a0]*\n[ \t\r\f\v\u00a0]*|[ \t\r\f\v\u00a0]+")
-_MOST_DEPTH = 2000
+_MOST_SPANNED = 100_000
+"""Places of a table that merged cells may take; beyond that they count as single ones."""
 
 
 def html_blocks(
     markup: str | bytes, name: str, *, encoding: str | None = None, page: int | None = None
 ) -> tuple[str, list[Block]]:
-    """(title, blocks) of a page's text; scripts, forms, navigation and what is hidden are left out.
+    """(title, blocks) of a page's text; scripts, the controls of forms, navigation and what is hidden are left out.
 
     Raises DataError for markup that holds nothing to read or is nested too deeply.
     """
@@ -139,6 +105,7 @@ def _cells(rows: list[html.HtmlElement]) -> list[list[str]]:
     """The grid of a table: a merged cell's text stands in its first place, its other places are empty."""
     grid: list[list[str]] = []
     held: dict[tuple[int, int], str] = {}
+    spanned = 0
     for number, row in enumerate(rows):
         line: list[str] = []
         for cell in row:
@@ -146,7 +113,10 @@ def _cells(rows: list[html.HtmlElement]) -> list[list[str]]:
                 continue
             while (number, len(line)) in held:
                 line.append(held.pop((number, len(line))))
-            wide, high = _span(cell, "colspan"), _span(cell, "rowspan")
+            wide, high = _span(cell, "colspan"), min(_span(cell, "rowspan"), len(rows) - number)
+            spanned += wide * high
+            if spanned > _MOST_SPANNED:
+                wide = high = 1
             for below in range(1, high):
                 for beside in range(wide):
                     held[(number + below, len(line) + beside)] = ""

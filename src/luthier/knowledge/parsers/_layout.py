@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from luthier.core.document import Block, Box
 from luthier.knowledge.parsers._parsed import markdown_table
 
-HEADING = 1.18
+HEADING = 1.15
 """A line that is so much higher than the body's is a heading."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of text and its box in points, from the upper left corner."""
+    """A run of text and its box in points, from the upper left corner. ``letters`` is the height of its font, which the box of a word
+    without high and low letters does not have; 0 where it is not known.
+    """
 
     text: str
     left: float
     top: float
     right: float
     bottom: float
+    letters: float = 0.0
 
     @property
     def height(self) -> float:
@@ -41,13 +44,53 @@ class Piece:
 Line = list[Piece]
 
 
-def page_blocks(pieces: Sequence[Piece], size: tuple[float, float], body: float, page: int) -> list[Block]:
-    """The blocks of one page in reading order. ``body`` is the usual height of a line."""
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What is usual in a document: the height of a line's box, and of its font."""
+
+    line: float = 10.0
+    letters: float = 0.0
+
+
+def body_of(pages: Sequence[Sequence[Piece]]) -> Body:
+    """The usual heights, by characters."""
+    pieces = [piece for page in pages for piece in page]
+    if not pieces:
+        return Body()
+    return Body(_middle(pieces, "height"), _middle(pieces, "letters"))
+
+
+def _middle(pieces: Sequence[Piece], name: str) -> float:
+    weights: dict[float, int] = {}
+    for piece in pieces:
+        value = round(getattr(piece, name), 1)
+        weights[value] = weights.get(value, 0) + len(piece.text)
+    half, seen = sum(weights.values()) / 2, 0
+    for value in sorted(weights):
+        seen += weights[value]
+        if seen >= half:
+            return value
+    return 0.0
+
+
+def page_blocks(pieces: Sequence[Piece], size: tuple[float, float], body: Body, page: int) -> list[Block]:
+    """The blocks of one page in reading order."""
     blocks = []
-    for region in _regions(list(pieces), size, body, 0):
-        for lines in _groups(_lines(region), body):
+    for region in _regions(list(pieces), size, body.line, 0):
+        for lines in _groups(_lines(region), body.line):
             blocks.append(_block(lines, body, page))
     return [block for block in blocks if block.text]
+
+
+def recognised_blocks(pieces: Sequence[Piece], size: tuple[float, float], page: int, scale: float) -> list[Block]:
+    """The blocks of lines that were recognised in a picture of a page: ``scale`` pixels are a point. Heights of such lines vary, so that
+    only what is much higher than the rest is a heading."""
+    own = [
+        Piece(each.text, each.left / scale, each.top / scale, each.right / scale, each.bottom / scale)
+        for each in pieces
+    ]
+    body = Body(median(piece.height for piece in own)) if own else Body()
+    return [replace(block, place="read by OCR") for block in page_blocks(own, size, body, page)]
 
 
 def _regions(pieces: list[Piece], size: tuple[float, float], body: float, depth: int) -> Iterator[list[Piece]]:
@@ -227,17 +270,25 @@ def _height(line: Line) -> float:
     return max(piece.height for piece in line)
 
 
-def _block(lines: list[Line], body: float, page: int) -> Block:
+def _block(lines: list[Line], body: Body, page: int) -> Block:
     box = _box(lines)
-    if len(lines) >= 3 and all(len(_cells(line, body)) >= 2 for line in lines):
-        return Block(markdown_table(_grid(lines, body)), "table", page=page, box=box)
+    if len(lines) >= 3 and all(len(_cells(line, body.line)) >= 2 for line in lines):
+        return Block(markdown_table(_grid(lines, body.line)), "table", page=page, box=box)
     text = "\n".join(_line_text(line) for line in lines).strip()
-    ratio = _height(lines[0]) / body if body else 1.0
+    ratio = _size_ratio(lines[0], body)
     if ratio >= HEADING and len(lines) <= 3 and len(text) <= 200:
         return Block(
             " ".join(text.split()), "heading", 1 if ratio > 1.8 else 2 if ratio > 1.4 else 3, page=page, box=box
         )
     return Block(text, page=page, box=box)
+
+
+def _size_ratio(line: Line, body: Body) -> float:
+    """How many times higher a line is than the document's usual one: by its font, by its box where that is not known."""
+    letters = max(piece.letters for piece in line)
+    if letters and body.letters:
+        return letters / body.letters
+    return _height(line) / body.line if body.line else 1.0
 
 
 def _line_text(line: Line) -> str:

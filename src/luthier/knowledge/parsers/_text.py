@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 
 from luthier.core.errors import DataError
 
@@ -13,6 +14,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b"))
+_HIGH = re.compile(rb"[\x80-\xff]+")
+_ALIKE = 0.01
 _GUESSED_FROM = 2**16
 """Bytes that an encoding is guessed from."""
 
@@ -54,18 +58,40 @@ def _wide(data: bytes, name: str) -> tuple[str, str]:
 def _guess(data: bytes) -> str | None:
     from charset_normalizer import from_bytes
 
-    try:  # Chinese text is common and short pieces of it are hard to tell from Latin letters with accents
-        if len(data) >= 8 and sum(byte > 127 for byte in data) > 0.3 * len(data):
-            data.decode("gb18030")
-            return "gb18030"
-    except UnicodeDecodeError:
-        pass
-    printable = sum(byte >= 32 or byte in b"\t\n\r\f" for byte in data)
-    if printable < 0.95 * len(data):
+    sample = data[:_GUESSED_FROM]
+    if len(sample.translate(None, _CONTROLS)) < 0.95 * len(sample):
         return None
-    best = from_bytes(data[:_GUESSED_FROM]).best()
-    return best.encoding if best is not None else "cp1252"
+    if _is_gb(sample):
+        return "gb18030"
+    found = from_bytes(sample)
+    best = found.best()
+    western = next((each for each in found if "cp1252" in each.could_be_from_charset), None)
+    if best is None or (western is not None and western.chaos <= best.chaos + _ALIKE):
+        return "cp1252"  # by far the most frequent of the encodings that a short text fits alike
+    return best.encoding
+
+
+def _is_gb(sample: bytes) -> bool:
+    """Whether this is Chinese in GB 18030: its bytes above 127 come in pairs, unlike those of alphabets, and are spread over the common
+    characters, unlike those of Korean and Japanese encodings that use pairs too."""
+    runs = _HIGH.findall(sample)
+    pairs = [run for run in runs if len(run) % 2 == 0]
+    if not runs or sum(map(len, pairs)) < 0.9 * sum(map(len, runs)):
+        return False
+    leads = [lead for run in pairs for lead in run[::2]]
+    letters = [lead for lead in leads if lead >= 0xB0]
+    kana = sum(lead in (0xA4, 0xA5) for lead in leads)
+    if not letters or kana > 0.1 * len(leads):
+        return False
+    if len(letters) > 20 and sum(lead <= 0xC8 for lead in letters) > 0.97 * len(letters):
+        return False  # Korean syllables
+    return len(sample.decode("gb18030", "replace").split("\ufffd")) <= 1 + len(sample) // 500
 
 
 def _lines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines_place(first: int, last: int) -> str:
+    """Lines as a block's ``place``, counted from 1."""
+    return f"line {first}" if first == last else f"lines {first}-{last}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Block
 from luthier.knowledge.parsers._parsed import Parsed
-from luthier.knowledge.parsers._text import decode
+from luthier.knowledge.parsers._text import decode, lines_place
 
 MEDIA_TYPES = ("text/x-python", "text/x-c", "application/javascript", "application/json", "application/x-yaml")
 SUFFIXES = (
@@ -15,9 +13,6 @@ SUFFIXES = (
     ".rb", ".php", ".swift", ".scala", ".sh", ".bash", ".ps1", ".sql", ".r", ".lua", ".pl", ".m", ".jl", ".dart", ".json",
     ".jsonl", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".xml", ".css", ".scss", ".proto", ".tf", ".gradle",
 )  # fmt: skip
-
-_BREAK = re.compile(r"\n(?:[ \t]*\n)+(?=\S)")
-"""Blank lines before a line that is not indented: what stands between top-level pieces in most languages."""
 
 
 class Config(EntryConfig):
@@ -27,14 +22,20 @@ class Config(EntryConfig):
 def parse(data: bytes, name: str, config: Config) -> Parsed:
     """Blocks between blank lines at the outermost level, their lines in ``place``. Raises DataError for what is not text."""
     text, encoding = decode(data, name)
-    blocks, start, line = [], 0, 1
-    ends = [(found.start(), found.end()) for found in _BREAK.finditer(text)] + [(len(text), len(text))]
-    for end, following in ends:
-        piece = text[start:end].rstrip()
-        if piece.strip():
-            skipped = len(piece) - len(piece.lstrip("\n"))
-            first = line + skipped
-            blocks.append(Block(piece.lstrip("\n"), "code", place=f"lines {first}-{line + piece.count(chr(10))}"))
-        line += text.count("\n", start, following)
-        start = following
-    return Parsed(tuple(blocks), meta={"encoding": encoding, "suffix": name.rpartition(".")[2].lower()})
+    lines = text.split("\n")
+    blocks, start, blank = [], 0, False
+    for at, line in enumerate([*lines, "end"]):
+        # a line that is not indented, after a blank one, begins a piece in most languages
+        if at == len(lines) or (blank and line and not line[0].isspace()):
+            blocks += _piece(lines, start, at)
+            start = at
+        blank = not line.strip()
+    return Parsed(blocks, meta={"encoding": encoding, "suffix": name.rpartition(".")[2].lower()})
+
+
+def _piece(lines: list[str], start: int, end: int) -> list[Block]:
+    while start < end and not lines[start].strip():
+        start += 1
+    while end > start and not lines[end - 1].strip():
+        end -= 1
+    return [Block("\n".join(lines[start:end]), "code", place=lines_place(start + 1, end))] if start < end else []

@@ -39,8 +39,11 @@ def parse(data: bytes, name: str, config: Config) -> Parsed:
     blocks += [Block("\n".join(head))] if head else []
     blocks += _body(message, name)
     warnings: list[str] = []
-    for part in list(message.iter_attachments())[: config.attachments] if message.is_multipart() else []:
+    attached = list(message.iter_attachments()) if message.is_multipart() else []
+    for part in attached[: config.attachments]:
         blocks += _attachment(part, name, config, warnings)
+    if len(attached) > config.attachments:
+        warnings.append(f"{len(attached) - config.attachments} attachments were left out")
     meta = {key.lower(): str(message.get(key)) for key in SHOWN if message.get(key)}
     return Parsed(blocks, title=subject, meta=meta, warnings=warnings)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import posixpath
+import re
 import zipfile
+import zlib
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
-from xml.etree.ElementTree import ParseError
 
-from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from luthier.core.catalog import EntryConfig
@@ -21,6 +22,8 @@ from luthier.knowledge.parsers._parsed import Parsed
 MEDIA_TYPES = ("application/epub+zip",)
 SUFFIXES = (".epub",)
 
+_DECLARATION = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*<\?xml[^>]*\?>")
+_LOCKS = frozenset(["META-INF/rights.xml", "META-INF/license.lcpl"])
 _CONTAINER = "META-INF/container.xml"
 
 
@@ -30,21 +33,24 @@ class Config(EntryConfig):
 
 def parse(data: bytes, name: str, config: Config) -> Parsed:
     """Blocks chapter by chapter (the file in ``place``). Raises DataError for a damaged book, or one that is locked (DRM)."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as book:
-            if "META-INF/rights.xml" in book.namelist():
-                raise DataError(f"{name} is locked (DRM) and cannot be read")
-            container = fromstring(book.read(_CONTAINER))
-            place = next(each.get("full-path") for each in container.iter() if each.tag.endswith("rootfile"))
-            package = fromstring(book.read(place))
-            title, files = _spine(package, posixpath.dirname(place))
-            blocks: list[Block] = []
-            for file in files:
-                chapter = html_blocks(book.read(file), f"{name}: {file}", encoding="utf-8")[1]
-                blocks += [_placed(block, posixpath.basename(file)) for block in chapter]
-    except (zipfile.BadZipFile, KeyError, StopIteration, ParseError, DefusedXmlException, NotImplementedError) as error:
-        raise DataError(f"{name} is no book that can be read: {error}") from error
-    return Parsed(blocks, title=title)
+    blocks: list[Block] = []
+    warnings: list[str] = []
+    with zipfile.ZipFile(io.BytesIO(data)) as book:
+        if _LOCKS & set(book.namelist()):
+            raise DataError(f"{name} is locked (DRM) and cannot be read")
+        container = fromstring(book.read(_CONTAINER))
+        place = next((each.get("full-path") for each in container.iter() if each.tag.endswith("rootfile")), None)
+        if place is None:
+            raise DataError(f"{name} names no package file in {_CONTAINER}")
+        title, files = _spine(fromstring(book.read(place)), posixpath.dirname(place))
+        for file in files:
+            try:
+                chapter = html_blocks(_DECLARATION.sub(b"", book.read(file)), file, encoding="utf-8")[1]
+            except (KeyError, zipfile.BadZipFile, zlib.error, DataError) as error:
+                warnings.append(f"chapter {file} was left out: {error}")
+                continue
+            blocks += [replace(block, place=posixpath.basename(file)) for block in chapter]
+    return Parsed(blocks, title=title, warnings=warnings)
 
 
 def _spine(package: Any, folder: str) -> tuple[str, list[str]]:
@@ -57,8 +63,4 @@ def _spine(package: Any, folder: str) -> tuple[str, list[str]]:
         item = items.get(each)
         if item is not None and "html" in (item.get("media-type") or ""):
             files.append(posixpath.normpath(posixpath.join(folder, unquote(item.get("href") or ""))))
-    return title, files
-
-
-def _placed(block: Block, place: str) -> Block:
-    return Block(block.text, block.kind, block.level, place=place)
+    return title, list(dict.fromkeys(files))

@@ -1,4 +1,4 @@
-"""HTML pages: headings, lists, tables and text; without scripts, forms and navigation."""
+"""HTML pages: headings, lists, tables and text; without scripts, controls and navigation."""
 
 from __future__ import annotations
 

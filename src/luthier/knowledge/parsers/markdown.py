@@ -10,7 +10,7 @@ from markdown_it.token import Token
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Block, BlockKind
 from luthier.knowledge.parsers._parsed import Parsed
-from luthier.knowledge.parsers._text import decode
+from luthier.knowledge.parsers._text import decode, lines_place
 
 MEDIA_TYPES = ("text/markdown",)
 SUFFIXES = (".md", ".markdown", ".mdx", ".qmd")
@@ -48,8 +48,7 @@ def markdown_blocks(text: str) -> list[Block]:
         source = "\n".join(lines[first:end]).strip("\n")
         while end > first + 1 and not lines[end - 1].strip():
             end -= 1
-        here = first + 1 + skipped
-        place = f"line {here}" if end - first <= 1 else f"lines {here}-{end + skipped}"
+        place = lines_place(first + 1 + skipped, max(first + 1, end) + skipped)
         if token.type == "heading_open":
             blocks.append(Block(_plain(tokens[number + 1]), "heading", int(token.tag[1]), place=place))
         elif token.type == "fence":

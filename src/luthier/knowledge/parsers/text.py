@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Block
 from luthier.knowledge.parsers._parsed import Parsed
-from luthier.knowledge.parsers._text import decode
+from luthier.knowledge.parsers._text import decode, lines_place
 
 MEDIA_TYPES = ("text/plain",)
 SUFFIXES = (".txt", ".text", ".log", ".rst")
-
-_PARAGRAPH = re.compile(r"(?:[^\n]*\S[^\n]*\n?)+")
 
 
 class Config(EntryConfig):
@@ -22,16 +18,17 @@ class Config(EntryConfig):
 def parse(data: bytes, name: str, config: Config) -> Parsed:
     """A block for each paragraph, its lines in ``place``. Raises DataError for what is not text."""
     text, encoding = decode(data, name)
-    return Parsed(tuple(paragraphs(text)), meta={"encoding": encoding})
+    return Parsed(paragraphs(text), meta={"encoding": encoding})
 
 
 def paragraphs(text: str) -> list[Block]:
     """Blocks between blank lines."""
-    blocks, line, at = [], 1, 0
-    for found in _PARAGRAPH.finditer(text):
-        line += text.count("\n", at, found.start())
-        at = found.start()
-        lines = found.group().rstrip("\n").count("\n") + 1
-        place = f"line {line}" if lines == 1 else f"lines {line}-{line + lines - 1}"
-        blocks.append(Block(found.group().strip("\n"), place=place))
+    blocks: list[Block] = []
+    held: list[str] = []
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        if line.strip():
+            held.append(line)
+        elif held:
+            blocks.append(Block("\n".join(held), place=lines_place(number - len(held), number - 1)))
+            held = []
     return blocks

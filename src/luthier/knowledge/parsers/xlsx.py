@@ -12,7 +12,7 @@ from pydantic import Field
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Block
 from luthier.core.errors import DataError
-from luthier.knowledge.parsers._parsed import Parsed, markdown_table
+from luthier.knowledge.parsers._parsed import Parsed, row_blocks
 
 MEDIA_TYPES = ("application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",)
 SUFFIXES = (".xlsx", ".xlsm", ".xltx")
@@ -32,26 +32,20 @@ def parse(data: bytes, name: str, config: Config) -> Parsed:
     """
     import openpyxl
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of features that are not read
-            book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
-            try:
-                blocks, cells = [], 0
-                for number, sheet in enumerate(book.worksheets, 1):
-                    if hasattr(sheet, "reset_dimensions"):
-                        sheet.reset_dimensions()  # some writers state wrong ones
-                    found, read = _sheet(sheet, number, config, config.most_cells - cells, name)
-                    blocks += found
-                    cells += read
-                count, title = len(book.worksheets), (book.properties.title or "").strip()
-            finally:
-                book.close()
-    except DataError:
-        raise
-    except Exception as error:  # openpyxl raises whatever a broken package leads it to
-        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise DataError(f"{name} is no workbook that can be read: {reason}") from error
+    blocks: list[Block] = []
+    cells = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of features that are not read
+        book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+        try:
+            for number, sheet in enumerate(book.worksheets, 1):
+                sheet.reset_dimensions()  # some writers state wrong ones
+                found, read = _sheet(sheet, number, config, config.most_cells - cells, name)
+                blocks += found
+                cells += read
+            count, title = len(book.worksheets), (book.properties.title or "").strip()
+        finally:
+            book.close()
     return Parsed(blocks, title=title, pages=count)
 
 
@@ -73,15 +67,9 @@ def _sheet(sheet: Any, number: int, config: Config, room: int, name: str) -> tup
             areas.append([])
     blocks = [Block(sheet.title, "heading", 2, page=number, place=f"sheet {sheet.title}")]
     for area in filter(None, areas):
-        head = area[0][1]
-        for start in range(1, max(2, len(area)), config.rows):
-            part = area[start : start + config.rows]
-            table = markdown_table([head, *(values for _, values in part)])
-            first = area[0][0] if start == 1 else part[0][0]
-            last = part[-1][0] if part else first
-            width = get_column_letter(max(len(values) for _, values in [area[0], *part]))
-            if table:
-                blocks.append(Block(table, "table", page=number, place=f"sheet {sheet.title}!A{first}:{width}{last}"))
+        width = get_column_letter(max(len(values) for _, values in area))
+        place = f"sheet {sheet.title}!A{{}}:{width}{{}}" if "{" not in sheet.title else "rows {}-{}"
+        blocks += row_blocks(area, config.rows, place.format, page=number)
     return (blocks if len(blocks) > 1 else []), cells
 
 
