@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 _WORD = re.compile(r"[a-z]+|[0-9]+|[\u4e00-\u9fff]")
 
@@ -49,6 +51,31 @@ class Schema:
     def table(self, name: str) -> Table | None:
         """A table by its name, whatever its case."""
         return next((each for each in self.tables if each.name.lower() == name.lower()), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Schema:
+        """What ``as_dict`` made."""
+        return Schema(
+            tuple(
+                Table(
+                    name=table["name"],
+                    columns=tuple(
+                        Column(**{**column, "samples": tuple(column["samples"])}) for column in table["columns"]
+                    ),
+                    keys=tuple(
+                        ForeignKey(tuple(key["columns"]), key["to_table"], tuple(key["to_columns"]))
+                        for key in table["keys"]
+                    ),
+                    rows=table["rows"],
+                    description=table["description"],
+                )
+                for table in data["tables"]
+            )
+        )
 
     def described(self, notes: Mapping[str, str]) -> Schema:
         """The schema with descriptions: ``notes`` are keyed by ``table`` or ``table.column``."""
@@ -128,7 +155,7 @@ def sample_text(value: object, most: int = 40) -> str:
     """A value as a sample: one line, cut, in quotes when it is text. Samples are data; nothing in them reads like SQL or a comment."""
     if value is None or isinstance(value, bytes | memoryview):
         return ""
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | decimal.Decimal):
         return str(value)
     text = _one_line(str(value))
     return "'" + (text if len(text) <= most else text[: most - 1] + "…").replace("'", "''") + "'"
