@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -337,11 +338,8 @@ def open_index(store: Store, record: KnowledgeRecord) -> Index:
 
 def drop_index(store: Store, record: KnowledgeRecord) -> None:
     """Delete the index of a base, whatever keeps it; a damaged one is deleted as far as it can be."""
-    try:
-        index = open_index(store, record)
-        getattr(index, "drop", index.close)()
-    except LuthierError:
-        pass  # it cannot be opened; its folder goes all the same
+    with suppress(LuthierError):  # one that cannot be opened: its folder goes all the same
+        open_index(store, record).drop()
     shutil.rmtree(index_folder(store, record), ignore_errors=True)
 
 

@@ -118,7 +118,7 @@ class Index(Protocol):
         """Bring search structures up to date with what was added."""
 
     def drop(self) -> None:
-        """Delete all that it keeps, wherever that is, and close it."""
+        """Close it, and delete what it keeps outside of its folder (which is the caller's)."""
 
     def close(self) -> None:
         """Free files and connections. Safe to call twice."""

@@ -323,13 +323,6 @@ def test_reopened(opened: OpenIndex) -> None:
     assert again.keyword("word7", 1)[0].chunk.id == "c7"
 
 
-def test_dropped(opened: OpenIndex) -> None:
-    index = opened()
-    index.add([row(0)])
-    index.drop()
-    assert opened().count() == 0
-
-
 def test_two_indexes_have_rows_of_their_own(opened: OpenIndex) -> None:
     one, two = opened("one"), opened("two")
     one.add([row(0, "here")])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -154,9 +154,8 @@ class LanceIndex:
                     self._table.drop_index(built)
 
     def drop(self) -> None:
-        """Delete the folder."""
+        """All that it keeps is in its folder."""
         self.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
         """Nothing stays open between calls."""
@@ -273,7 +272,7 @@ class LanceIndex:
         if self._config.metric in ("cosine", "dot"):
             return 1.0 - distance
         if self._config.metric == "l2":
-            return 1.0 / (1.0 + max(0.0, distance) ** 0.5)  # LanceDB gives the square
+            return 1.0 / (1.0 + math.sqrt(max(0.0, distance)))  # LanceDB gives the square
         return 1.0 - distance / self._width
 
     def _rows(self, condition: str, most: int) -> list[dict[str, Any]]:
