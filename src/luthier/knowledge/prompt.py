@@ -33,7 +33,8 @@ INSTRUCTION = {
 QUESTION = {"en": "Question: {question}", "zh": "问题:{question}"}
 
 _WIDE_PASSAGE = "".join(f"[{each}{chr(ord(each) + 0xFEE0)}]" for each in "passage")
-_MARK = re.compile(rf"[<＜〈‹⟨《«](?=\s*[/／]?\s*{_WIDE_PASSAGE})", re.IGNORECASE)
+_WIDE_DRAFT = "".join(f"[{each}{chr(ord(each) + 0xFEE0)}]" for each in "draft")
+_MARK = re.compile(rf"[<＜〈‹⟨《«](?=\s*[/／]?\s*(?:{_WIDE_PASSAGE}|{_WIDE_DRAFT}))", re.IGNORECASE)
 _JOINERS = re.compile(
     r"(?<=[\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x00-\x7f])"
 )  # scripts that need them are not ASCII
@@ -99,24 +100,25 @@ def rag_prompt(
     *,
     instruction: str = "",
     first: int = 1,
+    then: str = "",
 ) -> Conversation:
     """The conversation that asks ``question`` from ``passages``, which are numbered from ``first`` on.
 
     ``instruction`` takes the place of the usual one (``{not_found}`` in it becomes the sentence of the language). Turns before and after the
-    question stay as they are. Without passages only the question is asked.
+    question stay as they are; ``then`` follows the question. Without passages only the question is asked.
     """
     asked = question_of(question) if isinstance(question, str) else question
     if not passages:
         return (*asked.before, asked.turn, *asked.after)
     told = (instruction or INSTRUCTION[asked.language]).replace("{not_found}", NOT_FOUND[asked.language])
-    return with_text(asked, f"{told}\n\n{shown(passages, first)}\n\n{QUESTION[asked.language]}")
+    before, _, after = QUESTION[asked.language].partition("{question}")
+    return with_text(asked, f"{told}\n\n{shown(passages, first)}\n\n{before}", after + then)
 
 
-def with_text(asked: Question, form: str) -> Conversation:
-    """The conversation in which the turn that asks says ``form``, with the question where it has ``{question}`` last."""
-    start, _, end = form.rpartition("{question}")
-    images = tuple(replace(image, at=len(start) + image.at) for image in asked.turn.images)
-    turn = replace(asked.turn, content=start + asked.text + end, images=images)
+def with_text(asked: Question, before: str, after: str = "") -> Conversation:
+    """The conversation in which the question stands between two texts."""
+    images = tuple(replace(image, at=len(before) + image.at) for image in asked.turn.images)
+    turn = replace(asked.turn, content=f"{before}{asked.text}{after}", images=images)
     return (*asked.before, turn, *asked.after)
 
 
@@ -128,6 +130,11 @@ def shown(passages: Sequence[Passage | Hit], first: int = 1) -> str:
         source = f' source="{_attribute(passage.source)}"' if passage.source else ""
         lines.append(f'<passage number="{number}"{source}>\n{harmless(passage.text)}\n</passage>')
     return "\n".join([*lines, "</passages>"])
+
+
+def draft(text: str) -> str:
+    """What a model wrote before, between marks of its own: it may repeat what a document says."""
+    return f"<draft>\n{harmless(text)}\n</draft>"
 
 
 def harmless(text: str) -> str:

@@ -348,7 +348,8 @@ class _Talking:
 
     def finished(self, written: Written) -> Generation:
         """The answer with its hits, citations and costs, which are of all calls together."""
-        made, shown, calls = written.made, written.shown, self._calls
+        made, calls = written.made, self._calls
+        shown = tuple(self._tools.originals.get(hit.chunk.id, hit) for hit in written.shown)
         text, _ = clean(made.text, len(shown))
         latency = sum(each.latency_s for each in calls)
         return replace(

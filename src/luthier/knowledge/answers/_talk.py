@@ -7,8 +7,10 @@ yielded as ``Say`` and is streamed; it comes last, and at most once.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
+
+from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Hit
@@ -18,6 +20,7 @@ from luthier.knowledge.prompt import NOT_FOUND, Question
 from luthier.strategies._thinking import Ask
 
 Order: TypeAlias = Literal["best_first", "best_last", "edges"]
+Compress: TypeAlias = Literal["none", "extractive", "written"]
 
 
 class ShownConfig(EntryConfig):
@@ -25,6 +28,8 @@ class ShownConfig(EntryConfig):
 
     order: Order = "best_first"
     instruction: str = ""
+    compress: Compress = "none"
+    keep: float = Field(default=0.5, gt=0.0, le=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,8 @@ class AnswerTools:
     """What a way of answering may use, for one question.
 
     ``find`` searches with the question's text or with another, ``count`` gives the tokens of a prompt, ``context_tokens`` is the model's context (0:
-    not known), ``embed`` makes unit vectors, ``info`` is the model that writes. ``steps`` is what was done, for the trace.
+    not known), ``embed`` makes unit vectors, ``info`` is the model that writes. ``steps`` is what was done, for the trace. ``originals`` are hits by
+    their chunk's id whose text is shown shortened: citations quote them.
     """
 
     find: Callable[[str], list[Hit]]
@@ -61,11 +67,23 @@ class AnswerTools:
     info: EngineInfo
     sampling: Sampling
     steps: list[Mapping[str, Any]]
+    originals: dict[str, Hit] = field(default_factory=dict)
 
     @property
     def context_tokens(self) -> int:
         """Tokens that prompt and answer may have together; 0 when nobody knows."""
         return self.info.context_length
+
+    @property
+    def weighed(self) -> Sampling:
+        """The request's sampling, for answers whose log-probability is needed; some engines compute it only when they are asked."""
+        silent = self.sampling.logprobs is None and "logprobs" in self.info.parameters
+        return replace(self.sampling, logprobs=0) if silent else self.sampling
+
+    def retold(self, hit: Hit, text: str) -> Hit:
+        """``hit`` with ``text`` in the place of its own, which is kept."""
+        self.originals.setdefault(hit.chunk.id, hit)
+        return replace(hit, chunk=replace(hit.chunk, text=text))
 
     def note(self, step: str, **details: Any) -> None:
         """Keep what was done."""
@@ -79,6 +97,11 @@ def ordered(hits: Sequence[Hit], order: Order) -> list[Hit]:
     if order == "edges":
         return [*hits[::2], *list(hits[1::2])[::-1]]
     return list(hits)
+
+
+def plainly(sampling: Sampling) -> Sampling:
+    """``sampling`` for what nobody reads but the model: without a form, tools and what ends the answer."""
+    return replace(sampling, constraint=None, tools=(), tool_choice="auto", stop=())
 
 
 def not_found(question: Question) -> Written:
