@@ -43,6 +43,12 @@ def _register_making(keys: typer.Typer) -> None:
         model: Annotated[
             list[str] | None, typer.Option(metavar="PATTERN", help="Models it may ask, such as 'acme-*'; repeat it.")
         ] = None,
+        label: Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="LABEL", help="Documents of knowledge bases that it may see, beside its tenant's; repeat it."
+            ),
+        ] = None,
         limit: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help=_LIMITS)] = None,
         expires: Annotated[
             str | None, typer.Option(metavar="WHEN", help="A span (90d, 12h) or a time (2027-01-31).")
@@ -59,6 +65,7 @@ def _register_making(keys: typer.Typer) -> None:
             name,
             scopes=scope or DEFAULT_SCOPES,
             models=model or ("*",),
+            labels=label or (),
             limits=_limits(limit or ()),
             expires=expires,
         )

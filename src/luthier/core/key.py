@@ -77,7 +77,7 @@ class KeyRecord:
     """A key as the store knows it: everything but the key itself, of which only the sha256 (``digest``) is kept.
 
     ``hint`` is its first characters, by which its owner recognises it. After a rotation the key before it (``old_digest``) works until
-    ``old_until``. ``models`` are shell patterns of the models it may ask. Times are UTC, ISO-8601.
+    ``old_until``. ``models`` are shell patterns of the models it may ask, ``labels`` access labels of documents that it may see beside its tenant's. Times are UTC, ISO-8601.
     """
 
     id: str
@@ -88,6 +88,7 @@ class KeyRecord:
     created_at: str
     scopes: tuple[str, ...] = ("inference", "feedback")
     models: tuple[str, ...] = ("*",)
+    labels: tuple[str, ...] = ()
     limits: Limits = Limits()
     created_by: str = ""
     expires_at: str | None = None
@@ -114,6 +115,7 @@ class KeyRecord:
             "state": self.state(),
             "scopes": list(self.scopes),
             "models": list(self.models),
+            "labels": list(self.labels),
             "limits": self.limits.as_dict(),
             "created_at": self.created_at,
             "created_by": self.created_by,

@@ -15,6 +15,7 @@ from luthier.core.config import from_mapping, read_yaml, validate
 from luthier.gateway.batch.config import BatchConfig
 from luthier.gateway.cache.config import CacheConfig
 from luthier.gateway.guard.rules import Rule
+from luthier.gateway.knowledge.config import KnowledgeConfig
 from luthier.gateway.targets.registry import Models
 from luthier.gateway.targets.routes import Routes
 from luthier.gateway.watch.watch import WatchConfig
@@ -31,6 +32,7 @@ class GatewayConfig(BaseModel):
     guardrails: tuple[Rule, ...] = ()
     cache: CacheConfig = CacheConfig()
     batch: BatchConfig = BatchConfig()
+    knowledge: KnowledgeConfig = KnowledgeConfig()
 
 
 def read_config(source: str | Path | Mapping[str, Any] | None) -> GatewayConfig:

@@ -18,6 +18,7 @@ MADE_WITH = ("embedder", "chunker", "index")
 ASKED_WITH = ("description", "retrieval", "answer")
 DEFAULTS = {"embedder": "minilm-l6", "chunker": "recursive", "index": "lancedb"}
 DEFAULT_MODE = "stuff"
+ANSWERED_WITH = ("model", "mode", "k", "least", "rewrite", "reranker")
 
 
 def read_settings(
@@ -101,18 +102,23 @@ def steps_of(given: Any) -> list[dict[str, Any]]:
 
 
 def answer_of(given: Any) -> dict[str, Any]:
-    """How questions are answered: ``model``, ``mode``, ``k``, and the options of the mode."""
+    """How questions are answered (``knowledge.rag.open_rag``): ``model``, ``mode``, ``k``, ``least``, ``rewrite``, ``reranker`` and the options of the mode."""
     answer = dict(given or {}) if isinstance(given, Mapping) or given is None else {"mode": given}
     model, mode, k = answer.get("model"), answer.get("mode", DEFAULT_MODE), answer.get("k")
     if model is not None:
         _text("answer.model", model)
+    for name, kind in (("least", int | float), ("rewrite", bool), ("reranker", str)):
+        value = answer.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise InputError(
+                f"answer.{name} must be {'text' if kind is str else 'true or false' if kind is bool else 'a number'}; got {value!r}"
+            )
     if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= 100):
         raise InputError(f"answer.k must be 1 to 100; got {k!r}")
     if not isinstance(mode, str):
         raise InputError(f"answer.mode must be a name; got {mode!r}")
-    if "answers" in catalog.FUNCTIONS:
-        options = {key: value for key, value in answer.items() if key not in ("model", "mode", "k")}
-        catalog.load("answers", mode).configure(options)
+    options = {key: value for key, value in answer.items() if key not in ANSWERED_WITH}
+    catalog.load("answers", mode).configure(options)
     return {key: value for key, value in answer.items() if value is not None}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from luthier.core.errors import ConflictError, InputError, NotFoundError, did_you_mean
-from luthier.core.key import SCOPES, KeyRecord, Limits
+from luthier.core.key import SCOPES, KeyRecord, Limits, check_labels
 from luthier.store.audit import append, user
 from luthier.store.database import Store
 from luthier.store.home import new_id, now
@@ -45,6 +45,7 @@ def create_key(
     *,
     scopes: Sequence[str] = DEFAULT_SCOPES,
     models: Sequence[str] = ("*",),
+    labels: Sequence[str] = (),
     limits: Mapping[str, Any] | None = None,
     expires: str | None = None,
     actor: str | None = None,
@@ -52,7 +53,7 @@ def create_key(
 ) -> tuple[KeyRecord, str]:
     """Make a key for ``tenant``; returns its record and the key, which nobody can read again.
 
-    ``models`` are shell patterns; ``limits`` are fields of ``core.key.Limits``; ``expires`` is a time (``2027-01-31``) or a span (``90d``, ``12h``).
+    ``models`` are shell patterns; ``labels`` are access labels of documents; ``limits`` are fields of ``core.key.Limits``; ``expires`` is a time (``2027-01-31``) or a span (``90d``, ``12h``).
     Raises InputError for what cannot be.
     """
     secret = new_secret()
@@ -65,6 +66,7 @@ def create_key(
         digest=digest_of(secret),
         scopes=check_scopes(scopes),
         models=_checked_models(models),
+        labels=check_labels(labels),
         limits=Limits().changed(limits or {}),
         created_at=now(),
         created_by=actor,
@@ -75,7 +77,7 @@ def create_key(
         if connection.execute(select(tenants.c.name).where(tenants.c.name == tenant)).first() is None:
             connection.execute(insert(tenants).values(name=tenant, limits={}, created_at=made.created_at))
         _changed(connection)
-        said = {name: made.as_dict()[name] for name in ("name", "scopes", "models", "limits", "expires_at")}
+        said = {name: made.as_dict()[name] for name in ("name", "scopes", "models", "labels", "limits", "expires_at")}
         append(connection, actor, "key.create", made.id, said, tenant=tenant, address=address)
     return made, secret
 
@@ -283,7 +285,12 @@ def _changed(connection: Connection) -> None:
 
 def _row(key: KeyRecord) -> dict[str, Any]:
     row = {column.name: getattr(key, column.name) for column in api_keys.c}
-    return row | {"scopes": list(key.scopes), "models": list(key.models), "limits": key.limits.as_dict()}
+    return row | {
+        "scopes": list(key.scopes),
+        "models": list(key.models),
+        "labels": list(key.labels),
+        "limits": key.limits.as_dict(),
+    }
 
 
 def _record(row: Mapping[Any, Any]) -> KeyRecord:
@@ -293,6 +300,7 @@ def _record(row: Mapping[Any, Any]) -> KeyRecord:
         | {
             "scopes": tuple(values["scopes"]),
             "models": tuple(values["models"]),
+            "labels": tuple(values["labels"] or ()),
             "limits": Limits(**values["limits"]),
             "digest": bytes(values["digest"]),
         }

@@ -153,6 +153,7 @@ api_keys = Table(
     Column("digest", LargeBinary(32), nullable=False, unique=True),
     Column("scopes", JSON, nullable=False),
     Column("models", JSON, nullable=False),
+    Column("labels", JSON, nullable=False, server_default="[]"),
     Column("limits", JSON, nullable=False),
     Column("created_at", String(32), nullable=False),
     Column("created_by", String(128), nullable=False),

@@ -48,6 +48,7 @@ class CreateKey(Body):
     name: str = ""
     scopes: list[str] = Field(default_factory=lambda: list(DEFAULT_SCOPES), max_length=16)
     models: list[str] = Field(default_factory=lambda: ["*"], max_length=256)
+    labels: list[str] = Field(default_factory=list, max_length=256)
     limits: dict[str, Limit] = Field(default_factory=dict)
     expires: str | None = None
 

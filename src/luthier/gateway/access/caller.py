@@ -20,13 +20,14 @@ class ForbiddenError(LuthierError):
 class Caller:
     """``tenant`` owns what a request leaves behind: traces, cached answers, files. ``key_id`` names a key without giving it away.
 
-    ``models`` are shell patterns of names that may be asked. A server without keys has one caller, who may do everything.
+    ``models`` are shell patterns of names that may be asked, ``labels`` access labels of its key. A server without keys has one caller, who may do everything.
     """
 
     tenant: str = LOCAL
     key_id: str = ""
     scopes: frozenset[str] = frozenset(SCOPES)
     models: tuple[str, ...] = ("*",)
+    labels: tuple[str, ...] = ()
 
     def may(self, scope: str) -> bool:
         """Whether ``scope`` is among the caller's."""

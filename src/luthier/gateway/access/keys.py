@@ -116,7 +116,7 @@ class Keys:
 
 
 def _known(record: KeyRecord) -> Iterable[_Known]:
-    caller = Caller(record.tenant, record.id, frozenset(record.scopes), record.models)
+    caller = Caller(record.tenant, record.id, frozenset(record.scopes), record.models, record.labels)
     until_s, ends_as = _unix(record.expires_at), "expired"
     if record.revoked_at is not None:
         until_s, ends_as = 0.0, "revoked"

@@ -1,4 +1,4 @@
-"""Knowledge bases and their documents."""
+"""Knowledge bases and their documents; the access labels of keys."""
 
 from __future__ import annotations
 
@@ -52,9 +52,11 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["base"], ["knowledge_bases.name"], name="fk_knowledge_documents_base"),
     )
     op.create_index("ix_knowledge_documents_source", "knowledge_documents", ["base", "source"], unique=True)
+    op.add_column("api_keys", sa.Column("labels", sa.JSON, nullable=False, server_default="[]"))
 
 
 def downgrade() -> None:
     """Drop them."""
+    op.drop_column("api_keys", "labels")
     op.drop_table("knowledge_documents")
     op.drop_table("knowledge_bases")
