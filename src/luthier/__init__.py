@@ -58,6 +58,8 @@ _VERBS = {
     "open_base": "luthier.knowledge.base",
     "remove_base": "luthier.knowledge.base",
     "rebuild_base": "luthier.knowledge.base",
+    "cut_base": "luthier.knowledge.cuts",
+    "cut_file": "luthier.knowledge.cuts",
     "ask": "luthier.apps.sql.ask",
 }
 

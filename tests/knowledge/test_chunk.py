@@ -58,8 +58,8 @@ def test_context_of_headings_is_embedded_and_not_shown() -> None:
 
 def test_context_by_a_model_is_asked_once_for_each_chunk(tmp_path: Path) -> None:
     engine = Counting("It is about\nthe mill.")
-    tools = ChunkTools(word_offsets, None, engine, tmp_path / "written.db")
-    options = {"tokens": 20, "overlap": 0, "context": {"model": "writer", "tokens": 30}}
+    tools = ChunkTools(word_offsets, None, engine, written=tmp_path / "written.db")
+    options = {"tokens": 20, "overlap": 0, "context": {"tokens": 30}}
     chunks = chunk_document(DOCUMENT, "recursive", options, tools)
     assert all(chunk.context == "It is about the mill." for chunk in chunks)
     asked = len(engine.asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -16,10 +16,11 @@ from luthier.core import catalog
 from luthier.core.document import Hit
 from luthier.core.errors import InputError, LuthierError, MismatchError, NotFoundError
 from luthier.core.run import Progress, no_progress
-from luthier.knowledge.chunkers._spans import ChunkTools, word_offsets
+from luthier.knowledge.chunkers._spans import ChunkTools, Span, word_offsets
 from luthier.knowledge.embed import Embedder, token_offsets
 from luthier.knowledge.index import Filter, Index
-from luthier.knowledge.settings import DEFAULTS, answer_of, entry_of, steps_of
+from luthier.knowledge.settings import DEFAULTS, answer_of, chunker_of, entry_of, steps_of
+from luthier.knowledge.written import Writers
 from luthier.store.database import Store, open_store
 from luthier.store.home import disk_errors
 from luthier.store.knowledge import (
@@ -78,6 +79,8 @@ class KnowledgeBase:
             each.close()
         self.index.close()
         self.embedder.close()
+        if self.tools.writers is not None:
+            self.tools.writers.close()
         if self.own_engine:
             self.embedder.engine.close()
 
@@ -219,7 +222,7 @@ def create_base(
         embedder=embedder,
         embedder_digest="",
         width=0,
-        chunker=entry_of("chunkers", chunker),
+        chunker=chunker_of(chunker),
         index=entry_of("indexes", index),
         retrieval=tuple(steps_of(retrieval)),
         answer=answer_of(answer),
@@ -362,6 +365,11 @@ def vector_cache(store: Store) -> Path:
     return store.home.root / "knowledge" / ".vectors.db"
 
 
+def written_cache(store: Store) -> Path:
+    """The file in which is kept what models write about documents, of all bases."""
+    return store.home.root / "knowledge" / ".written.db"
+
+
 def link_embedder(store: Store, record: KnowledgeRecord) -> None:
     """Write into the lineage which model embedded a base."""
     from luthier.store.lineage import Node, record_edge
@@ -387,11 +395,14 @@ def _remove(store: Store, record: KnowledgeRecord, documents: Sequence[str], ind
 
 
 def _opened(store: Store, record: KnowledgeRecord, embedder: Embedder, *, own: bool) -> KnowledgeBase:
-    tools = ChunkTools(_offsets(store, record.embedder), embedder.embed)
+    writers = Writers(store, str(record.answer.get("model") or ""))
+    tools = ChunkTools(
+        token_spans(store, record.embedder), embedder.embed, writers=writers, written=written_cache(store)
+    )
     return KnowledgeBase(store, record, embedder, open_index(store, record), tools, own_engine=own)
 
 
-def _offsets(store: Store, embedder: str) -> Any:
+def token_spans(store: Store, embedder: str) -> Callable[[str], Sequence[Span]]:
     """The embedding model's own tokens; words where its tokenizer is not on this machine."""
     from luthier.store.models import find
     from luthier.strategies._labels import tokenizer_folder

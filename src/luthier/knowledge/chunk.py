@@ -107,7 +107,7 @@ def _written(
     document: Document, chunks: Sequence[Chunk], context: Context, tools: ChunkTools, progress: Progress
 ) -> list[str]:
     """A model's line for each chunk that is searched by its own text; the others need none."""
-    engine = writer(tools, "with context")
+    engine = writer(tools, "with context", context.model)
     wanted = [number for number, chunk in enumerate(chunks) if chunk.searched and not chunk.question]
     begins = list(accumulate((len(block.text) + 2 for block in document.blocks), initial=0))
     text = document.text

@@ -42,7 +42,7 @@ def read_settings(
         apply_overrides(document, [override])
     checks: dict[str, Any] = {
         "embedder": lambda value: _text("embedder", value),
-        "chunker": lambda value: entry_of("chunkers", value),
+        "chunker": chunker_of,
         "index": lambda value: entry_of("indexes", value),
         "description": lambda value: _text("description", value or ""),
         "retrieval": steps_of,
@@ -83,6 +83,17 @@ def entry_of(catalogue: str, given: Mapping[str, Any] | str) -> dict[str, Any]:
         raise InputError(f"{catalog.singular(catalogue)} needs a name, one of {known}")
     entry = catalog.load(catalogue, options["name"])
     entry.configure({key: value for key, value in options.items() if key != "name"})
+    return options
+
+
+def chunker_of(given: Mapping[str, Any] | str) -> dict[str, Any]:
+    """A chunker with its options, of which ``context`` may be one, checked."""
+    from luthier.knowledge.chunk import CONTEXT, read_chunker
+
+    context = {CONTEXT: given[CONTEXT]} if isinstance(given, Mapping) and CONTEXT in given else {}
+    plain = {key: value for key, value in given.items() if key != CONTEXT} if isinstance(given, Mapping) else given
+    options = entry_of("chunkers", plain) | context
+    read_chunker(options)
     return options
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import threading
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luthier.core.digest import digest_json
 from luthier.core.engine import Engine, Sampling
 from luthier.core.message import Conversation
 from luthier.core.run import Progress, no_progress
+from luthier.knowledge.prompt import harmless
+
+if TYPE_CHECKING:
+    from luthier.store.database import Store
 
 AT_ONCE = 32
 """Prompts between two savings."""
@@ -20,8 +26,34 @@ AT_ONCE = 32
 
 def as_data(text: str, name: str) -> str:
     """``text`` between marks that nothing in it can close: ``<name>`` to ``</name>``."""
-    safe = re.sub(rf"<(?=\s*/?\s*{re.escape(name)}\b)", "‹", text, flags=re.IGNORECASE)
+    safe = re.sub(rf"<(?=\s*/?\s*{re.escape(name)}\b)", "(", harmless(text), flags=re.IGNORECASE)
     return f"<{name}>\n{safe}\n</{name}>"
+
+
+class Writers:
+    """Models that write, opened when they are first wanted. ``default`` is the one that is meant when none is named."""
+
+    def __init__(self, store: Store, default: str = "") -> None:
+        self._store, self._default = store, default
+        self._opened: dict[str, Engine] = {}
+        self._lock = threading.Lock()
+
+    def open(self, name: str = "") -> Engine | None:
+        """The model of this name; None when none is named and there is no default. Raises NotFoundError for an unknown one."""
+        from luthier.strategies._load import load
+
+        name = name or self._default
+        with self._lock:
+            if name and name not in self._opened:
+                self._opened[name] = load(name, store=self._store)
+            return self._opened.get(name)
+
+    def close(self) -> None:
+        """Close what was opened. Safe to call twice."""
+        with self._lock:
+            for each in self._opened.values():
+                each.close()
+            self._opened = {}
 
 
 def write_once(

@@ -19,11 +19,17 @@ def embedder(tools: ChunkTools, chunker: str) -> Callable[[Sequence[str]], Vecto
     return tools.embed
 
 
-def writer(tools: ChunkTools, chunker: str) -> Engine:
-    """The tools' model that writes. Raises InputError when there is none."""
-    if tools.ask is None:
-        raise InputError(f"chunker {chunker} has a model write questions; none was given", hint="--writer MODEL")
-    return tools.ask
+def writer(tools: ChunkTools, chunker: str, model: str = "") -> Engine:
+    """The model of this name, or the tools' own. Raises InputError when there is none."""
+    if tools.ask is not None and not model:
+        return tools.ask
+    found = tools.writers.open(model) if tools.writers is not None else None
+    if found is None:
+        raise InputError(
+            f"chunker {chunker} has a model write{f', {model}' if model else ''}; none was given",
+            hint="name one: chunker.model=MODEL (with context: chunker.context.model=MODEL), or answer.model=MODEL of the base",
+        )
+    return found
 
 
 class Overlapping(Protocol):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from luthier.core.digest import digest_json
 from luthier.core.document import Block, Chunk, Document
 from luthier.core.engine import Engine, Vectors
+from luthier.knowledge.written import Writers
 
 GAP = "\n\n"
 """Between two blocks."""
@@ -38,13 +39,14 @@ _PROSE = ("paragraph", "quote", "list", "caption")
 class ChunkTools:
     """What chunkers may use. ``offsets``: (start, end) of each token of a text, by the embedding model's tokenizer.
 
-    ``embed`` gives unit vectors (texts, width), ``ask`` writes; None where there is none. ``written`` is a file that keeps what was written, so
-    that the same is not asked twice.
+    ``embed`` gives unit vectors (texts, width), ``ask`` writes, ``writers`` opens models that write by their names; None where there is none.
+    ``written`` is a file that keeps what was written, so that the same is not asked twice.
     """
 
     offsets: Callable[[str], Sequence[Span]]
     embed: Callable[[Sequence[str]], Vectors] | None = None
     ask: Engine | None = None
+    writers: Writers | None = None
     written: Path | None = None
 
 

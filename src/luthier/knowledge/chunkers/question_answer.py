@@ -27,12 +27,13 @@ _ASK = {
 class Config(EntryConfig):
     """``questions`` a model writes for each passage of at most ``tokens`` tokens where the document has none of its own.
 
-    ``passages``: the passages are searched, too.
+    ``passages``: the passages are searched, too. ``model`` writes ("": the one that the base answers with).
     """
 
     questions: int = Field(default=3, ge=1, le=20)
     tokens: int = Field(default=200, ge=8)
     passages: bool = True
+    model: str = ""
 
 
 def chunk(document: Document, config: Config, tools: ChunkTools) -> list[Chunk]:
@@ -74,7 +75,7 @@ def _written(joined: Joined, config: Config, tools: ChunkTools) -> list[tuple[Cu
     spans = joined.cut(joined.whole, config.tokens)
     if not spans:
         return []
-    engine = writer(tools, "question_answer")
+    engine = writer(tools, "question_answer", config.model)
     how = _ASK["zh" if joined.document.language == "zh" else "en"].format(n=config.questions)
     prompts = [user(f"{how}\n\n{as_data(span.lead + joined.text[span.start : span.end], 'passage')}") for span in spans]
     answers = write_once(engine, prompts, Sampling(max_new_tokens=48 * config.questions), tools.written)
