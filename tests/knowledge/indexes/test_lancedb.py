@@ -34,11 +34,12 @@ def filled(folder: Path, rows: int, **options: object) -> tuple[Index, np.ndarra
 @pytest.mark.parametrize(
     "options",
     [
-        {"ann": "ivf_pq"},
+        {"ann": "ivf_rq"},
+        {"ann": "ivf_rq", "metric": "l2"},
+        {"ann": "ivf_rq", "metric": "dot", "partitions": 8, "probes": 8},
         {"ann": "ivf_pq", "partitions": 8, "probes": 8},
         {"ann": "hnsw"},
         {"ann": "hnsw", "m": 8, "ef_construction": 64, "ef": 100},
-        {"ann": "ivf_pq", "metric": "dot"},
         {"ann": "hnsw", "metric": "l2"},
     ],
 )
@@ -59,7 +60,7 @@ def test_approximate_search_finds_what_exact_search_finds(tmp_path: Path, option
 
 def test_few_probes_find_less(tmp_path: Path) -> None:
     """The options reach LanceDB: with one cell of many and no second look the answer is another."""
-    index, _vectors = filled(tmp_path / "index", 1200, ann_from=500, partitions=64, probes=1, refine=1)
+    index, _vectors = filled(tmp_path / "index", 1200, ann_from=500, ann="ivf_pq", partitions=64, probes=1, refine=1)
     found = sum(
         len({h.chunk.id for h in index.dense(unit(n), 10)} & {h.chunk.id for h in index.dense(unit(n), 10, exact=True)})
         for n in range(20)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +36,7 @@ _OLD = timedelta(minutes=10)
 """Versions of the table older than this are deleted by ``optimize``; a reader takes the newest one for each search."""
 _UNINDEXED = 2_000
 """Rows outside of the search structures, which are compared one by one, at which ``optimize`` takes them in (or 2% of all rows)."""
+_CELL = 4096
 _GROWN = 2
 """The approximate index is trained anew when there are so many times the vectors that it was trained on."""
 
@@ -44,18 +45,19 @@ class Config(EntryConfig):
     """``metric`` of the vectors; ``hamming`` compares one bit of each dimension (its sign); with ``rescore`` the vectors are kept, too (float16),
     and ``refine`` times k candidates are compared with them. ``stem`` reduces English words to their stems in keyword search.
 
-    ``ann``: how vectors are found once there are ``ann_from`` of them (below that all are compared): ``ivf_pq`` (cells of compressed vectors: the
-    least memory), ``hnsw`` (a graph over 8-bit vectors in each cell), ``exact``. ``refine`` times k candidates are compared with the vectors
-    themselves. ``partitions``: cells (0: by the number of vectors), ``probes``: those looked into. Of the graph: ``m`` neighbours
-    a vector, ``ef_construction`` candidates while it is built, ``ef`` while it is searched (0: 1.5 times those wanted).
+    ``ann``: how vectors are found once there are ``ann_from`` of them (below that all are compared): in cells of vectors of a bit a dimension
+    (``ivf_rq``: RaBitQ, Gao and Long 2024; built the fastest; widths that 8 divides, others take ``ivf_pq``) or of product codes (``ivf_pq``: Jegou, Douze and Schmid 2011), by a graph over
+    8-bit vectors (``hnsw``: Malkov and Yashunin 2016), or never (``exact``). ``refine`` times k candidates are compared with the vectors
+    themselves. ``partitions``: cells (0: one for 4,096 vectors), ``probes``: those looked into. Of the graph: ``m`` neighbours a vector,
+    ``ef_construction`` candidates while it is built, ``ef`` while it is searched (0: 1.5 times those wanted).
     """
 
     metric: Metric = "cosine"
     stem: bool = True
     rescore: bool = False
-    ann: Literal["hnsw", "ivf_pq", "exact"] = "ivf_pq"
+    ann: Literal["ivf_rq", "ivf_pq", "hnsw", "exact"] = "ivf_rq"
     ann_from: int = Field(default=20_000, ge=256)
-    refine: int = Field(default=10, ge=1)
+    refine: int = Field(default=5, ge=1)
     partitions: int = Field(default=0, ge=0)
     probes: int = Field(default=32, ge=1)
     m: int = Field(default=20, ge=4, le=128)
@@ -237,18 +239,24 @@ class LanceIndex:
         return next((each.name for each in self._table.list_indices() if "vector" in each.columns), None)
 
     def _ann(self, rows: int) -> Any:
-        from lancedb.index import IvfFlat, IvfHnswSq, IvfPq
+        from lancedb.index import IvfFlat, IvfHnswSq, IvfPq, IvfRq
 
         config, metric = self._config, self._config.metric
+        cells = config.partitions or max(1, rows // _CELL)
         if metric == "hamming":
-            return IvfFlat(distance_type=metric, num_partitions=config.partitions or max(1, rows // 8192))
-        if config.ann == "hnsw":
-            cells = config.partitions or max(1, rows // 1_000_000)
-            return IvfHnswSq(
-                distance_type=metric, num_partitions=cells, m=config.m, ef_construction=config.ef_construction
-            )
-        cells = config.partitions or max(16, int(rows**0.5))
-        return IvfPq(distance_type=metric, num_partitions=cells, num_sub_vectors=_sub_vectors(self._width))
+            return IvfFlat(distance_type=metric, num_partitions=cells)
+        made: dict[str, Callable[[], Any]] = {
+            "ivf_rq": lambda: IvfRq(distance_type=metric, num_partitions=cells),
+            "ivf_pq": lambda: IvfPq(
+                distance_type=metric, num_partitions=cells, num_sub_vectors=_sub_vectors(self._width), max_iterations=20
+            ),
+            "hnsw": lambda: IvfHnswSq(
+                distance_type=metric, num_partitions=config.partitions or max(1, rows // 1_000_000), m=config.m,
+                ef_construction=config.ef_construction,
+            ),
+        }  # fmt: skip
+        # a bit a dimension goes by whole bytes
+        return made["ivf_pq" if config.ann == "ivf_rq" and self._width % 8 else config.ann]()
 
     def _row(self, row: IndexRow) -> dict[str, Any]:
         vector: Any = row.vector if row.chunk.searched else None
