@@ -17,7 +17,7 @@ from luthier.core.document import Hit
 from luthier.core.errors import InputError, LuthierError, MismatchError, NotFoundError
 from luthier.core.run import Progress, no_progress
 from luthier.knowledge.chunkers._spans import ChunkTools, Span, word_offsets
-from luthier.knowledge.embed import Embedder, token_offsets
+from luthier.knowledge.embed import Embedder, read_prompts, token_offsets
 from luthier.knowledge.index import Filter, Index
 from luthier.knowledge.settings import DEFAULTS, answer_of, chunker_of, entry_of, steps_of
 from luthier.knowledge.written import Writers
@@ -349,12 +349,12 @@ def drop_index(store: Store, record: KnowledgeRecord) -> None:
 def open_embedder(name: str, store: Store, engine: Engine | None = None) -> Embedder:
     """The embedding model of this name, or ``engine`` as it, with the cache of vectors."""
     if engine is not None:
-        return Embedder(engine, vector_cache(store))
+        return Embedder(engine, vector_cache(store), prompts=read_prompts(_tokenizer_folder(store, name)))
     from luthier.strategies._load import load
 
     loaded = load(name, store=store)
     try:
-        return Embedder(loaded, vector_cache(store))
+        return Embedder(loaded, vector_cache(store), prompts=read_prompts(_tokenizer_folder(store, name)))
     except BaseException:
         loaded.close()
         raise
@@ -404,11 +404,16 @@ def _opened(store: Store, record: KnowledgeRecord, embedder: Embedder, *, own: b
 
 def token_spans(store: Store, embedder: str) -> Callable[[str], Sequence[Span]]:
     """The embedding model's own tokens; words where its tokenizer is not on this machine."""
+    folder = _tokenizer_folder(store, embedder)
+    return token_offsets(folder) if folder is not None and (folder / "tokenizer.json").is_file() else word_offsets
+
+
+def _tokenizer_folder(store: Store, embedder: str) -> Path | None:
+    """The folder of an embedding model; None for one that is not on this machine."""
     from luthier.store.models import find
     from luthier.strategies._labels import tokenizer_folder
 
     try:
-        folder = tokenizer_folder(store, find(store, embedder))
+        return tokenizer_folder(store, find(store, embedder))
     except NotFoundError:
-        return word_offsets
-    return token_offsets(folder) if folder is not None and (folder / "tokenizer.json").is_file() else word_offsets
+        return None

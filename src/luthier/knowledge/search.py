@@ -36,7 +36,9 @@ def search(
         raise InputError("question must not be empty")
     if not 1 <= k <= MOST:
         raise InputError(f"k must be 1 to {MOST}; got {k}")
-    tools = SearchTools(base.current, base.embedder.embed, datetime.now(UTC), base.ask, reranker)
+    tools = SearchTools(
+        base.current, base.embedder.embed, datetime.now(UTC), base.ask, reranker, base.embedder.embed_queries
+    )
     steps = retrieval if retrieval is not None else base.record.retrieval
     query = Query(question, k, where, tuple(history))
     return build(steps or DEFAULT, tools)(query)[:k]

@@ -17,13 +17,13 @@ from luthier.knowledge.indexes.lancedb import Config
 from luthier.knowledge.indexes.lancedb import open as open_lancedb
 
 
-def filled(folder: Path, rows: int, **options: object) -> tuple[Index, np.ndarray]:
+def filled(folder: Path, rows: int, width: int = WIDTH, **options: object) -> tuple[Index, np.ndarray]:
     """An index of vectors in clusters, and the vectors."""
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((20, WIDTH))
-    vectors = centres[rng.integers(0, 20, rows)] + 0.4 * rng.standard_normal((rows, WIDTH))
+    centres = rng.standard_normal((20, width))
+    vectors = centres[rng.integers(0, 20, rows)] + 0.4 * rng.standard_normal((rows, width))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    index = open_lancedb(folder, WIDTH, Config.model_validate(options))
+    index = open_lancedb(folder, width, Config.model_validate(options))
     index.add(
         [IndexRow(Chunk(f"c{n}", f"text {n}", n, (0, 0)), f"d{n % 10}", "s", vector=vectors[n]) for n in range(rows)]
     )
@@ -44,16 +44,17 @@ def filled(folder: Path, rows: int, **options: object) -> tuple[Index, np.ndarra
     ],
 )
 def test_approximate_search_finds_what_exact_search_finds(tmp_path: Path, options: dict[str, object]) -> None:
-    index, vectors = filled(tmp_path / "index", 1200, ann_from=500, **options)
+    index, vectors = filled(tmp_path / "index", 1200, 96, ann_from=500, **options)
     assert index.approximate() == 1200
     found = 0
     for seed in range(20):
-        query = unit(seed + 5000)
+        query = vectors[seed * 50] + 0.5 * unit(seed + 5000, 96)
+        query /= np.linalg.norm(query)
         best = [hit.chunk.number for hit in index.dense(query, 10, exact=True)]
         if options.get("metric") != "l2":
             assert best == np.argsort(-(vectors @ query))[:10].tolist()
         found += len(set(best) & {hit.chunk.number for hit in index.dense(query, 10)})
-    assert found >= 190
+    assert found >= 170, found  # of 200; 96 dimensions are few for a bit each
     only = index.dense(vectors[3], 10, Filter(documents=("d7",)))
     assert len(only) == 10 and {hit.document for hit in only} == {"d7"}
 
@@ -65,7 +66,7 @@ def test_few_probes_find_less(tmp_path: Path) -> None:
         len({h.chunk.id for h in index.dense(unit(n), 10)} & {h.chunk.id for h in index.dense(unit(n), 10, exact=True)})
         for n in range(20)
     )
-    assert found < 190
+    assert found < 170
 
 
 def test_exact_never_builds(tmp_path: Path) -> None:

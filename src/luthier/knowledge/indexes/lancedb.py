@@ -57,7 +57,7 @@ class Config(EntryConfig):
     rescore: bool = False
     ann: Literal["ivf_rq", "ivf_pq", "hnsw", "exact"] = "ivf_rq"
     ann_from: int = Field(default=20_000, ge=256)
-    refine: int = Field(default=5, ge=1)
+    refine: int = Field(default=10, ge=1)
     partitions: int = Field(default=0, ge=0)
     probes: int = Field(default=32, ge=1)
     m: int = Field(default=20, ge=4, le=128)

@@ -36,13 +36,22 @@ Search: TypeAlias = Callable[[Query], list[Hit]]
 
 @dataclass(frozen=True)
 class SearchTools:
-    """What steps may use: the index, its embedder (unit vectors), a model that writes, one that reranks, and the time."""
+    """What steps may use: the index, its embedder (unit vectors of passages and of questions), a model that writes, one that reranks, and
+    the time."""
 
     index: Searches
     embed: Callable[[Sequence[str]], Vectors]
     now: datetime
     ask: Engine | None = None
     reranker: Engine | None = None
+    embed_queries: Callable[[Sequence[str]], Vectors] | None = None
+
+    def vector_of(self, query: Query) -> Vectors:
+        """What stands for the question when chunks are compared with it: (width,)."""
+        if query.vector is not None:
+            return query.vector
+        found: Vectors = (self.embed_queries or self.embed)([query.text])[0]
+        return found
 
     def write(self, step: str, instruction: str, text: str, *, tokens: int = 128) -> str:
         """What the model writes; ``text`` is shown to it as data. Raises InputError when there is no model."""

@@ -17,5 +17,5 @@ class Config(EntryConfig):
 
 def search(query: Query, config: Config, tools: SearchTools, inner: Search | None) -> list[Hit]:
     """The nearest chunks."""
-    vector = query.vector if query.vector is not None else tools.embed([query.text])[0]
+    vector = tools.vector_of(query)
     return tools.index.dense(vector, query.k, query.where, exact=config.exact)

@@ -23,6 +23,6 @@ class Config(EntryConfig):
 def search(query: Query, config: Config, tools: SearchTools, inner: Search | None) -> list[Hit]:
     """Reciprocal rank fusion of both searches."""
     most = max(config.candidates, query.k)
-    vector = query.vector if query.vector is not None else tools.embed([query.text])[0]
+    vector = tools.vector_of(query)
     lists = [tools.index.dense(vector, most, query.where), tools.index.keyword(query.text, most, query.where)]
     return fused(lists, [config.dense, config.keyword], query.k, constant=config.constant)

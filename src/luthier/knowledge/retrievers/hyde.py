@@ -30,6 +30,6 @@ def search(query: Query, config: Config, tools: SearchTools, inner: Search) -> l
     passage = tools.write("hyde", how, query.text, tokens=config.tokens)
     if not passage:
         return inner(query)
-    vectors = tools.embed([passage, query.text] if config.question else [passage])
-    mean = vectors.mean(0)
+    written = tools.embed([passage])[0]
+    mean = (written + tools.vector_of(query)) / 2 if config.question else written
     return inner(replace(query, vector=np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), np.float32)))

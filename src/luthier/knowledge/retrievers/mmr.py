@@ -24,7 +24,7 @@ def search(query: Query, config: Config, tools: SearchTools, inner: Search) -> l
     found = inner(replace(query, k=max(config.candidates, query.k)))
     if len(found) < 2:
         return found[: query.k]
-    question = query.vector if query.vector is not None else tools.embed([query.text])[0]
+    question = tools.vector_of(query)
     vectors = tools.embed([hit.chunk.embedded for hit in found])
     alike, among = vectors @ question, vectors @ vectors.T
     chosen: list[int] = []
