@@ -60,8 +60,24 @@ _VERBS = {
     "rebuild_base": "luthier.knowledge.base",
     "cut_base": "luthier.knowledge.cuts",
     "cut_file": "luthier.knowledge.cuts",
+    "rag": "luthier.knowledge.rag",
+    "open_rag": "luthier.knowledge.rag",
     "ask": "luthier.apps.sql.ask",
 }
+
+_OPENERS = {"kb": "luthier.knowledge.rag"}
+"""What opens names that begin with ``kb:``. Wherever a model's name is asked for, such names are good, too."""
+
+
+def opener(name: str) -> Any | None:
+    """The function ``open_named`` of what lies above ``strategies`` in the layout and opens names such as this one; None for a model's own name.
+
+    ``strategies._load``, which may not import it, asks here: the package knows all of its folders.
+    """
+    kind, colon, _ = name.partition(":")
+    if not colon or kind not in _OPENERS:
+        return None
+    return importlib.import_module(_OPENERS[kind]).open_named
 
 
 def __getattr__(name: str) -> Any:

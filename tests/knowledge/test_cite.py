@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.core.document import Chunk, Hit
-from luthier.knowledge.cite import Marks, cite, clean, numbers_in, overlap, quote, statements
+from luthier.knowledge.cite import Marks, attributed, cite, clean, numbers_in, overlap, quote, statements
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,19 @@ def test_citations_point_to_their_hits_in_order_of_first_use() -> None:
         (2, "c1", "Ice is blue."),
         (1, "c0", "Red is warm."),
     ]
+
+
+def test_an_answer_without_marks_is_attributed_to_what_it_repeats() -> None:
+    hits = [
+        Hit(Chunk(f"c{n}", text, n, (n, n)), "d", "f")
+        for n, text in enumerate(["Bread is baked here. Red is warm.", "Ice is very blue. 年假每年十五天。"])
+    ]
+    found = attributed("Ice is blue. Nobody knows anything else about it. Yes.", hits)
+    assert [(each.number, each.quote) for each in found] == [(2, "Ice is very blue.")]
+    assert [(each.number, each.quote) for each in attributed("年假是每年十五天。", hits)] == [(2, "年假每年十五天。")]
+    assert (
+        attributed("Quantum physics is a hard field of study.", hits)
+        == attributed("Ice.", hits)
+        == attributed("Ice is blue.", [])
+        == ()
+    )

@@ -107,6 +107,14 @@ def test_a_model_that_finds_nothing_cites_nothing() -> None:
     assert len(answer.hits) == 1
 
 
+def test_an_answer_without_marks_is_attributed_and_the_steps_say_so() -> None:
+    answer = asked_of(
+        rag(Shelf("Bread is baked.", FRANCE), engine({"France": "Paris is the capital."})), user("France")
+    )
+    assert [(each.number, each.quote) for each in answer.citations] == [(1, "Paris is the capital of France.")]
+    assert answer.steps[-1] == {"step": "attribute", "passages": [1]}
+
+
 def test_passages_below_the_least_score_are_not_shown() -> None:
     shelf = Shelf(FRANCE, "The cat sleeps.")
     made = rag(shelf, engine({"capital": "Paris [1][2]"}), least={"keyword": 3})
@@ -245,3 +253,25 @@ def test_a_base_opens_as_it_is_recorded(home: Any, tmp_path: Any) -> None:
         assert made.k == 2 and made.version() == 1
     finally:
         made.close()
+
+
+def test_kb_is_a_name_wherever_a_model_has_one(home: Any, tmp_path: Any) -> None:
+    from luthier.core.errors import InputError
+    from luthier.knowledge.base import create_base
+    from luthier.strategies._load import load
+
+    (tmp_path / "a.txt").write_text(FRANCE)
+    with create_base("shop", embedder="fake", answer={"model": "fake:Paris [1]"}) as base:
+        base.add([tmp_path / "a.txt"])
+    made = load("kb:shop", options={"k": 1, "mode": "map_rerank", "most_passages": 2})
+    try:
+        assert isinstance(made, RagEngine)
+        assert (made.k, made.mode, made.info.model) == (1, "map_rerank", "kb:shop")
+    finally:
+        made.close()
+    with pytest.raises(NotFoundError, match="knowledge base 'nothing'"):
+        load("kb:nothing")
+    with pytest.raises(InputError, match="kb:shop is a knowledge base"):
+        load("kb:shop", options={"model": "kb:shop"})
+    with pytest.raises(NotFoundError, match="model 'other:shop'"):
+        load("other:shop")

@@ -25,7 +25,9 @@ def register(app: typer.Typer) -> None:
 
 
 def chat(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, adapter or endpoint (luthier models).")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model, adapter or endpoint (luthier models), or kb:NAME.")
+    ],
     *,
     engine: Annotated[str, typer.Option(help="auto, torch, llamacpp, openai or fake.")] = "auto",
     system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
@@ -154,6 +156,10 @@ def _turn(talk: _Talk, text: str, terminal: bool) -> bool:
                 begun = begun or bool(piece)
                 generation = made or generation
         sys.stdout.write("\n")
+        if generation is not None and generation.citations:
+            from luthier.cli._kb_ask import show_citations
+
+            show_citations(generation)
         sys.stdout.flush()
     except LuthierError as error:
         if begun:

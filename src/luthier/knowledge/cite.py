@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
+from typing import Any
 
 from luthier.core.document import Citation, Hit
 from luthier.knowledge.chunkers._spans import sentence_starts
@@ -20,7 +21,10 @@ _OPENING, _CLOSING = "[【［", "]】］"
 _ONE = re.compile(r"\d+|[-–—~～至到]")
 _WORD = re.compile(r"[^\W_]+")
 _WIDE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af]")
+_BLOCK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*•|]|\d+[.)、]))")
 _LEAST_OVERLAP = 0.2
+_ATTRIBUTED = 0.6
+_LEAST_UNITS = 3
 
 
 class Marks:
@@ -135,6 +139,23 @@ def cite(text: str, hits: Sequence[Hit]) -> tuple[Citation, ...]:
     return tuple(out)
 
 
+def attributed(text: str, hits: Sequence[Hit]) -> tuple[Citation, ...]:
+    """Citations for an answer whose model set no marks: a passage is cited when one of its sentences has at least three fifths of a statement.
+
+    A statement rests on the passage that has most of it. One of fewer than three words says too little to tell.
+    """
+    pieces = [(number, sentence) for number, hit in enumerate(hits, 1) for sentence in sentences(hit.chunk.text)]
+    found: dict[int, str] = {}
+    for statement, _ in statements(text):
+        if len(units(statement)) < _LEAST_UNITS or not pieces:
+            continue
+        shares = [overlap(statement, sentence) for _, sentence in pieces]
+        best = max(range(len(pieces)), key=lambda place: shares[place])
+        if shares[best] >= _ATTRIBUTED:
+            found.setdefault(*pieces[best])
+    return tuple(Citation(number, hits[number - 1], sentence) for number, sentence in found.items())
+
+
 def statements(text: str) -> list[tuple[str, tuple[int, ...]]]:
     """The sentences of an answer without their marks, each with the passages that it cites. Marks after a sentence's end belong to it."""
     out: list[tuple[str, tuple[int, ...]]] = []
@@ -156,14 +177,21 @@ def _inside(found: re.Match[str]) -> str:
 
 def quote(passage: str, statement: str) -> str:
     """The sentence of ``passage`` that supports ``statement`` best, "" when none shares a fifth of its words."""
-    starts = [*sentence_starts(passage), len(passage)]
-    sentences = [passage[start:end].strip() for start, end in pairwise(starts)]
     best, most = "", _LEAST_OVERLAP
-    for sentence in filter(None, sentences):
+    for sentence in sentences(passage):
         share = overlap(statement, sentence)
         if share > most:
             best, most = sentence, share
     return best
+
+
+def sentences(passage: str) -> list[str]:
+    """The sentences of a passage; a heading, an item of a list and a row of a table are ones, too."""
+    out = []
+    for block in _BLOCK.split(passage):
+        found = (block[start:end].strip() for start, end in pairwise([*sentence_starts(block), len(block)]))
+        out += [sentence for sentence in found if sentence]
+    return out
 
 
 def overlap(statement: str, sentence: str) -> float:
@@ -190,3 +218,21 @@ def units(text: str) -> list[str]:
         wide = _WIDE.search(word) is not None
         out += [word[at : at + 2] for at in range(len(word) - 1)] if wide and len(word) > 1 else [word]
     return out
+
+
+def cited_as_dict(citation: Citation) -> dict[str, Any]:
+    """A citation as JSON: which document, where in it, which sentence, and what the search gave it."""
+    hit = citation.hit
+    return {
+        "number": citation.number,
+        "place": hit.cited,
+        "document": hit.document,
+        "source": hit.source,
+        "title": hit.title,
+        "pages": list(hit.chunk.pages) if hit.chunk.pages else None,
+        "headings": list(hit.chunk.headings),
+        "chunk": hit.chunk.id,
+        "quote": citation.quote,
+        "score": hit.score,
+        "scores": dict(hit.scores),
+    }

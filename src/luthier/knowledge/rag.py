@@ -34,7 +34,7 @@ from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.knowledge.answers._fit import fitted, prompts
 from luthier.knowledge.answers._talk import AnswerTools, Say, ShownConfig, Talk, Written
-from luthier.knowledge.cite import Marks, cite, clean
+from luthier.knowledge.cite import Marks, attributed, cite, clean
 from luthier.knowledge.index import Filter
 from luthier.knowledge.prompt import is_not_found, prompt_digest, rag_prompt, read_question
 from luthier.knowledge.search import DEFAULT as DEFAULT_RETRIEVAL
@@ -112,7 +112,8 @@ def rag(
 
 
 class RagEngine:
-    """See ``rag``. ``Generation.hits`` are the passages shown (``[1]`` is the first), ``citations`` those that the answer's marks point to.
+    """See ``rag``. ``Generation.hits`` are the passages shown (``[1]`` is the first), ``citations`` those that the answer's marks point to; for an answer
+    without any, those that its sentences are taken from (the step ``attribute`` says so).
 
     It honours the parameters of the engine that writes, log-probabilities aside, since marks that point nowhere leave the text; a mode
     that asks several times does not honour tools either. ``score`` gives the log-likelihood of answers after the prompt of mode ``stuff``.
@@ -351,6 +352,9 @@ class _Talking:
         made, calls = written.made, self._calls
         shown = tuple(self._tools.originals.get(hit.chunk.id, hit) for hit in written.shown)
         text, _ = clean(made.text, len(shown))
+        citations = () if is_not_found(text) else cite(text, shown)
+        if not citations and not is_not_found(text) and (citations := attributed(text, shown)):
+            self._tools.note("attribute", passages=[each.number for each in citations])
         latency = sum(each.latency_s for each in calls)
         return replace(
             made,
@@ -362,7 +366,7 @@ class _Talking:
             completion_tokens=sum(each.completion_tokens for each in calls),
             calls=sum(each.calls for each in calls),
             hits=shown,
-            citations=() if is_not_found(text) else cite(text, shown),
+            citations=citations,
             steps=tuple(self._tools.steps),
         )
 
@@ -406,15 +410,19 @@ def open_rag(
     k: int | None = None,
     retrieval: Sequence[Mapping[str, Any]] | None = None,
     where: Filter | None = None,
+    least: Mapping[str, float] | None = None,
+    rewrite: bool | None = None,
     store: Store | None = None,
     engine: Engine | None = None,
-    reranker: Engine | None = None,
+    opens_with: str = "auto",
+    reranker: Engine | str | None = None,
     shared: dict[Any, Any] | None = None,
 ) -> RagEngine:
     """The knowledge base ``name`` (``kb:NAME`` too) as an engine, answered as the base's record says where nothing else is said.
 
     ``model`` is the name of the one that writes, ``engine`` is it when it is open already (it is closed with the rest). The record's ``answer`` is
-    ``{"model", "mode", "k", "least", "rewrite", "reranker", **options of the mode}``. ``shared`` as in ``strategies._load.load_many``.
+    ``{"model", "mode", "k", "least", "rewrite", "reranker", **options of the mode}``. ``opens_with`` names the engine for the model (torch, llamacpp, ...),
+    ``shared`` is as in ``strategies._load.load_many``.
 
     Raises NotFoundError for an unknown base or model, InputError when no model is named and for wrong options, MismatchError when the base's
     embedding model has changed.
@@ -434,17 +442,18 @@ def open_rag(
     if engine is None and not model:
         raise InputError(
             f"knowledge base {name} does not say which model writes its answers",
-            hint=f"luthier kb set {name} --model MODEL",
+            hint=f"luthier kb set {name} answer.model=MODEL",
         )
     opened: list[Any] = []
     try:
         if engine is None:
-            engine = _loaded(model, store, shared)
+            engine = _loaded(model, store, shared, opens_with)
         opened.append(engine)
         base = open_base(name, store=store)
         opened.append(base)
-        if reranker is None and own["reranker"]:
-            reranker = _loaded(str(own["reranker"]), store, shared)
+        reranker = reranker or own["reranker"]
+        if isinstance(reranker, str):
+            reranker = _loaded(reranker, store, shared)
             opened.append(reranker)
         made = RagEngine(
             base,
@@ -454,8 +463,8 @@ def open_rag(
             k=k or own["k"] or DEFAULT_K,
             retrieval=retrieval,
             where=where,
-            least=own["least"],
-            rewrite=own["rewrite"] is not False,
+            least=own["least"] if least is None else least,
+            rewrite=own["rewrite"] is not False if rewrite is None else rewrite,
             reranker=reranker,
             count=_counter(store, model, engine),
             owned=opened[1:],
@@ -467,12 +476,29 @@ def open_rag(
     return made
 
 
-def _loaded(model: str, store: Store, shared: dict[Any, Any] | None) -> Engine:
+def open_named(
+    name: str,
+    *,
+    engine: str = "auto",
+    store: Store | None = None,
+    options: Mapping[str, Any] | None = None,
+    shared: dict[Any, Any] | None = None,
+) -> RagEngine:
+    """``kb:NAME`` as the name of a model. ``options``: ``model``, ``mode``, ``k``, ``least``, ``rewrite``, ``retrieval`` and ``reranker`` in place of the base's own;
+    all others are the mode's. Raises as ``open_rag``."""
+    told = dict(options or {})
+    named = {
+        key: told.pop(key) for key in ("model", "mode", "k", "least", "rewrite", "retrieval", "reranker") if key in told
+    }
+    return open_rag(name, options=told, store=store, opens_with=engine, shared=shared, **named)
+
+
+def _loaded(model: str, store: Store, shared: dict[Any, Any] | None, engine: str = "auto") -> Engine:
     from luthier.strategies._load import load_many
 
     if model.startswith(PREFIX):
         raise InputError(f"{model} is a knowledge base; name the model that writes for it")
-    return load_many([model], store=store, shared=shared)[model]
+    return load_many([model], engine=engine, store=store, shared=shared)[model]
 
 
 def _counter(store: Store, model: str, engine: Engine) -> Callable[[Prompt], int] | None:

@@ -26,7 +26,8 @@ def load(
 ) -> Engine:
     """Open a model by name.
 
-    An endpoint opens its target with its strategy around it; an adapter that was tuned with a task prompt is asked with that prompt;
+    ``kb:NAME`` is a knowledge base with the model that writes its answers; ``engine`` opens that one, ``options`` are those of
+    ``knowledge.rag.open_rag``. An endpoint opens its target with its strategy around it; an adapter that was tuned with a task prompt is asked with that prompt;
     either answers with one of its labels where it has some, the way it was evaluated. Everything else is the bare engine. ``raw``
     leaves prompts, strategies and labels away. ``options`` are the engine's.
 
@@ -76,21 +77,27 @@ def _load(
 ) -> Engine:
     if name.split(":", 1)[0] in UNSTORED:
         return open_engine(store, name, engine, options, shared=shared)
+    from luthier import opener
+
+    above = opener(name)
+    if above is not None:
+        opened: Engine = above(name, engine=engine, store=store, options=options, shared=shared)
+        return opened
     record, endpoint = _target(store, name)
     meta = endpoint.meta if endpoint is not None else {}
     if engine == "auto":
         engine = str(meta.get("engine") or "auto")
     if options is None:
         options = meta.get("engine_options")
-    opened = open_engine(store, record.name, engine, options, shown_as=name, shared=shared)
+    bare = open_engine(store, record.name, engine, options, shown_as=name, shared=shared)
     if raw or record.architecture == "encoder":
-        return opened
+        return bare
     try:
-        asked = _asked(store, opened, record, endpoint)
+        asked = _asked(store, bare, record, endpoint)
         named = endpoint or record
         return answer_with_labels(asked, labels_of(store, named), prompt_counter(store, named, asked))
     except BaseException:
-        opened.close()
+        bare.close()
         raise
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from luthier.core.document import Hit
 from luthier.core.errors import InputError
 from luthier.knowledge.answers._talk import AnswerTools, ShownConfig
 from luthier.knowledge.answers._write import Steps, noted
-from luthier.knowledge.chunkers._spans import sentence_starts
+from luthier.knowledge.cite import sentences
 from luthier.knowledge.prompt import Question
 
 _NOTE_TOKENS = 256
@@ -42,7 +41,7 @@ def _extracted(question: Question, hits: Sequence[Hit], keep: float, tools: Answ
         raise InputError(
             "compress: extractive needs an embedder; what is searched here has none", hint="compress: written"
         )
-    pieces = [(row, sentence) for row, hit in enumerate(hits) for sentence in _sentences(hit.chunk.text)]
+    pieces = [(row, sentence) for row, hit in enumerate(hits) for sentence in sentences(hit.chunk.text)]
     vectors = tools.embed([question.text, *(sentence for _, sentence in pieces)])
     likeness = vectors[1:] @ vectors[0]
     sizes = [tools.count(sentence) for _, sentence in pieces]
@@ -55,8 +54,3 @@ def _extracted(question: Question, hits: Sequence[Hit], keep: float, tools: Answ
         room -= sizes[place]
     kept = [[text for n, (of, text) in enumerate(pieces) if of == row and n in chosen] for row in range(len(hits))]
     return [tools.retold(hit, " ".join(texts)) for hit, texts in zip(hits, kept, strict=True) if texts]
-
-
-def _sentences(text: str) -> list[str]:
-    found = (text[start:end].strip() for start, end in pairwise([*sentence_starts(text), len(text)]))
-    return [sentence for sentence in found if sentence]
