@@ -133,8 +133,9 @@ def _cost(result: EvalResult) -> str:
     latency, parts = result.latency, [f"answered in {_print.duration(result.seconds)}"]
     if latency.get("requests"):
         parts.append(
-            f"single requests: median {figures.milliseconds(latency['p50_s'])}, p95 {figures.milliseconds(latency['p95_s'])} "
-            f"({latency['requests']} measured)"
+            f"single requests: median {figures.milliseconds(latency['p50_s'])}, p95 {figures.milliseconds(latency['p95_s'])}"
+            + (f", p99 {figures.milliseconds(latency['p99_s'])}" if "p99_s" in latency else "")
+            + f" ({latency['requests']} measured)"
         )
     if result.memory.get("weights_mb") is not None:
         parts.append(f"weights {figures.megabytes(result.memory['weights_mb'])}")

@@ -153,11 +153,6 @@ class AskText:
     raw: bool = True
     block: int = GENERATE_BLOCK
 
-    @property
-    def one_by_one(self) -> bool:
-        """Whether the engine answers one question after the other, so that each answer's own time is known."""
-        return bool(dict(self.engine.info.meta).get("one_by_one"))
-
     def __call__(self, examples: Sequence[Example], progress: Progress) -> list[Reply]:
         """One text (label, choice) an example."""
         task = self.task
@@ -220,7 +215,7 @@ class AskText:
             samples=tuple(one.text for one in made) if self.task.samples > 1 else first.samples,
             reasoning=first.reasoning,
             parsed=parsed,
-            latency_s=sum(one.latency_s for one in made) if self.one_by_one else each,
+            latency_s=sum(one.latency_s for one in made) if dict(self.engine.info.meta).get("one_by_one") else each,
             prompt_tokens=sum(one.prompt_tokens for one in made),
             completion_tokens=sum(one.completion_tokens for one in made),
             prompt_digest=digest_json(first.prompt_token_ids) if first.prompt_token_ids else "",

@@ -13,7 +13,7 @@ from luthier.core.engine import Engine, EngineInfo
 from luthier.core.errors import InputError, LuthierError, UnsupportedError
 from luthier.core.run import Progress, Run, no_progress
 from luthier.core.task import Task
-from luthier.evaluation.latency import measure, weights_mb
+from luthier.evaluation.latency import measure, of_records, one_by_one, weights_mb
 from luthier.evaluation.loop import check_labels, run_loop
 from luthier.evaluation.records import Record, RecordsLog, read_records
 from luthier.evaluation.result import EvalResult, summarise
@@ -206,8 +206,12 @@ class _Work:
                 resources=resources,
                 raw=self.raw,
             )
-            latency = measure(self.asked.engine, self.task, self.examples, self.progress, raw=self.raw)
-            summarised = summarise(self.task, read_records(place))
+            answered = read_records(place)
+            if one_by_one(self.info):
+                latency = of_records(answered)
+            else:
+                latency = measure(self.asked.engine, self.task, self.examples, self.progress, raw=self.raw)
+            summarised = summarise(self.task, answered)
         except KeyboardInterrupt:
             finish(self.store, run.id, "interrupted", {"error": "interrupted"})
             raise

@@ -18,6 +18,7 @@ from luthier.core.model import ModelRecord
 from luthier.core.run import Progress
 from luthier.core.task import Task
 from luthier.evaluation.asking import choose
+from luthier.evaluation.records import Record
 from luthier.store.artifacts import files
 from luthier.store.database import Store
 from luthier.store.models import find
@@ -59,6 +60,20 @@ def measure(
         "p95_s": float(np.quantile(taken, 0.95)),
         "requests": len(taken),
     }
+
+
+def one_by_one(info: EngineInfo) -> bool:
+    """Whether an engine answers one question after the other, so that records hold each answer's own time."""
+    return bool(dict(info.meta).get("one_by_one"))
+
+
+def of_records(records: Sequence[Record]) -> dict[str, Any]:
+    """The same figures, and the 99th percentile, over all records of an engine that answers ``one_by_one``."""
+    taken = [record.latency_s for record in records if not record.error]
+    if not taken:
+        return {"p50_s": None, "p95_s": None, "requests": 0}
+    shares = {f"p{round(100 * share)}_s": float(np.quantile(taken, share)) for share in (0.5, 0.95, 0.99)}
+    return {**shares, "requests": len(taken)}
 
 
 def _quiet(stage: str, done: int, total: int) -> None:

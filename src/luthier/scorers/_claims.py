@@ -60,6 +60,11 @@ def says_not_found(text: str) -> bool:
     return not squad_words(text) or _NOT_FOUND.search(first) is not None
 
 
+def without_marks(text: str) -> str:
+    """An answer without its marks; "" for one that says that there is none in the documents."""
+    return "" if says_not_found(text) else " ".join(_MARK.sub("", text).split())
+
+
 def coverage(statement: str, passage: str) -> float:
     """The share of the statement's words, articles and punctuation aside, that stand in the passage (Chinese: characters)."""
     wanted = set(squad_words(statement))
