@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from luthier.core.config import from_mapping, read_yaml, validate
 from luthier.gateway.batch.config import BatchConfig
 from luthier.gateway.cache.config import CacheConfig
 from luthier.gateway.guard.rules import Rule
 from luthier.gateway.knowledge.config import KnowledgeConfig
-from luthier.gateway.targets.registry import Models
+from luthier.gateway.targets.registry import ModelConfig, Models
 from luthier.gateway.targets.routes import Routes
 from luthier.gateway.watch.watch import WatchConfig
+from luthier.knowledge.rag import PREFIX
 
 
 class GatewayConfig(BaseModel):
@@ -33,6 +34,13 @@ class GatewayConfig(BaseModel):
     cache: CacheConfig = CacheConfig()
     batch: BatchConfig = BatchConfig()
     knowledge: KnowledgeConfig = KnowledgeConfig()
+
+    @model_validator(mode="after")
+    def _bases_are_models(self) -> GatewayConfig:
+        """A base that is served is a model, with the settings that ``models`` has for it."""
+        for name in self.knowledge.bases:
+            self.models.setdefault(f"{PREFIX}{name}", ModelConfig())
+        return self
 
 
 def read_config(source: str | Path | Mapping[str, Any] | None) -> GatewayConfig:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from luthier.core.engine import GENERATE, Sampling, require, require_parameters
 from luthier.core.message import Prompt
 from luthier.gateway.calls import Piece
+from luthier.gateway.knowledge.seen import seen_by
 from luthier.gateway.targets.gate import Turn
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Question:
     turn: Turn | None = None
 
     def to(self, served: Served, turn: Turn | None = None) -> Question:
-        """The question for this target, its defaults filled in; the trace names it. Raises UnsupportedError for what its engine cannot do."""
+        """The question for this target as its caller sees it, its defaults filled in; the trace names it. Raises UnsupportedError for what its engine cannot do."""
+        served = seen_by(served, self.exchange.caller)
         defaults = {"temperature": served.temperature, "max_new_tokens": served.max_new_tokens}
         filled: dict[str, Any] = {name: value for name, value in defaults.items() if name in self.unset}
         sampling = replace(self.sampling, **filled) if filled else self.sampling

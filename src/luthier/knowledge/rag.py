@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from luthier.core import catalog
@@ -177,9 +177,14 @@ class RagEngine:
         return self._info
 
     def within(self, where: Filter | None) -> RagEngine:
-        """The same engine, which finds only what ``where`` allows. It shares everything and needs no closing."""
+        """The same engine, which finds only what ``where`` allows. It shares everything and needs no closing.
+
+        Its ``info.meta`` says the base's version now and the filter: equal questions to equal infos have equal answers.
+        """
         seen = object.__new__(type(self))
-        seen.__dict__ = {**self.__dict__, "where": where, "_owned": ()}
+        limits = "" if where is None else digest_json(asdict(where))
+        meta = (*self._info.meta, ("knowledge_version", self.version()), ("where", limits))
+        seen.__dict__ = {**self.__dict__, "where": where, "_owned": (), "_info": self._info.with_(meta=meta)}
         return seen
 
     def version(self) -> int:
@@ -295,7 +300,13 @@ class RagEngine:
                     reranker=self._reranker,
                 )
             good = [hit for hit in hits if self._reaches(hit)]
-            noted: dict[str, Any] = {"step": "retrieve", "query": text, "found": [hit.chunk.id for hit in good]}
+            noted: dict[str, Any] = {
+                "step": "retrieve",
+                "base": self.base.name,
+                "version": self.version(),
+                "query": text,
+            }
+            noted["found"] = [hit.chunk.id for hit in good]
             if len(good) < len(hits):
                 noted["below_least"] = len(hits) - len(good)
             if written:

@@ -11,13 +11,14 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
+from luthier.core.document import Chunk, Citation, Hit
 from luthier.core.engine import Generation, TokenLogprob
 from luthier.core.errors import InputError, StoreError
 
@@ -330,6 +331,7 @@ def pack(answers: Sequence[Generation]) -> bytes:
                 each.logprob,
                 each.reasoning,
                 tokens,
+                *([_from_documents(each)] if each.steps else []),
             ]
         )
     try:
@@ -341,11 +343,44 @@ def pack(answers: Sequence[Generation]) -> bytes:
 def unpack(data: bytes) -> tuple[Generation, ...]:
     """The answers that were packed; they took no time."""
     out = []
-    for text, reason, prompt_tokens, completion_tokens, logprob, reasoning, tokens in orjson.loads(data):
+    for text, reason, prompt_tokens, completion_tokens, logprob, reasoning, tokens, *documents in orjson.loads(data):
         read = tuple(
             TokenLogprob(bytes.fromhex(data), each, tuple((bytes.fromhex(other), value) for other, value in top))
             for data, each, top in tokens
         )
         made = Generation(text, (), (), reason, logprob=logprob, reasoning=reasoning, tokens=read)
-        out.append(replace(made, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens))
+        made = replace(made, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        out.append(_with_documents(made, documents[0]) if documents else made)
     return tuple(out)
+
+
+def _from_documents(answer: Generation) -> dict[str, Any]:
+    """What an answer from documents was shown and rests on."""
+    cited = [[each.number, _plain_hit(each.hit), each.quote] for each in answer.citations]
+    return {
+        "hits": [_plain_hit(hit) for hit in answer.hits],
+        "citations": cited,
+        "steps": [dict(step) for step in answer.steps],
+    }
+
+
+def _plain_hit(hit: Hit) -> dict[str, Any]:
+    plain = {each.name: getattr(hit, each.name) for each in fields(Hit)}
+    chunk = {each.name: getattr(hit.chunk, each.name) for each in fields(Chunk)}
+    return plain | {"chunk": chunk, "scores": dict(hit.scores), "meta": dict(hit.meta)}
+
+
+def _hit(plain: Mapping[str, Any]) -> Hit:
+    chunk = dict(plain["chunk"])
+    for name in ("blocks", "headings", "pages"):
+        chunk[name] = tuple(chunk[name]) if chunk[name] is not None else None
+    return Hit(**{**plain, "chunk": Chunk(**chunk)})
+
+
+def _with_documents(answer: Generation, plain: Mapping[str, Any]) -> Generation:
+    return replace(
+        answer,
+        hits=tuple(map(_hit, plain["hits"])),
+        citations=tuple(Citation(number, _hit(hit), quote) for number, hit, quote in plain["citations"]),
+        steps=tuple(plain["steps"]),
+    )

@@ -18,6 +18,7 @@ from luthier.gateway.api.tools import Choice, Tools, check_choice
 from luthier.gateway.api.wire import bad
 from luthier.gateway.calls import Piece
 from luthier.gateway.exchange import Exchange
+from luthier.gateway.knowledge.citations import chat_annotations, extension, is_from_documents
 
 
 class ChatRequest(Completing):
@@ -78,6 +79,8 @@ class ChatFormat:
 
     def _choice(self, exchange: Exchange, index: int, choice: Generation) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if is_from_documents(choice):
+            message |= {"annotations": chat_annotations(choice), "luthier": extension(choice)}
         if choice.tool_calls:
             message["content"] = choice.text or None
             message["tool_calls"] = [
@@ -108,6 +111,9 @@ class ChatFormat:
             self._called[index] = sent + len(calls)
             deltas += [self._delta(index, _call(exchange, index, sent + n, call)) for n, call in enumerate(calls)]
         if piece.generation is not None:
+            if is_from_documents(piece.generation):
+                said = {"annotations": chat_annotations(piece.generation), "luthier": extension(piece.generation)}
+                deltas.append(self._delta(index, said))
             deltas.append(self._delta(index, {}, finish_reason=piece.generation.finish_reason))
         return [self._chunk(exchange, delta) for delta in deltas]
 

@@ -15,6 +15,7 @@ from luthier.gateway.api.logprobs import columns
 from luthier.gateway.api.wire import TEXTS_SCHEMA, bad, text_list
 from luthier.gateway.calls import Piece
 from luthier.gateway.exchange import Exchange
+from luthier.gateway.knowledge.citations import extension, is_from_documents
 
 DEFAULT_TOKENS = 16
 """What the OpenAI specification gives ``max_tokens`` on this endpoint."""
@@ -65,6 +66,9 @@ class CompletionFormat:
             self._choice(index, self._before(index) + choice.text, choice.tokens, choice.finish_reason)
             for index, choice in enumerate(choices)
         ]
+        for choice, answer in zip(made, choices, strict=True):
+            if is_from_documents(answer):
+                choice["luthier"] = extension(answer)
         if len(made) > 1:
             for index, choice in enumerate(made):
                 choice["trace_id"] = exchange.trace_id(index)
@@ -83,7 +87,10 @@ class CompletionFormat:
         if piece.text or piece.tokens:
             choices.append(self._choice(piece.index, piece.text, piece.tokens, None))
         if piece.generation is not None:
-            choices.append(self._choice(piece.index, "", (), piece.generation.finish_reason))
+            last = self._choice(piece.index, "", (), piece.generation.finish_reason)
+            if is_from_documents(piece.generation):
+                last["luthier"] = extension(piece.generation)
+            choices.append(last)
         return [self._chunk(exchange, choice) for choice in choices]
 
     def ending(self, exchange: Exchange) -> list[bytes]:

@@ -16,6 +16,7 @@ from luthier.gateway.api.chat import call_id
 from luthier.gateway.api.logprobs import listed
 from luthier.gateway.calls import Piece
 from luthier.gateway.exchange import Exchange
+from luthier.gateway.knowledge.citations import extension, is_from_documents, response_annotations
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
@@ -43,7 +44,10 @@ class ResponseFormat:
         """A ``response``."""
         answer = choices[0]
         said = listed(answer.tokens) if self._logprobs else []
-        items = _items(exchange.id, answer.text, said, answer.tool_calls, answer.finish_reason)
+        notes = response_annotations(answer)
+        items = _items(exchange.id, answer.text, said, answer.tool_calls, answer.finish_reason, notes)
+        if is_from_documents(answer):
+            items[0]["luthier"] = extension(answer)
         return self._response(exchange, answer.finish_reason, items)
 
     def opening(self, exchange: Exchange, index: int) -> list[bytes]:
@@ -65,7 +69,7 @@ class ResponseFormat:
             self._finish = piece.generation.finish_reason
             if not self._items and not self._open:
                 events += self._begin_text(exchange)
-            events += self._close(self._finish)
+            events += self._close(self._finish, piece.generation)
         return events
 
     def ending(self, exchange: Exchange) -> list[bytes]:
@@ -116,17 +120,27 @@ class ResponseFormat:
             self._event("response.content_part.added", **self._place, part=_part("", [])),
         ]
 
-    def _close(self, finish_reason: str) -> list[bytes]:
-        """The end of the text item that is open, if one is."""
+    def _close(self, finish_reason: str, answer: Generation | None = None) -> list[bytes]:
+        """The end of the text item that is open, if one is, with what ``answer`` rests on."""
         if not self._open:
             return []
         self._open = False
         text, said = "".join(self._text), self._said
-        item = _message(self._place["item_id"], text, said, _status(finish_reason))
+        notes = [] if answer is None else response_annotations(answer)
+        item = _message(self._place["item_id"], text, said, _status(finish_reason), notes)
+        if answer is not None and is_from_documents(answer):
+            item["luthier"] = extension(answer)
         self._items.append(item)
+        added = [
+            self._event(
+                "response.output_text.annotation.added", **self._place, annotation_index=number, annotation=note
+            )
+            for number, note in enumerate(notes)
+        ]
         return [
+            *added,
             self._event("response.output_text.done", **self._place, text=text, logprobs=said),
-            self._event("response.content_part.done", **self._place, part=_part(text, said)),
+            self._event("response.content_part.done", **self._place, part=_part(text, said, notes)),
             self._event("response.output_item.done", output_index=self._place["output_index"], item=item),
         ]
 
@@ -203,22 +217,29 @@ def _response(
 
 
 def _items(
-    response_id: str, text: str, said: list[dict[str, Any]], calls: Sequence[ToolCall], finish_reason: str
+    response_id: str,
+    text: str,
+    said: list[dict[str, Any]],
+    calls: Sequence[ToolCall],
+    finish_reason: str,
+    notes: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     items = []
     if text or not calls:
-        items.append(_message(_item_id("msg", response_id, 0), text, said, _status(finish_reason)))
+        items.append(_message(_item_id("msg", response_id, 0), text, said, _status(finish_reason), notes))
     first = len(items)
     return [*items, *(_call(response_id, first + number, number, call) for number, call in enumerate(calls))]
 
 
-def _message(item_id: str, text: str | None, said: list[dict[str, Any]], status: str) -> dict[str, Any]:
-    content = [] if text is None else [_part(text, said)]
+def _message(
+    item_id: str, text: str | None, said: list[dict[str, Any]], status: str, notes: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    content = [] if text is None else [_part(text, said, notes)]
     return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
 
 
-def _part(text: str, said: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": said}
+def _part(text: str, said: list[dict[str, Any]], notes: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": list(notes), "logprobs": said}
 
 
 def _call(response_id: str, index: int, number: int, call: ToolCall) -> dict[str, Any]:

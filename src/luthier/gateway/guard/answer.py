@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from luthier.core.document import Citation
 from luthier.core.engine import Generation
 from luthier.core.message import ToolCall
 from luthier.gateway.exchange import Exchange, Kept
@@ -16,6 +17,7 @@ from luthier.gateway.guard.placeholders import Placeholders, mask_arguments
 from luthier.gateway.guard.rules import Guardrail
 from luthier.gateway.guard.run import Guard, Verdict, failed, report, verdict_on
 from luthier.gateway.guardrails._contract import OUTPUT, Context, Finding
+from luthier.knowledge.cite import clean
 
 MASK, CUT, FLAG, RETRY = "mask", "cut", "flag", "retry"
 
@@ -246,8 +248,22 @@ class Answer:
             samples=(),
             reasoning="",
             logprob=None,
+            citations=self._cited(made, text),
             prompt_tokens=made.prompt_tokens + (before.prompt_tokens if before else 0),
             completion_tokens=made.completion_tokens + (before.completion_tokens if before else 0),
             latency_s=made.latency_s + (before.latency_s if before else 0.0),
             calls=made.calls + (before.calls if before else 0),
+        )
+
+    def _cited(self, made: Generation, text: str) -> tuple[Citation, ...]:
+        """What the caller's text still cites. Quotes are no part of the text that the guardrails saw, so those that hide or stop something hide quotes."""
+        if text != made.text:
+            there = clean(text, len(made.hits))[1]
+            found = tuple(each for each in made.citations if each.number in there)
+        else:
+            found = made.citations
+        return (
+            found
+            if all(rail.action == FLAG for rail in self._rails)
+            else tuple(replace(each, quote="") for each in found)
         )

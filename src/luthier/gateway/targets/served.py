@@ -118,7 +118,11 @@ class Served:
             "object": "model",
             "created": _unix(self.record.created_at if self.record else ""),
             "owned_by": "luthier",
-            "kind": self.record.kind if self.record else "",
+            "kind": self.record.kind
+            if self.record
+            else "knowledge_base"
+            if "knowledge_base" in dict(info.meta)
+            else "",
             "engine": info.engine,
             "capabilities": sorted(info.capabilities),
             "parameters": sorted(info.parameters),
