@@ -12,6 +12,7 @@ from luthier.core.document import Hit
 from luthier.core.errors import InputError
 from luthier.knowledge.index import Filter
 from luthier.knowledge.retrievers._query import Query, Search, SearchTools
+from luthier.store.knowledge import folder_of
 
 if TYPE_CHECKING:
     from luthier.core.engine import Engine
@@ -37,8 +38,9 @@ def search(
     if not 1 <= k <= MOST:
         raise InputError(f"k must be 1 to {MOST}; got {k}")
     tools = SearchTools(
-        base.current, base.embedder.embed, datetime.now(UTC), base.ask, reranker, base.embedder.embed_queries
-    )
+        base.current, base.embedder.embed, datetime.now(UTC), base.ask, reranker, base.embedder.embed_queries,
+        folder=folder_of(base.store, base.name), embedder=base.embedder.digest,
+    )  # fmt: skip
     steps = retrieval if retrieval is not None else base.record.retrieval
     query = Query(question, k, where, tuple(history))
     return build(steps or DEFAULT, tools)(query)[:k]

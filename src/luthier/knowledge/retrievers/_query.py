@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import TypeAlias
 
 from luthier.core.document import Hit
@@ -37,7 +38,8 @@ Search: TypeAlias = Callable[[Query], list[Hit]]
 @dataclass(frozen=True)
 class SearchTools:
     """What steps may use: the index, its embedder (unit vectors of passages and of questions), a model that writes, one that reranks, and
-    the time."""
+    the time. ``folder`` is the base's own and ``embedder`` the digest of its embedder, for steps that keep something beside the index.
+    """
 
     index: Searches
     embed: Callable[[Sequence[str]], Vectors]
@@ -45,6 +47,8 @@ class SearchTools:
     ask: Engine | None = None
     reranker: Engine | None = None
     embed_queries: Callable[[Sequence[str]], Vectors] | None = None
+    folder: Path | None = None
+    embedder: str = ""
 
     def vector_of(self, query: Query) -> Vectors:
         """What stands for the question when chunks are compared with it: (width,)."""
