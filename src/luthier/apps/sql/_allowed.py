@@ -1,5 +1,6 @@
 """What a query may consist of: parts of SQL that read, types, and functions that only compute. Whatever is not here is refused."""
 
+# ruff: noqa: SIM905 - a list of a hundred words is read, not counted
 from __future__ import annotations
 
 PARTS = frozenset(
@@ -8,7 +9,7 @@ PARTS = frozenset(
     Tuple Values Alias Aliases Between In Is Like ILike Glob SimilarTo Escape Not And Or Xor EQ NEQ GT GTE LT LTE NullSafeEQ NullSafeNEQ
     Add Sub Mul Div IntDiv Mod Neg DPipe BitwiseAnd BitwiseOr BitwiseXor BitwiseNot BitwiseLeftShift BitwiseRightShift Case If Interval
     IntervalSpan DataType DataTypeParam Var AtTimeZone Rollup Cube GroupingSets Any All Exists Bracket Slice Dot JSONPath JSONPathRoot
-    JSONPathKey JSONPathSubscript JSONPathWildcard Reference PropertyEQ WeekStart National""".split()  # noqa: SIM905 - a list of a hundred words is read, not counted
+    JSONPathKey JSONPathSubscript JSONPathWildcard Reference PropertyEQ WeekStart National""".split()
 )
 """Classes of sqlglot that are no functions."""
 
@@ -30,7 +31,7 @@ TYPED = frozenset(
     TimeToUnix TimeTrunc Timestamp TimestampAdd TimestampDiff TimestampFromParts TimestampSub TimestampTrunc ToChar ToDays ToNumber Translate
     Trim Trunc TryCast TsOrDiToDi TsOrDsAdd TsOrDsDiff TsOrDsToDate TsOrDsToDateStr TsOrDsToDatetime TsOrDsToTime TsOrDsToTimestamp Typeof
     Unhex Unicode UnixMicros UnixMillis UnixSeconds UnixToStr UnixToTime UnixToTimeStr Unnest Upper UtcDate UtcTime UtcTimestamp Variance
-    VariancePop Week WeekOfYear WidthBucket Xor Year YearOfWeek And Or Case If Exists Any""".split()  # noqa: SIM905 - a list of a hundred words is read, not counted
+    VariancePop Week WeekOfYear WidthBucket Xor Year YearOfWeek And Or Case If Exists Any""".split()
 )
 """Functions that sqlglot has a class for."""
 
@@ -45,11 +46,11 @@ NAMED = frozenset(
     regexp_extract regexp_extract_all regexp_full_match regexp_like regexp_matches regexp_replace regexp_split_to_array round_even
     sec_to_time second sem skewness spread std str_split strftime string_agg string_split strip_accents strlen strpos strptime
     substring_index time time_to_sec timediff timestampadd timestampdiff to_char to_date to_days to_number to_timestamp total truncate
-    try_strptime typeof ucase unicode unixepoch var_samp variance week weekday weekofyear year yearweek""".split()  # noqa: SIM905 - a list of a hundred words is read, not counted
+    try_strptime typeof ucase unicode unixepoch var_samp variance week weekday weekofyear year yearweek""".split()
 )
 """Functions that sqlglot knows by name only, in small letters."""
 
 REFUSED_TYPES = frozenset(
-    """USERDEFINED OBJECT OBJECT_IDENTIFIER UNKNOWN AGGREGATEFUNCTION SIMPLEAGGREGATEFUNCTION FILE HLLSKETCH ROWVERSION XML""".split()  # noqa: SIM905 - a list of a hundred words is read, not counted
+    """USERDEFINED OBJECT OBJECT_IDENTIFIER UNKNOWN AGGREGATEFUNCTION SIMPLEAGGREGATEFUNCTION FILE HLLSKETCH ROWVERSION XML""".split()
 )
 """Types that are not cast to: those of a database's own, whose conversions may be anybody's code."""

@@ -89,6 +89,11 @@ class Database:
         rows = tuple(tuple(map(decode, row)) for row in said["rows"])
         return Result(tuple(said["columns"]), rows, said["cut"], time.monotonic() - start)
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process that holds it, while there is one."""
+        return self._process.pid
+
     def close(self) -> None:
         """End its process. Safe to call twice."""
         self._process.kill()

@@ -23,11 +23,11 @@ value ::= term (ws [-+*/] ws term)*
 term ::= column | literal | call | "(" query ")" | "(" value ")"
 call ::= aggregate "(" ("DISTINCT" ws)? ("*" | value) ")" | function "(" value ("," sp value)* ")"
 aggregate ::= "COUNT" | "SUM" | "AVG" | "MIN" | "MAX"
-function ::= "LOWER" | "UPPER" | "LENGTH" | "ABS" | "ROUND" | "COALESCE" | "SUBSTR" | "DATE" | "STRFTIME" | "REPLACE" | "TRIM"
+function ::= "LOWER" | "UPPER" | "LENGTH" | "ABS" | "ROUND" | "COALESCE" | "SUBSTR" | "DATE" | "REPLACE" | "TRIM"FUNCTIONS
 orders ::= value (ws ("ASC" | "DESC"))? ("," sp value (ws ("ASC" | "DESC"))?)*
-columns ::= column ("," sp column)*
-column ::= ((table | alias) ".")? name
-alias ::= "t" [1-9] | "T" [1-9] | [a-z] [a-z0-9_]{2,20}
+columns ::= value ("," sp value)*
+column ::= ((table | alias) ".")? name | alias
+alias ::= [tT] [1-9] | "total" | "average" | "number" | "result" | "month" | "year"
 literal ::= text | number | "NULL"
 text ::= "'" ([^'\n] | "''"){0,80} "'"
 number ::= "-"? [0-9]{1,15} ("." [0-9]{1,9})?
@@ -35,15 +35,30 @@ integer ::= [0-9]{1,9}
 ws ::= " "
 sp ::= " "?
 """
+_OWN_FUNCTIONS = {
+    "sqlite": ("STRFTIME",),
+    "duckdb": ("STRFTIME", "YEAR", "MONTH"),
+    "postgres": ("DATE_TRUNC",),
+    "mysql": ("YEAR", "MONTH", "DATE_FORMAT"),
+}
 
 
-def grammar(schema: Schema) -> Constraint:
+def grammar(schema: Schema, dialect: str = "sqlite") -> Constraint:
     """The constraint for engines that honour ``grammar``. It admits a part of SQL: what the check and the database refuse can still be written."""
-    tables = " | ".join(_terminal(quoted(table.name)) for table in schema.tables)
-    names = sorted({quoted(column.name) for table in schema.tables for column in table.columns})
+    tables = " | ".join(_terminal(quoted(table.name, dialect)) for table in schema.tables)
+    names = sorted({quoted(column.name, dialect) for table in schema.tables for column in table.columns})
     columns = " | ".join(map(_terminal, names))
-    return Constraint("grammar", f"{_RULES.strip()}\ntable ::= {tables}\nname ::= {columns}\n")
+    functions = "".join(f' | "{name}"' for name in _OWN_FUNCTIONS[dialect])
+    rules = _RULES.strip().replace("FUNCTIONS", functions)
+    return Constraint("grammar", f"{rules}\ntable ::= {tables}\nname ::= {columns}\n")
 
 
 def _terminal(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return (
+        '"'
+        + "".join(
+            each if each.isprintable() else f"\\u{ord(each):04x}" if ord(each) < 0x10000 else each for each in escaped
+        )
+        + '"'
+    )

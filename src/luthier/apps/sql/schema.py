@@ -1,5 +1,6 @@
 """What a model is told of a database: tables, columns, keys, some values."""
 
+# ruff: noqa: SIM905 - a list of a hundred words is read, not counted
 from __future__ import annotations
 
 import decimal
@@ -8,7 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-_WORD = re.compile(r"[a-z]+|[0-9]+|[\u4e00-\u9fff]")
+MOST_CHARACTERS = 12_000
+"""Of a schema in a prompt, where nothing else is said."""
+
+_WORD = re.compile(r"[a-z]+|[0-9]+|[\u4e00-\u9fff]+")
+_RESERVED = frozenset(
+    """all and as asc between by case cast check column constraint create cross current_date default delete desc distinct drop else end except
+    exists false fetch for foreign from full grant group having in index inner insert intersect into is join key left like limit natural not null
+    offset on or order outer primary references right select set table then to true union unique update user using values view when where
+    window with""".split()
+)
+_STOP = frozenset(
+    "the of and for with that this what which who how many are all each per has have from their there list show find give name names id".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +46,17 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """``rows`` is how many there are, None when that was not counted."""
+    """A table or a view; ``description`` is what its owner says of it."""
 
     name: str
     columns: tuple[Column, ...]
     keys: tuple[ForeignKey, ...] = ()
-    rows: int | None = None
     description: str = ""
+
+    def summary(self) -> str:
+        """Its names and descriptions as one line, to be compared with a question."""
+        columns = ", ".join(" ".join(filter(None, (each.name, each.description))) for each in self.columns)
+        return f"{self.name}: {self.description} {columns}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,6 @@ class Schema:
                         ForeignKey(tuple(key["columns"]), key["to_table"], tuple(key["to_columns"]))
                         for key in table["keys"]
                     ),
-                    rows=table["rows"],
                     description=table["description"],
                 )
                 for table in data["tables"]
@@ -89,66 +105,138 @@ class Schema:
             tables.append(replace(table, columns=columns, description=known.get(table.name.lower(), table.description)))
         return Schema(tuple(tables))
 
-    def render(self) -> str:
+    def render(self, dialect: str = "sqlite") -> str:
         """CREATE TABLE statements with samples and descriptions as comments."""
-        return "\n\n".join(map(_render, self.tables))
+        return "\n\n".join(_render(table, dialect) for table in self.tables)
 
 
-def link(schema: Schema, question: str, *, most_characters: int = 6000) -> Schema:
-    """The tables that a question may need, when not all of them fit: those whose names, columns and samples share words with it, and the
-    tables that connect them. At least one is kept."""
+def link(
+    schema: Schema, question: str, *, most_characters: int = MOST_CHARACTERS, similar: Mapping[str, float] | None = None
+) -> Schema:
+    """The tables that a question may need, when not all of them fit into ``most_characters``: those whose names, columns and samples share
+    words with it (rare words count more), are ``similar`` to it (cosine by table), and those that connect them. Of a wide table the keys and
+    the columns that share words stay. At least one table is kept.
+    """
     if len(schema.render()) <= most_characters:
         return schema
-    asked = set(_words(question))
-    scores = {table.name: _shared(table, asked) for table in schema.tables}
-    order = sorted(schema.tables, key=lambda table: (-scores[table.name], table.name))
+    weights = _weights(schema, set(_words(question)))
+    scores = {
+        table.name: _shared(table, weights) + 3.0 * (similar or {}).get(table.name, 0.0) for table in schema.tables
+    }
+    order = sorted(schema.tables, key=lambda table: (-scores[table.name], -len(table.keys), table.name))
     chosen: dict[str, Table] = {}
-    size = 0
+    left = most_characters
     for table in order:
-        near = [table, *(found for key in table.keys if (found := schema.table(key.to_table)) is not None)]
-        for each in near if scores[table.name] else [table]:
-            length = len(_render(each)) + 2
-            if each.name not in chosen and (size + length <= most_characters or not chosen):
-                chosen[each.name] = each
-                size += length
-    return Schema(tuple(table for table in schema.tables if table.name in chosen))
+        near = [found for key in table.keys if (found := schema.table(key.to_table)) is not None]
+        for each in [table, *(near if scores[table.name] > 0 else [])]:
+            if each.name in chosen:
+                continue
+            narrow = _narrow(each, weights, left if not chosen else min(left, max(most_characters // 3, 400)))
+            length = len(_render(narrow)) + 2
+            if length <= left or not chosen:
+                chosen[each.name] = narrow
+                left -= length
+    return Schema(tuple(chosen[table.name] for table in schema.tables if table.name in chosen))
 
 
-def _shared(table: Table, asked: set[str]) -> float:
-    """How much of the question's words a table has: names count most, then columns, then samples."""
-    score = 3.0 * len(asked & set(_words(table.name)))
+def _weights(schema: Schema, asked: set[str]) -> dict[str, float]:
+    """The question's words, each by how few tables have it."""
+    having = dict.fromkeys(asked, 0)
+    for table in schema.tables:
+        for word in asked & set(_words(" ".join([table.name, table.description, *_texts(table)]))):
+            having[word] += 1
+    return {word: 1.0 / count for word, count in having.items() if count}
+
+
+def _texts(table: Table) -> Iterable[str]:
     for column in table.columns:
-        score += 1.0 * len(asked & set(_words(column.name))) + 0.5 * len(asked & set(_words(column.description)))
-        score += 0.7 * any(asked & set(_words(sample)) for sample in column.samples)
-    return score
+        yield from (column.name, column.description, *column.samples)
+
+
+def _shared(table: Table, weights: Mapping[str, float]) -> float:
+    """How much of the question a table has: names count most, then columns, then samples."""
+
+    def found(text: str) -> float:
+        return sum(weights.get(word, 0.0) for word in set(_words(text)))
+
+    score = 3.0 * found(table.name) + found(table.description)
+    return score + sum(_column_score(column, weights) for column in table.columns)
+
+
+def _column_score(column: Column, weights: Mapping[str, float]) -> float:
+    def found(text: str) -> float:
+        return sum(weights.get(word, 0.0) for word in set(_words(text)))
+
+    return found(column.name) + 0.5 * found(column.description) + 0.7 * max(map(found, column.samples), default=0.0)
+
+
+def _narrow(table: Table, weights: Mapping[str, float], most_characters: int) -> Table:
+    """The table without samples, then without the columns that share least with the question, until it fits; keys stay."""
+    if len(_render(table)) <= most_characters:
+        return table
+    table = replace(table, columns=tuple(replace(column, samples=()) for column in table.columns))
+    if len(_render(table)) <= most_characters:
+        return table
+    pointing = {name for key in table.keys for name in key.columns}
+    order = sorted(
+        range(len(table.columns)),
+        key=lambda at: (
+            not (table.columns[at].primary or table.columns[at].name in pointing),
+            -_column_score(table.columns[at], weights),
+            at,
+        ),
+    )
+    kept: list[int] = []
+    size = 60 + len(table.name) + len(table.description) + 80 * len(table.keys)
+    for place, at in enumerate(order):
+        column = table.columns[at]
+        size += len(column.name) + len(column.type) + len(column.description) + 10
+        if place and size > most_characters:
+            break
+        kept.append(at)
+    here = {table.columns[at].name for at in kept}
+    keys = tuple(key for key in table.keys if set(key.columns) <= here)
+    return replace(table, columns=tuple(table.columns[at] for at in sorted(kept)), keys=keys)
 
 
 def _words(text: str) -> Iterable[str]:
-    """Words in lower case without a plural s; ``customerName`` and ``customer_name`` are two."""
+    """Words in lower case without a plural s; ``customerName`` and ``customer_name`` are two. Of Chinese, each pair of characters."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
-    return (word[:-1] if len(word) > 3 and word.endswith("s") else word for word in _WORD.findall(apart.lower()))
+    for word in _WORD.findall(apart.lower()):
+        if word[0] >= "\u4e00":
+            yield from (word[at : at + 2] for at in range(max(len(word) - 1, 1)))
+        elif word not in _STOP and len(word) > 1:
+            yield (
+                f"{word[:-3]}y" if word.endswith("ies") else word[:-1] if len(word) > 3 and word.endswith("s") else word
+            )
 
 
-def _render(table: Table) -> str:
+def _render(table: Table, dialect: str = "sqlite") -> str:
+    def named(names: Iterable[str]) -> str:
+        return ", ".join(quoted(name, dialect) for name in names)
+
     lines = []
     for column in table.columns:
-        notes = [column.description] if column.description else []
+        notes = [_one_line(column.description)] if column.description else []
         notes += [f"for example {', '.join(column.samples)}"] if column.samples else []
         comment = f"  -- {'; '.join(notes)}" if notes else ""
-        lines.append(
-            (f"  {quoted(column.name)} {column.type}{' PRIMARY KEY' if column.primary else ''}".rstrip(), comment)
-        )
+        text = f"  {quoted(column.name, dialect)} {_one_line(column.type)}{' PRIMARY KEY' if column.primary else ''}"
+        lines.append((text.rstrip(), comment))
     for key in table.keys:
-        here, there = (", ".join(map(quoted, names)) for names in (key.columns, key.to_columns))
-        lines.append((f"  FOREIGN KEY ({here}) REFERENCES {quoted(key.to_table)} ({there})", ""))
+        there = f"{quoted(key.to_table, dialect)} ({named(key.to_columns)})"
+        lines.append((f"  FOREIGN KEY ({named(key.columns)}) REFERENCES {there}", ""))
     body = "\n".join(f"{text}{',' if at < len(lines) - 1 else ''}{note}" for at, (text, note) in enumerate(lines))
     head = f"-- {_one_line(table.description)}\n" if table.description else ""
-    return f"{head}CREATE TABLE {quoted(table.name)} (\n{body}\n);"
+    return f"{head}CREATE TABLE {quoted(table.name, dialect)} (\n{body}\n);"
 
 
-def quoted(name: str) -> str:
+def quoted(name: str, dialect: str = "sqlite") -> str:
     """A name as SQL writes it: in quotes unless it is plain."""
-    return name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
+    plain = r"[a-z_][a-z0-9_]*" if dialect == "postgres" else r"[A-Za-z_][A-Za-z0-9_]*"
+    if re.fullmatch(plain, name) and name.lower() not in _RESERVED:
+        return name
+    mark = "`" if dialect == "mysql" else '"'
+    return mark + name.replace(mark, 2 * mark) + mark
 
 
 def sample_text(value: object, most: int = 40) -> str:
