@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from luthier.apps.sql.connect import Database, Limits, connect
+from luthier.core.engine import GENERATE, EngineInfo, Generation, Sampling
+from luthier.core.message import Prompt
 
 TABLES = """
 CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT, city TEXT, email TEXT);
@@ -78,3 +81,42 @@ def server_url(kind: str) -> str:
     if not url:
         pytest.skip(f"needs a {kind} server that tests may write to: set {name} to its URL")
     return url
+
+
+class Scripted:
+    """An engine that says one thing after the other (the last one again and again) and keeps what it was asked."""
+
+    def __init__(self, *says: str, context_length: int = 0, parameters: frozenset[str] = frozenset()) -> None:
+        self.info = EngineInfo(
+            "scripted", "scripted", frozenset({GENERATE}), context_length=context_length, parameters=parameters
+        )
+        self.asked: list[Prompt] = []
+        self.sampled: list[Sampling] = []
+        self.closed = False
+        self._says = list(says)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, progress: Any = None) -> list[Generation]:
+        made = []
+        for prompt in prompts:
+            self.asked.append(prompt)
+            self.sampled.append(sampling)
+            text = self._says.pop(0) if len(self._says) > 1 else self._says[0]
+            made.append(Generation(text, (), (), "stop", prompt_tokens=10, completion_tokens=3))
+        return made
+
+    def shown(self, at: int = -1) -> str:
+        """The text of what it was asked."""
+        prompt = self.asked[at]
+        return prompt if isinstance(prompt, str) else "\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def score(self, requests: Any, progress: Any = None) -> Any:
+        raise NotImplementedError
+
+    def embed(self, texts: Any, progress: Any = None) -> Any:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.closed = True

@@ -95,6 +95,8 @@ class HeldDuckdb:
                     pass
             except QueryError:
                 raise
+            except duckdb.OutOfMemoryException as error:
+                raise MemoryError from error
             except (duckdb.Error, RuntimeError, ValueError, OverflowError) as error:
                 if alarm.rang:
                     raise QueryError(f"the query took longer than {timeout_s:g} s") from error

@@ -77,7 +77,8 @@ class Process:
         if said.get("lost"):
             self.kill()
             raise LostError(said["error"], retryable=True)
-        if said.get("last"):  # it ran out of memory somewhere: what is left of it is not to be trusted
+        swollen = "error" in said and _resident(self.pid or 0) > self._resident + (self._memory_mb << 19)
+        if said.get("last") or swollen:  # what is left of it is not to be trusted, or has not given back its memory
             self.kill()
         return said
 

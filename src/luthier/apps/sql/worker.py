@@ -71,6 +71,8 @@ def _answer(held: Held, request: dict[str, Any]) -> dict[str, Any]:
         return {"error": error.message, "lost": True, "last": True}
     except MemoryError:
         return {"error": "the query needed more memory than it may use", "last": True}
+    except Exception as error:  # noqa: BLE001 - drivers raise what they like; who asked is told, and the next one gets a new process
+        return {"error": f"the query failed: {type(error).__name__}: {error}"[:1000], "last": True}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return {"columns": columns, "rows": kept.rows, "cut": kept.cut}
