@@ -27,7 +27,7 @@ comparison# ::= value# test# | "NOT " value# test# | "(" condition# ")" EXISTS
 test# ::= operator value# | " IS NULL" | " IS NOT NULL" | " LIKE " text | " NOT LIKE " text | " BETWEEN " value# " AND " value# | " IN (" literals ")" | " NOT IN (" literals ")" INQUERY
 value# ::= term# | term# arithmetic term#
 term# ::= column | literal | call# | "(" value# ")" SUBQUERY
-call# ::= aggregate inside# ")" | function value# ")" | function value# ", " value# ")" | function value# ", " value# ", " value# ")"
+call# ::= aggregate inside# ")" | one value# ")" | two value# ", " value# ")" | three value# ", " value# ", " value# ")"
 inside# ::= "*" | value# | "DISTINCT " value#
 """
 _WORDS = r"""
@@ -42,12 +42,18 @@ text ::= "'" ([^'\x00-\x1f\x7f] | "''"){0,60} "'"
 number ::= "-"? [0-9]{1,15} ("." [0-9]{1,9})?
 integer ::= [0-9]{1,9}
 """
-_FUNCTIONS = ("LOWER", "UPPER", "LENGTH", "ABS", "ROUND", "COALESCE", "SUBSTR", "REPLACE", "TRIM")
+_FUNCTIONS = {
+    "one": ("LOWER", "UPPER", "LENGTH", "ABS", "ROUND", "TRIM"),
+    "two": ("ROUND", "COALESCE"),
+    "three": ("SUBSTR", "REPLACE"),
+}
+"""By how many arguments they take."""
+
 _OWN_FUNCTIONS = {
-    "sqlite": ("DATE", "STRFTIME"),
-    "duckdb": ("STRFTIME", "YEAR", "MONTH"),
-    "postgres": ("DATE_TRUNC", "DATE_PART"),
-    "mysql": ("DATE", "YEAR", "MONTH", "DATE_FORMAT"),
+    "sqlite": {"one": ("DATE",), "two": ("STRFTIME",)},
+    "duckdb": {"one": ("YEAR", "MONTH"), "two": ("STRFTIME",)},
+    "postgres": {"two": ("DATE_TRUNC", "DATE_PART")},
+    "mysql": {"one": ("DATE", "YEAR", "MONTH"), "two": ("DATE_FORMAT",)},
 }
 
 
@@ -55,13 +61,16 @@ def grammar(schema: Schema, dialect: str = "sqlite") -> Constraint:
     """The constraint for engines that honour ``grammar``. It admits a part of SQL: what the check and the database refuse can still be written."""
     tables = " | ".join(_terminal(quoted(table.name, dialect)) for table in schema.tables)
     names = sorted({quoted(column.name, dialect) for table in schema.tables for column in table.columns})
-    functions = " | ".join(f'"{name}("' for name in (*_FUNCTIONS, *_OWN_FUNCTIONS[dialect]))
+    functions = [
+        f"{count} ::= " + " | ".join(f'"{each}("' for each in (*every, *_OWN_FUNCTIONS[dialect].get(count, ())))
+        for count, every in _FUNCTIONS.items()
+    ]
     rules = [
         "root ::= queryouter",
         _level("outer", "inner"),
         _level("inner", ""),
         _WORDS.strip(),
-        f"function ::= {functions}",
+        *functions,
         f"table ::= {tables}",
         f"name ::= {' | '.join(map(_terminal, names))}",
     ]
