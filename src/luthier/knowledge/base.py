@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from luthier.core.errors import InputError, LuthierError, MismatchError, NotFoun
 from luthier.core.run import Progress, no_progress
 from luthier.knowledge.chunkers._spans import ChunkTools, Span, word_offsets
 from luthier.knowledge.embed import Embedder, read_prompts, token_offsets
-from luthier.knowledge.index import Filter, Index
+from luthier.knowledge.index import Filter, Index, fits
 from luthier.knowledge.settings import DEFAULTS, answer_of, chunker_of, entry_of, steps_of
 from luthier.knowledge.written import Writers
 from luthier.store.database import Store, open_store
@@ -34,6 +33,7 @@ from luthier.store.knowledge import (
     folder_of,
     list_documents,
     record_base,
+    update_base,
     writing,
 )
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from luthier.core.engine import Engine
     from luthier.knowledge.current import CurrentIndex
     from luthier.knowledge.ingest import AddReport
+
+LEFTOVER = "leftover"
 
 
 @dataclass
@@ -59,7 +61,7 @@ class KnowledgeBase:
     ask: Engine | None = None
     own_engine: bool = True
     _lock: threading.RLock = field(default_factory=threading.RLock)
-    _ids: tuple[int, frozenset[str]] = (-1, frozenset())
+    _ids: tuple[int, frozenset[str]] = (-2, frozenset())
     _retired: list[KnowledgeBase] = field(default_factory=list)
 
     @property
@@ -272,7 +274,7 @@ def remove_base(name: str, *, store: Store | None = None) -> None:
     """Delete a base and all that it holds. Raises NotFoundError."""
     store = store or open_store()
     with writing(store, name):
-        record = find_base(store, name)
+        record = clear_leftover(store, find_base(store, name))
         delete_base(store, name)  # first: an index without a base is nothing, a base without its index is broken
         drop_index(store, record)
         shutil.rmtree(folder_of(store, name), ignore_errors=True)
@@ -346,6 +348,22 @@ def drop_index(store: Store, record: KnowledgeRecord) -> None:
     shutil.rmtree(index_folder(store, record), ignore_errors=True)
 
 
+def clear_leftover(store: Store, record: KnowledgeRecord) -> KnowledgeRecord:
+    """Delete the index that a rebuild which was ended has left: a new one that is not complete, or the old one."""
+    left = record.meta.get(LEFTOVER)
+    if left is None:
+        return record
+    drop_index(
+        store, replace(record, index=left["index"], width=left["width"], meta={"generation": left["generation"]})
+    )
+    return update_base(store, record.name, meta={key: each for key, each in record.meta.items() if key != LEFTOVER})
+
+
+def leftover(record: KnowledgeRecord) -> dict[str, Any]:
+    """What ``clear_leftover`` needs to know of an index, to be kept in its base's ``meta``."""
+    return {LEFTOVER: {"generation": record.generation, "index": dict(record.index), "width": record.width}}
+
+
 def open_embedder(name: str, store: Store, engine: Engine | None = None) -> Embedder:
     """The embedding model of this name, or ``engine`` as it, with the cache of vectors."""
     if engine is not None:
@@ -381,9 +399,7 @@ def _remove(store: Store, record: KnowledgeRecord, documents: Sequence[str], ind
     with writing(store, record.name):
         known = list_documents(store, record.name)
         gone = [
-            each.id
-            for each in known
-            if any(wanted == each.id or fnmatchcase(each.source, wanted.replace("[", "[[]")) for wanted in documents)
+            each.id for each in known if any(wanted == each.id or fits(each.source, wanted) for wanted in documents)
         ]
         if not gone:
             raise InputError(

@@ -76,11 +76,13 @@ class CurrentIndex:
         for _ in range(_TRIES):
             try:
                 found = ask(most)
-            except StoreError as error:
-                self._base.refresh()
+            except (StoreError, OSError, RuntimeError) as error:
+                self._base.refresh()  # says so when the base was removed
                 if self._base.record.generation != self._generation:
                     raise RebuiltError("the base was rebuilt while it was searched") from error
-                raise
+                if isinstance(error, StoreError):
+                    raise
+                raise StoreError(f"the index of {self._base.name} cannot be searched: {error}") from error
             changed = self._base.refresh()
             if self._base.record.generation != self._generation:
                 raise RebuiltError("the base was rebuilt while it was searched")

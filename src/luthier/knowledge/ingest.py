@@ -8,8 +8,10 @@ and a mark by which the next addition knows that it has to remove them.
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ import numpy as np
 from luthier.core.document import Chunk, Document
 from luthier.core.errors import InputError, LuthierError, StoreError
 from luthier.core.run import Progress, no_progress
-from luthier.knowledge.base import document_id
+from luthier.knowledge.base import clear_leftover, document_id
 from luthier.knowledge.chunk import chunk_document
 from luthier.knowledge.filters import date_of
 from luthier.knowledge.index import IndexRow
@@ -102,6 +104,7 @@ def add(
     listed = _listed(sources)
     waiting = partial(progress, "wait for another change of this base", 0, 0)
     with writing(base.store, base.name, waiting):
+        clear_leftover(base.store, base.record)
         base.refresh()
         mark = folder_of(base.store, base.name) / _MARK
         unfinished = mark.exists()
@@ -191,7 +194,7 @@ def cut(
 def write_rows(base: KnowledgeBase, batch: Sequence[Ready], progress: Progress = no_progress) -> None:
     """Embed the chunks of documents and put them into the index. Raises StoreError when the disk refuses."""
     searched = [chunk for each in batch for chunk in each.chunks if chunk.searched]
-    with disk_errors(folder_of(base.store, base.name)):
+    with _disk_errors(base):
         vectors = iter(base.embedder.embed([chunk.embedded for chunk in searched], progress))
         rows = []
         for each in batch:
@@ -212,6 +215,15 @@ def write_rows(base: KnowledgeBase, batch: Sequence[Ready], progress: Progress =
                     )
                 )
         base.index.add(rows)
+
+
+@contextmanager
+def _disk_errors(base: KnowledgeBase) -> Iterator[None]:
+    try:
+        with disk_errors(folder_of(base.store, base.name)):
+            yield
+    except sqlite3.Error as error:
+        raise StoreError(f"the cache of vectors cannot be used: {error}", hint="luthier doctor") from error
 
 
 def failed_record(
@@ -396,6 +408,8 @@ def _files(folder: Path, closed: dict[str, str]) -> Iterator[Path]:
                 yield from _files(path, closed)
             elif path.is_file() and path.resolve().is_relative_to(folder.resolve()):
                 yield path
+        except FileNotFoundError:
+            continue  # deleted a moment ago
         except OSError as error:
             closed[str(path)] = str(error.strerror or error)
 

@@ -1,12 +1,11 @@
 """A new index beside the old one, and one transaction that goes over to it.
 
-Until that transaction the base is what it was; after it, what it is to be. What a process that died has left in either case is a folder that
-the next rebuild, or the removal of the base, deletes.
+Until that transaction the base is what it was; after it, what it is to be. What a process that died has left in either case is an index
+that the base's ``meta`` names and the next change of it deletes.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,9 +17,10 @@ from luthier.core.run import Progress
 from luthier.knowledge.base import (
     KnowledgeBase,
     _opened,
+    clear_leftover,
     document_id,
-    drop_index,
     index_folder,
+    leftover,
     link_embedder,
     open_embedder,
     open_index,
@@ -31,9 +31,9 @@ from luthier.store.knowledge import (
     DocumentRecord,
     KnowledgeRecord,
     find_base,
-    folder_of,
     list_documents,
     replace_documents,
+    update_base,
     writing,
 )
 
@@ -54,7 +54,7 @@ def rebuild(
     """See ``knowledge.base.rebuild_base``."""
     find_base(store, name)
     with writing(store, name, partial(progress, "wait for another change of this base", 0, 0)):
-        before = find_base(store, name)
+        before = clear_leftover(store, find_base(store, name))
         values = {each: getattr(before, each) for each in MADE_WITH} | dict(chosen)
         settings = read_settings(values, overrides, allowed=MADE_WITH)
         embedder = open_embedder(settings["embedder"], store, engine)
@@ -66,7 +66,7 @@ def rebuild(
                 width=embedder.width,
                 meta={**before.meta, "generation": before.generation + 1},
             )
-            _sweep_folders(store, before)
+            update_base(store, name, meta={**before.meta, **leftover(after)})
             base = _opened(store, after, embedder, own=False)
             try:
                 return _rebuilt(base, before, progress)
@@ -105,11 +105,11 @@ def _rebuilt(base: KnowledgeBase, before: KnowledgeRecord, progress: Progress) -
             batch = []
             progress("rebuild", done, len(known))
     base.index.optimize()
-    replace_documents(store, after, records)
-    link_embedder(store, after)
     if old is not None:
         old.close()
-    drop_index(store, before)
+    replace_documents(store, replace(after, meta={**after.meta, **leftover(before)}), records)
+    link_embedder(store, after)
+    clear_leftover(store, find_base(store, after.name))
     bad = {source for source, _ in failed}
     return AddReport(
         changed=tuple(each.source for each in records if each.source not in bad),
@@ -144,12 +144,3 @@ def _old_index(store: Store, record: KnowledgeRecord) -> Index | None:
         return open_index(store, record)
     except LuthierError:
         return None
-
-
-def _sweep_folders(store: Store, record: KnowledgeRecord) -> None:
-    """Delete what earlier rebuilds that did not end have left."""
-    keep = index_folder(store, record)
-    for folder in folder_of(store, record.name).glob("index*"):
-        if folder != keep:
-            shutil.rmtree(folder, ignore_errors=True)
-    drop_index(store, replace(record, meta={**record.meta, "generation": record.generation + 1}))
