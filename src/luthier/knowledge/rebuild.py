@@ -71,7 +71,7 @@ def rebuild(
             try:
                 return _rebuilt(base, before, progress)
             finally:
-                base.index.close()
+                base.close()
         finally:
             embedder.close()
             if engine is None:
