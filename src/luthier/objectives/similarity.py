@@ -18,7 +18,7 @@ which asks for the right order of the similarities and takes scores in any unit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,11 +29,12 @@ from pydantic import Field
 from torch import Tensor
 
 from luthier.core.catalog import EntryConfig
-from luthier.core.dataset import Dataset, Example
+from luthier.core.dataset import Dataset
 from luthier.core.errors import DataError, InputError
 from luthier.core.task import PromptTemplate
-from luthier.models.embed import pooled_within, shortened, text_ids, text_limit
+from luthier.models.embed import pooled_within, text_limit
 from luthier.models.load import LoadedModel
+from luthier.objectives._embedded import Text, Texts, longest
 from luthier.objectives._known import known_positives
 from luthier.objectives._loss import Loss
 from luthier.objectives._rows import Limits, require_kind
@@ -53,14 +54,6 @@ class Config(EntryConfig):
 
     scale: float = Field(20.0, gt=0)
     symmetric: bool = False
-
-
-@dataclass(slots=True)
-class Text:
-    """A text's token ids and its number among the different texts of the dataset."""
-
-    number: int
-    ids: list[int]
 
 
 @dataclass(slots=True)
@@ -114,13 +107,13 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
     require_kind(dataset, KINDS, "similarity")
     if dataset.kind == "similarity" and "symmetric" in config.model_fields_set:
         raise InputError("objective.symmetric is for pairs; scored texts have no sides. Leave it out")
-    texts = _Texts(model, dataset.examples)
+    texts = Texts(model, dataset.examples)
     known = _known(dataset, texts)
     most = text_limit(model)
     rows = []
     for example in dataset.examples:
         own = [texts[text] for text in (example.text, *example.positives, *example.negatives)]
-        if limits.admit(example, _longest(own, most, limits), partial(texts.cut, own, most)):
+        if limits.admit(example, longest(own, most, limits), partial(texts.cut, own, most)):
             anchor, right, wrong = own[0], own[1 : 1 + len(example.positives)], own[1 + len(example.positives) :]
             kept = known.get(anchor.number, frozenset())
             source = example.source or example.id
@@ -130,32 +123,7 @@ def prepare(dataset: Dataset, model: LoadedModel, prompt: PromptTemplate, config
     return rows
 
 
-def _longest(texts: Iterable[Text], most: int, limits: Limits) -> int:
-    """Tokens of the longest text; one over ``most`` counts as over the context (the engine reads a token less of a decoder's)."""
-    longest = max(len(text.ids) for text in texts)
-    return longest if longest <= most else max(longest, limits.context_length + 1)
-
-
-class _Texts:
-    """The different texts of a dataset, tokenised together."""
-
-    def __init__(self, model: LoadedModel, examples: Iterable[Example]) -> None:
-        names = dict.fromkeys(text for e in examples for text in (e.text, *e.positives, *e.negatives))
-        every = zip(names, text_ids(model, list(names)), strict=True)
-        self._model = model
-        self._known = {text: Text(number, ids) for number, (text, ids) in enumerate(every)}
-
-    def __getitem__(self, text: str) -> Text:
-        return self._known[text]
-
-    def cut(self, texts: Iterable[Text], length: int) -> bool:
-        for text in texts:
-            if len(text.ids) > length:
-                text.ids = shortened(self._model, text.ids)
-        return True
-
-
-def _known(dataset: Dataset, texts: _Texts) -> dict[int, frozenset[int]]:
+def _known(dataset: Dataset, texts: Texts) -> dict[int, frozenset[int]]:
     """By numbers, anchor -> what may not be its negative."""
     if dataset.kind != "pairs":
         return {}
