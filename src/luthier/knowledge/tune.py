@@ -11,7 +11,7 @@ import numpy as np
 
 from luthier.core.dataset import Dataset, Splits
 from luthier.core.document import Hit
-from luthier.core.engine import SCORE, Engine, ScoreRequest, Vectors, require
+from luthier.core.engine import SCORE, Engine, ScoreRequest, require
 from luthier.core.errors import InputError
 from luthier.core.run import MetricSink, Progress, no_progress
 from luthier.evaluation.statistics import Difference, Interval, paired_bootstrap, wilson_interval
@@ -22,6 +22,7 @@ from luthier.knowledge.synthesis import chunks_of
 
 if TYPE_CHECKING:
     from luthier.knowledge.base import KnowledgeBase
+    from luthier.knowledge.embed import Embedder
     from luthier.store.database import Store
 
 KS = (1, 5, 10)
@@ -140,7 +141,7 @@ def tune_base(
             "train": {"epochs": 1, "batch_size": 64, "seed": seed, **_TRAIN.get(method, {})},
         }
         made = tune(config, tuple(overrides), splits=splits, store=base.store, metrics=metrics, progress=progress)
-        before = ranks(base.embedder.embed, prove, chunks)
+        before = ranks(base.embedder, prove, chunks)
         after = _ranks_by(made.model.name, base, prove, chunks)
         figures = tuple(_figure(at, before, after, seed) for at in ks)
         report = TuneReport(
@@ -153,13 +154,13 @@ def tune_base(
     return report
 
 
-def ranks(embed: Any, asked: Sequence[Asked], chunks: Sequence[Hit]) -> np.ndarray[Any, Any]:
+def ranks(embedder: Embedder, asked: Sequence[Asked], chunks: Sequence[Hit]) -> np.ndarray[Any, Any]:
     """Where each question's first right chunk stands among all that are searched, 1 the best, by exact cosine."""
     searched = [hit for hit in chunks if hit.chunk.searched]
-    vectors: Vectors = embed([hit.chunk.embedded for hit in searched])
+    vectors = embedder.embed([hit.chunk.embedded for hit in searched])
     at = {hit.chunk.id: number for number, hit in enumerate(searched)}
     out = np.empty(len(asked), np.int64)
-    wanted: Vectors = embed([each.question for each in asked])
+    wanted = embedder.embed_queries([each.question for each in asked])
     for number, each in enumerate(asked):
         scores = vectors @ wanted[number]
         best = max(scores[at[name]] for name in each.ids if name in at)
@@ -192,15 +193,16 @@ def _parts(
 
 
 def _rows(base: KnowledgeBase, asked: Sequence[Asked], negatives: int, progress: Progress) -> list[dict[str, Any]]:
-    """A question, its chunks as they are embedded, and near ones that do not answer it."""
+    """A question, its chunk as it is embedded, and near ones that do not answer it."""
+    prompts = base.embedder.prompts
     out = []
     for done, each in enumerate(asked, 1):
         right = list(dict.fromkeys(hit.chunk.embedded for hit in each.gold if not hit.chunk.question))
         near = [hit.chunk.embedded for hit in negatives_of(base, each.question, each.answers, each.ids, negatives)]
         wrong = [text for text in near if text not in right and text != each.question]
         if right and right[0] != each.question:
-            row: dict[str, Any] = {"anchor": each.question, "positive": right[0]}
-            out.append(row | ({"negatives": wrong} if wrong else {}))
+            row: dict[str, Any] = {"anchor": prompts.query + each.question, "positive": prompts.passage + right[0]}
+            out.append(row | ({"negatives": [prompts.passage + text for text in wrong]} if wrong else {}))
         progress("negatives", done, len(asked))
     return out
 
@@ -212,6 +214,7 @@ def _rows_by_reader(
     from luthier.strategies._load import load
 
     engine = load(reader, store=base.store) if isinstance(reader, str) else reader
+    prompts = base.embedder.prompts
     try:
         require(engine, SCORE)
         out = []
@@ -222,8 +225,15 @@ def _rows_by_reader(
             if each.answers and len(texts) > 1:
                 requests = [ScoreRequest(rag_prompt(each.question, [hit]), (each.answers[0],)) for _, hit in texts]
                 scores = [score[0].logprob for score in engine.score(requests)]
-                names = [text for text, _ in texts]
-                out.append({"anchor": each.question, "positive": names[0], "negatives": names[1:], "lm_scores": scores})
+                names = [prompts.passage + text for text, _ in texts]
+                out.append(
+                    {
+                        "anchor": prompts.query + each.question,
+                        "positive": names[0],
+                        "negatives": names[1:],
+                        "lm_scores": scores,
+                    }
+                )
             progress("likelihoods", done, len(asked))
     finally:
         if isinstance(reader, str):
@@ -254,7 +264,7 @@ def _ranks_by(model: str, base: KnowledgeBase, asked: Sequence[Asked], chunks: S
 
     embedder = open_embedder(model, base.store)
     try:
-        return ranks(embedder.embed, asked, chunks)
+        return ranks(embedder, asked, chunks)
     finally:
         embedder.close()
         embedder.engine.close()
