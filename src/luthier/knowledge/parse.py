@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from luthier.core import catalog
 from luthier.core.document import Block, Document
 from luthier.core.errors import DataError, InputError, LuthierError, UnsupportedError
-from luthier.knowledge.parsers._parsed import Parsed
+from luthier.knowledge.parsers._parsed import Parsed, reason
 
 MOST_BYTES = 200 * 2**20
 MOST_UNPACKED = 500 * 2**20
@@ -88,12 +88,11 @@ def parse_bytes(
     entry = catalog.load("parsers", parser)
     config = entry.configure((options or {}).get(parser))
     try:
-        parsed: Parsed = entry(data, name, config)
+        parsed = _parsed_by(entry, data, name, config)
     except LuthierError:
         raise
     except Exception as error:  # the libraries that read formats raise whatever a damaged file leads them to
-        reason = str(error).strip().split("\n", 1)[0][:200] or type(error).__name__
-        raise DataError(f"{name} cannot be read as {parser}: {reason}") from error
+        raise DataError(f"{name} cannot be read as {parser}: {reason(error)}") from error
     if sum(len(block.text) for block in parsed.blocks) > MOST_CHARACTERS:
         raise DataError(f"{name} holds more than {MOST_CHARACTERS:,} characters")
     blocks = tuple(_clean(block) for block in parsed.blocks if block.text.strip())
@@ -109,6 +108,16 @@ def parse_bytes(
         meta={"parser": parser, **parsed.meta},
         warnings=warnings if blocks or warnings else ("no text was found in it",),
     )
+
+
+def _parsed_by(entry: catalog.Entry, data: bytes, name: str, config: Any) -> Parsed:
+    """What an entry makes of a file; in a process of its own where it says that it needs one."""
+    if entry.optional("APART"):
+        from luthier.knowledge.apart import parse_apart
+
+        return parse_apart(entry.name, data, name, config, config.timeout_s)
+    parsed: Parsed = entry(data, name, config)
+    return parsed
 
 
 def _clean(block: Block) -> Block:

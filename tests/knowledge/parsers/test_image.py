@@ -56,6 +56,7 @@ def scanned(make: SimpleNamespace, jpeg: bytes, layer: str = "") -> bytes:
 def without_ocr(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the extra were not installed."""
     for module in (image, pdf):
+        monkeypatch.setattr(module, "APART", False)
         monkeypatch.setattr(module, "reader", lambda: None)
 
 
@@ -69,6 +70,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
         return [Piece("upper line of text", 10, 10, 200, 30), Piece("下面一行", 10, 400, 200, 420)]
 
     for module in (image, pdf):
+        monkeypatch.setattr(module, "APART", False)
         monkeypatch.setattr(module, "reader", lambda: fake)
     yield seen
 

@@ -127,6 +127,7 @@ def test_the_number_of_pages_is_bounded(make: SimpleNamespace) -> None:
 
 
 def test_the_text_of_a_page_is_bounded(make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdf, "APART", False)
     monkeypatch.setattr(pdf, "_MOST_CHARACTERS", 10)
     with pytest.raises(DataError, match=r"long\.pdf, page 1 has 20 characters"):
         parse_bytes(make.pdf([[(72, 700, 12, "x" * 20)]]), "long.pdf")
@@ -135,6 +136,7 @@ def test_the_text_of_a_page_is_bounded(make: SimpleNamespace, monkeypatch: pytes
 def test_a_page_of_too_many_runs_is_read_in_the_order_of_the_file(
     make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pdf, "APART", False)
     monkeypatch.setattr(pdf, "_MOST_PIECES", 1)
     text = parse_bytes(make.pdf([[(72, 600, 12, "below"), (72, 700, 12, "above")]]), "runs.pdf").text
     assert "below" in text and "above" in text

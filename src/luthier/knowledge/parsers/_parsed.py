@@ -32,6 +32,24 @@ class ReadImage(Protocol):
         """Lines in reading order; [] when there is no text."""
 
 
+class _Alive:
+    """Called by parsers that work long, after each page; ``said`` is what hears of it."""
+
+    said: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        if self.said is not None:
+            self.said()
+
+
+alive = _Alive()
+
+
+def reason(error: Exception) -> str:
+    """What a library says is wrong, in one short line."""
+    return str(error).strip().split("\n", 1)[0][:200] or type(error).__name__
+
+
 MOST_HEAD = 2000
 """Characters of a table's first row that are repeated with each part of the table."""
 _MOST_WIDTH = 256

@@ -12,15 +12,18 @@ from luthier.core.document import Block
 from luthier.core.errors import DataError, MissingExtraError
 from luthier.knowledge.parsers._layout import recognised_blocks
 from luthier.knowledge.parsers._ocr import INSTALL, reader
-from luthier.knowledge.parsers._parsed import Parsed
+from luthier.knowledge.parsers._parsed import Parsed, alive
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/gif", "image/tiff", "image/bmp", "image/webp")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".tif", ".tiff", ".bmp", ".webp")
+APART = True
+"""The models that read take half a gigabyte, and code that unpacks pictures has died of bad ones before."""
 
 
 class Config(EntryConfig):
-    """``most_pixels`` bounds what is unpacked, ``most_pages`` a TIFF of several pages."""
+    """``timeout_s``: how long a page may take. ``most_pixels`` bounds what is unpacked, ``most_pages`` a TIFF of several pages."""
 
+    timeout_s: float = Field(default=60.0, gt=0.0)
     most_pixels: int = Field(default=100_000_000, ge=1)
     most_pages: int = Field(default=200, ge=1)
 
@@ -44,6 +47,7 @@ def parse(data: bytes, name: str, config: Config) -> Parsed:
             for number, page in enumerate(islice(ImageSequence.Iterator(picture), min(several, config.most_pages)), 1):
                 upright = ImageOps.exif_transpose(page)
                 blocks += recognised_blocks(read(upright), upright.size, number, 1.0)
+                alive()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} is no picture that can be read: {error}") from error
     warnings = [f"only {config.most_pages} of {several} pages were read"] if several > config.most_pages else []

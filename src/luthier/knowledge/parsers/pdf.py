@@ -14,10 +14,12 @@ from luthier.core.document import Block, Box
 from luthier.core.errors import DataError
 from luthier.knowledge.parsers._layout import Piece, body_of, page_blocks, recognised_blocks
 from luthier.knowledge.parsers._ocr import INSTALL, MOST_PIXELS, reader
-from luthier.knowledge.parsers._parsed import Parsed, ReadImage
+from luthier.knowledge.parsers._parsed import Parsed, ReadImage, alive
 
 MEDIA_TYPES = ("application/pdf",)
 SUFFIXES = (".pdf",)
+APART = True
+"""PDFium can hang on a file of two kilobytes whose forms show one another, and only one thread may use it."""
 
 _FEW = 16
 """Characters; a page with fewer that shows a picture is taken for a scan."""
@@ -30,10 +32,12 @@ _LAM = "\u0644"
 
 
 class Config(EntryConfig):
-    """``password`` opens an encrypted file. ``most_pages`` bounds a file. ``ocr``: read pages without text by OCR when it is installed, and
-    scans whose text another program recognised anew; ``most_scans`` of them at most. ``dpi`` is the resolution that they are drawn at.
+    """``timeout_s``: how long a page may take; a file may take sixty times as long. ``password`` opens an encrypted file. ``most_pages`` bounds a
+    file. ``ocr``: read pages without text by OCR when it is installed, and scans whose text another program recognised anew; ``most_scans`` of
+    them at most. ``dpi`` is the resolution that they are drawn at.
     """
 
+    timeout_s: float = Field(default=60.0, gt=0.0)
     password: str | None = None
     most_pages: int = Field(default=5000, ge=1)
     ocr: bool = True
@@ -130,6 +134,7 @@ def _page(pdf: Any, number: int, name: str) -> _Page:
         return _Page(pieces, size, scan=scan, layer=not few and _is_hidden(page))
     finally:
         page.close()
+        alive()
 
 
 def _pieces(page: Any, height: float, where: str) -> list[Piece]:
@@ -226,4 +231,6 @@ def _recognised(pdf: Any, number: int, dpi: int, ocr: ReadImage) -> list[Block]:
     scale = min(dpi / 72, (MOST_PIXELS / max(1.0, width * height)) ** 0.5)
     picture = page.render(scale=scale).to_pil()
     page.close()
-    return recognised_blocks(ocr(picture), (width, height), number + 1, scale)
+    found = ocr(picture)
+    alive()
+    return recognised_blocks(found, (width, height), number + 1, scale)
