@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core import catalog
-from luthier.core.document import Hit
+from luthier.core.document import Document, Hit
 from luthier.core.errors import InputError, LuthierError, MismatchError, NotFoundError
 from luthier.core.run import Progress, no_progress
 from luthier.knowledge.chunkers._spans import ChunkTools, Span, word_offsets
@@ -50,7 +50,8 @@ class KnowledgeBase:
     """An open base. Safe from several threads; ``close`` it, or use it in a ``with`` block.
 
     Changes wait for one another, also across processes; what other processes change is seen by the next search. ``ask`` is a model that
-    writes, for the chunkers and searches that need one. ``index`` is all that is kept; ``current`` what the base has now.
+    writes, for the chunkers and searches that need one. ``index`` is all that is kept; ``current`` what the base has now. ``read`` makes
+    documents of files in place of ``parse_file`` (path, options of parsers): where they are parsed already.
     """
 
     store: Store
@@ -60,6 +61,7 @@ class KnowledgeBase:
     tools: ChunkTools
     ask: Engine | None = None
     own_engine: bool = True
+    read: Callable[[str, Mapping[str, Mapping[str, Any]]], Document] | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _ids: tuple[int, frozenset[str]] = (-2, frozenset())
     _retired: list[KnowledgeBase] = field(default_factory=list)

@@ -157,7 +157,7 @@ def parse_source(
     else:
         found = os.stat(source)  # noqa: PTH116 - before it is read: what is written meanwhile is seen the next time
         size, modified = found.st_size, found.st_mtime_ns
-        document = parse_file(source, options)
+        document = (base.read or parse_file)(source, options)
     return cut(base, document, labels, meta, (size, modified))
 
 

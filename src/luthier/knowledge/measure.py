@@ -109,7 +109,7 @@ def measure(
             written = opened.enter_context(_opened(model, found.store)) if isinstance(model, str) else model
             engine = _answering(found, written, asking, retrieval, reranking)
             task = task_of(rows, answer_scorers(rows, ks, match, asking), asking.max_new_tokens)
-        return evaluate(engine, task, store=found.store, progress=progress, fresh=fresh)
+        return evaluate(engine, task, store=store or found.store, progress=progress, fresh=fresh)
 
 
 def checked_ks(k: Sequence[int]) -> tuple[int, ...]:
@@ -191,7 +191,9 @@ class SearchEngine:
         retrieval: Sequence[Mapping[str, Any]] | None = None,
         reranker: Engine | None = None,
     ) -> None:
-        self._base = replace(base, embedder=Embedder(base.embedder.engine), own_engine=False)
+        self._base = replace(
+            base, embedder=Embedder(base.embedder.engine, prompts=base.embedder.prompts), own_engine=False
+        )
         self._k, self._retrieval, self._reranker = k, retrieval, reranker
         steps = [dict(step) for step in (retrieval if retrieval is not None else base.record.retrieval) or DEFAULT]
         helpers = [each.info.model_digest or each.info.model for each in (base.ask, reranker) if each is not None]
