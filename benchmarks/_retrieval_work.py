@@ -55,7 +55,9 @@ def write_corpus(folder: Path, out: Path) -> None:
 def questions(folder: Path, split: str, most: int | None = None) -> list[Question]:
     """The questions of a split; of ``most`` every n-th, so that all articles are among them."""
     names = {row["id"]: f"{number:05}.txt" for number, row in enumerate(rows(folder / "corpus.jsonl"))}
-    found = [Question(r["question"], tuple(r["answers"]), names[r["context_id"]]) for r in rows(folder / f"{split}.jsonl")]
+    found = [
+        Question(r["question"], tuple(r["answers"]), names[r["context_id"]]) for r in rows(folder / f"{split}.jsonl")
+    ]
     step = math.ceil(len(found) / most) if most else 1
     return found[::step]
 
