@@ -93,12 +93,13 @@ def threads(cores: int) -> dict[str, str]:
     return {**os.environ, **dict.fromkeys(named, str(cores)), "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
 
 
+def is_right(file: str, text: str, question: Question) -> bool:
+    """Whether a chunk is of the question's paragraph and holds an answer."""
+    return Path(file).name == question.file and any(_plain(answer) in _plain(text) for answer in question.answers)
+
+
 def _rank(found: Found, question: Question) -> int | None:
-    wanted = [_plain(answer) for answer in question.answers]
-    for rank, (file, text) in enumerate(found, 1):
-        if Path(file).name == question.file and any(answer in _plain(text) for answer in wanted):
-            return rank
-    return None
+    return next((rank for rank, (file, text) in enumerate(found, 1) if is_right(file, text, question)), None)
 
 
 def _plain(text: str) -> str:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,17 +135,19 @@ class KnowledgeBase:
         retrieval: Sequence[Mapping[str, Any]] | None = None,
         history: Sequence[str] = (),
         reranker: Engine | None = None,
+        notes: list[dict[str, Any]] | None = None,
     ) -> list[Hit]:
-        """The ``k`` chunks that answer ``question`` best. ``retrieval`` overrides the base's own steps (``knowledge.search``)."""
+        """The ``k`` chunks that answer ``question`` best. ``retrieval`` overrides the base's own steps, ``notes`` gathers what they did (``knowledge.search``)."""
         from luthier.knowledge.current import RebuiltError
         from luthier.knowledge.search import search
 
+        asked = partial(search, self, question, k, where, retrieval=retrieval, history=history, reranker=reranker)
         for _ in range(2):
             try:
-                return search(self, question, k, where, retrieval=retrieval, history=history, reranker=reranker)
+                return asked(notes=notes)
             except RebuiltError:  # in the middle of the search: its vector may be another model's
                 continue
-        return search(self, question, k, where, retrieval=retrieval, history=history, reranker=reranker)
+        return asked(notes=notes)
 
     @property
     def current(self) -> CurrentIndex:

@@ -17,5 +17,4 @@ class Config(EntryConfig):
 
 def search(query: Query, config: Config, tools: SearchTools, inner: Search | None) -> list[Hit]:
     """The nearest chunks."""
-    vector = tools.vector_of(query)
-    return tools.index.dense(vector, query.k, query.where, exact=config.exact)
+    return tools.index.dense(tools.vector_of(query), query.k, query.where, exact=config.exact)

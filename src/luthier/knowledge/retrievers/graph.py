@@ -11,7 +11,8 @@ from luthier.core.catalog import EntryConfig
 from luthier.core.document import Hit
 from luthier.knowledge.graph_paths import find
 from luthier.knowledge.index import Filter
-from luthier.knowledge.retrievers._query import Query, Search, SearchTools, fused
+from luthier.knowledge.retrievers._fusion import by_rank
+from luthier.knowledge.retrievers._query import MOST, Query, Search, SearchTools
 
 
 class Config(EntryConfig):
@@ -23,8 +24,8 @@ class Config(EntryConfig):
     hops: int = Field(default=2, ge=1, le=5)
     linked: int = Field(default=3, ge=0, le=50)
     least: float = Field(default=0.5, ge=-1.0, le=1.0)
-    weight: float = Field(default=1.0, gt=0.0)
-    candidates: int = Field(default=30, ge=1)
+    weight: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    candidates: int = Field(default=30, ge=1, le=MOST)
     inner: bool = True
 
 
@@ -66,4 +67,4 @@ def search(query: Query, config: Config, tools: SearchTools, inner: Search) -> l
     ]
     if not config.inner:
         return own[: query.k]
-    return fused([own, inner(replace(query, k=most))], [config.weight, 1.0], query.k)
+    return by_rank([own, inner(replace(query, k=most))], [config.weight, 1.0], query.k)

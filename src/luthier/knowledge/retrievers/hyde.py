@@ -20,12 +20,12 @@ _ASK = {
 class Config(EntryConfig):
     """``tokens`` of the passage. The vector that is searched is the mean of its and, when ``question``, the question's own."""
 
-    tokens: int = Field(default=128, ge=8)
+    tokens: int = Field(default=128, ge=8, le=1024)
     question: bool = True
 
 
 def search(query: Query, config: Config, tools: SearchTools, inner: Search) -> list[Hit]:
-    """The inner search by the passage's vector; keyword search still sees the question."""
+    """The inner search by the passage's vector; keyword search and rerankers still see the question."""
     how = _ASK["zh" if is_chinese(query.text) else "en"]
     passage = tools.write("hyde", how, query.text, tokens=config.tokens)
     if not passage:

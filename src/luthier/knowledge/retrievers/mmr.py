@@ -9,28 +9,31 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Hit
-from luthier.knowledge.retrievers._query import Query, Search, SearchTools
+from luthier.knowledge.retrievers._query import MOST, Query, Search, SearchTools
 
 
 class Config(EntryConfig):
-    """Each next chunk has the highest ``relevance`` x similarity to the question - (1 - ``relevance``) x similarity to those chosen."""
+    """Each next chunk has the highest ``relevance`` x similarity to the question - (1 - ``relevance``) x the highest similarity to one chosen."""
 
     relevance: float = Field(default=0.7, ge=0.0, le=1.0)
-    candidates: int = Field(default=30, ge=1)
+    candidates: int = Field(default=30, ge=1, le=MOST)
 
 
 def search(query: Query, config: Config, tools: SearchTools, inner: Search) -> list[Hit]:
-    """A choice among what the inner search finds."""
+    """A choice among what the inner search finds, in the order of choosing."""
     found = inner(replace(query, k=max(config.candidates, query.k)))
     if len(found) < 2:
         return found[: query.k]
-    question = tools.vector_of(query)
     vectors = tools.embed([hit.chunk.embedded for hit in found])
-    alike, among = vectors @ question, vectors @ vectors.T
+    alike = vectors @ tools.vector_of(query)
+    near = np.zeros(len(found), np.float32)  # the highest similarity to one that was chosen
+    left = np.ones(len(found), bool)
     chosen: list[int] = []
     while len(chosen) < min(query.k, len(found)):
-        left = [at for at in range(len(found)) if at not in chosen]
-        near = among[np.ix_(left, chosen)].max(1) if chosen else np.zeros(len(left))
-        worth = config.relevance * alike[left] - (1 - config.relevance) * near
-        chosen.append(left[int(np.argmax(worth))])
+        worth = np.where(left, config.relevance * alike - (1 - config.relevance) * near, -np.inf)
+        best = int(np.argmax(worth))
+        left[best] = False
+        like = vectors @ vectors[best]
+        near = like if not chosen else np.maximum(near, like)
+        chosen.append(best)
     return [replace(found[at], scores={**found[at].scores, "similarity": float(alike[at])}) for at in chosen]

@@ -23,6 +23,9 @@ def search(query: Query, config: Config, tools: SearchTools, inner: Search) -> l
     out: list[Hit] = []
     covered: set[tuple[str, int]] = set()
     for hit in inner(query):
+        if not hit.chunk.searched or hit.chunk.question:  # a parent, or a question with its answer, is whole
+            out.append(hit)
+            continue
         if (hit.document, hit.chunk.number) in covered:
             continue
         first = max(0, hit.chunk.number - config.before)

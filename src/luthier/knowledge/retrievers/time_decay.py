@@ -9,15 +9,15 @@ from pydantic import Field
 
 from luthier.core.catalog import EntryConfig
 from luthier.core.document import Hit
-from luthier.knowledge.retrievers._query import Query, Search, SearchTools
+from luthier.knowledge.retrievers._query import MOST, Query, Search, SearchTools
 
 
 class Config(EntryConfig):
     """``half_life_days``; ``floor``: the least share of its score that an old chunk keeps. Chunks without a date keep all."""
 
-    half_life_days: float = Field(default=180.0, gt=0.0)
+    half_life_days: float = Field(default=180.0, gt=0.0, allow_inf_nan=False)
     floor: float = Field(default=0.2, ge=0.0, le=1.0)
-    candidates: int = Field(default=30, ge=1)
+    candidates: int = Field(default=30, ge=1, le=MOST)
 
 
 def search(query: Query, config: Config, tools: SearchTools, inner: Search) -> list[Hit]:
