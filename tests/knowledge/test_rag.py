@@ -124,6 +124,11 @@ def test_passages_below_the_least_score_are_not_shown() -> None:
     assert answer.steps[0]["below_least"] == 1
 
 
+def test_a_score_that_no_step_gives_is_refused() -> None:
+    with pytest.raises(InputError, match="least names the score rerank; the steps of this search give: keyword"):
+        asked_of(rag(Shelf(FRANCE), engine(), least={"rerank": 0.5}), user("France"))
+
+
 def test_earlier_turns_go_to_the_search_and_to_the_prompt() -> None:
     shelf = Shelf(FRANCE)
     seen: list[Any] = []

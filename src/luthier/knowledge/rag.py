@@ -299,7 +299,7 @@ class RagEngine:
                     history=history,
                     reranker=self._reranker,
                 )
-            good = [hit for hit in hits if self._reaches(hit)]
+            good = self._reaching(hits)
             noted: dict[str, Any] = {
                 "step": "retrieve",
                 "base": self.base.name,
@@ -322,6 +322,15 @@ class RagEngine:
             return self._retrieval
         own = self._retrieval if self._retrieval is not None else _steps_of(self.base)
         return own if any(step.get("name") == "rewrite" for step in own) else [{"name": "rewrite"}, *own]
+
+    def _reaching(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Those that reach one of the least scores. Raises InputError for scores that no step of the search gives."""
+        known = {name for hit in hits for name in hit.scores}
+        if hits and self._least and not known & set(self._least):
+            raise InputError(
+                f"least names the score {', '.join(self._least)}; the steps of this search give: {', '.join(sorted(known)) or 'none'}"
+            )
+        return [hit for hit in hits if self._reaches(hit)]
 
     def _reaches(self, hit: Hit) -> bool:
         return not self._least or any(

@@ -283,8 +283,16 @@ class _Walk:
         if node.kind == "feedback":
             trace = self.sql.execute(select(feedback.c.trace_id).where(feedback.c.id == node.id)).scalar_one_or_none()
             return [Edge(Node("trace", trace), "rated by", node)] if trace else []
-        row = self.sql.execute(select(traces.c.model).where(traces.c.id == node.id)).first()
-        return [Edge(self._model(row.model), "answered", node)] if row and row.model else []
+        row = self.sql.execute(select(traces.c.model, traces.c.details).where(traces.c.id == node.id)).first()
+        if row is None or not row.model:
+            return []
+        known = ((row.details or {}).get("knowledge") or [{}])[0]
+        if not known.get("knowledge_base"):
+            return [Edge(self._model(row.model), "answered", node)]
+        version = next((step["version"] for step in known.get("steps", ()) if "version" in step), None)
+        label = "" if version is None else f"{known['knowledge_base']} version {version}"
+        found = [Edge(Node("knowledge", known["knowledge_base"], label), "answered from", node)]
+        return [*found, Edge(self._model(known["writer"]), "wrote", node)] if known.get("writer") else found
 
     def _out_of_answer(self, node: Node) -> list[Edge]:
         if not node.id.endswith(_ALL):

@@ -20,6 +20,7 @@ from luthier.knowledge.rag import rag
 from luthier.store.database import open_store
 from luthier.store.keys import create_key
 from luthier.store.knowledge import base_version
+from luthier.store.lineage import lineage
 from luthier.store.traces import find_trace
 
 ANSWERS = {
@@ -270,6 +271,17 @@ def test_the_trace_says_base_version_and_chunks(serve: Callable[..., Any], shop:
     said = httpx.post(f"{made.server.base_url}/feedback", json={"trace_id": got.id, "rating": 1})
     assert said.status_code < 300
     assert find_trace(shop.store, got.id).answer == "Leave is thirty days [1], or so."
+
+
+def test_the_lineage_of_an_answer_leads_to_the_base_and_to_the_model_that_wrote(
+    serve: Callable[..., Any], shop: Any
+) -> None:
+    made = serve()
+    got = ask(made.client, "How long is leave?")
+    httpx.get(f"{made.server.base_url}/traces/{got.id}").raise_for_status()  # it is written by now
+    graph = lineage(got.id, store=shop.store)
+    into = {(edge.source.kind, edge.source.id, edge.relation) for edge in graph.edges if edge.target.id == got.id}
+    assert into == {("knowledge", "shop", "answered from"), ("model", "writer", "wrote")}
 
 
 def test_masks_of_guardrails_reach_no_quote(serve: Callable[..., Any]) -> None:
