@@ -65,8 +65,8 @@ _VERBS = {
     "ask": "luthier.apps.sql.ask",
 }
 
-_OPENERS = {"kb": "luthier.knowledge.rag"}
-"""What opens names that begin with ``kb:``. Wherever a model's name is asked for, such names are good, too."""
+_OPENERS = {"kb": "luthier.knowledge.rag", "db": "luthier.apps.sql.named"}
+"""What opens names that begin with ``kb:`` or ``db:``. Wherever a model's name is asked for, such names are good, too."""
 
 
 def opener(name: str) -> Any | None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from luthier.core.config import from_mapping, read_yaml, validate
 from luthier.gateway.batch.config import BatchConfig
 from luthier.gateway.cache.config import CacheConfig
+from luthier.gateway.databases.config import Databases, with_databases
 from luthier.gateway.guard.rules import Rule
 from luthier.gateway.knowledge.config import KnowledgeConfig
 from luthier.gateway.targets.registry import ModelConfig, Models
@@ -34,12 +35,14 @@ class GatewayConfig(BaseModel):
     cache: CacheConfig = CacheConfig()
     batch: BatchConfig = BatchConfig()
     knowledge: KnowledgeConfig = KnowledgeConfig()
+    databases: Databases = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _bases_are_models(self) -> GatewayConfig:
-        """A base that is served is a model, with the settings that ``models`` has for it."""
+    def _bases_and_databases_are_models(self) -> GatewayConfig:
+        """A base or a database that is served is a model, with the settings that ``models`` has for it."""
         for name in self.knowledge.bases:
             self.models.setdefault(f"{PREFIX}{name}", ModelConfig())
+        self.models.update(with_databases(self.models, self.databases))
         return self
 
 

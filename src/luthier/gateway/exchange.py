@@ -17,6 +17,7 @@ from luthier.core.message import ToolCall
 from luthier.core.trace import Trace
 from luthier.gateway.access.caller import Caller
 from luthier.gateway.calls import Piece
+from luthier.gateway.databases import answers as databases
 from luthier.gateway.knowledge.citations import is_from_documents, traced
 from luthier.gateway.targets.gate import ONLINE
 from luthier.store.home import new_id, now
@@ -169,8 +170,10 @@ class Exchange:
         if made_calls:
             calls = [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in made_calls]
             details["tool_calls"] = calls
-        if answer is not None and is_from_documents(answer):
-            open_ = not self.veiled and index not in self.kept
+        open_ = not self.veiled and index not in self.kept
+        if answer is not None and databases.is_from_database(answer):
+            details["database"] = [databases.traced(answer, info, with_texts=open_)]
+        elif answer is not None and is_from_documents(answer):
             details["knowledge"] = [traced(answer, info, with_texts=open_)]
         if answer is not None and answer.logprob is not None:
             details["answer"] = [{"logprob": answer.logprob}]

@@ -13,6 +13,7 @@ RESULT = Result(("city", "total"), (("Oslo", 1234.567), ("Bergen", 5)))
     [
         ("Oslo has 1,234.57.", True), ("Oslo has 1235.", True), ("Oslo has 1234.567 and Bergen 5.", True), ("There are 2 cities.", True),
         ("In 2026 it was 5.", True), ("Oslo has 1,233.", False), ("Oslo has 12345.67.", False), ("No numbers at all.", True), ("Oslo has 1234.5.", False),
+        ("```sql\nSELECT 5\n```", False), ("SELECT total FROM t", False), ("With 5, Bergen is last.", True),
     ],
 )  # fmt: skip
 def test_numbers_must_be_the_results(text: str, good: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from luthier.apps.sql.ask import Answer, Asking, Attempt, NoQueryError, asking
@@ -66,7 +67,7 @@ class SqlEngine:
             how.words,
             how.constrained,
         ]
-        self._info = own.with_(
+        self._described = own.with_(
             model=f"{PREFIX}{name}",
             capabilities=frozenset({GENERATE, STREAM}),
             parameters=own.parameters & _DRAWING,
@@ -77,8 +78,11 @@ class SqlEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """The writing engine's under the database's name."""
-        return self._info
+        """The writing engine's under the database's name. ``version`` in ``meta`` is that of its files, so that answers of one are never taken
+        for another's; what a server holds may change at any moment."""
+        stamp = self.database.target.stamp()
+        version = "-".join(map(str, chain(*stamp))) if stamp else str(time.monotonic_ns())
+        return self._described.with_(meta=(*self._described.meta, ("version", version)))
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress

@@ -49,7 +49,7 @@ _FUNCTIONS = {
 }
 """By how many arguments they take."""
 
-_OWN_FUNCTIONS = {
+_OWN_FUNCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "sqlite": {"one": ("DATE",), "two": ("STRFTIME",)},
     "duckdb": {"one": ("YEAR", "MONTH"), "two": ("STRFTIME",)},
     "postgres": {"two": ("DATE_TRUNC", "DATE_PART")},

@@ -31,7 +31,9 @@ def plain(question: str, result: Result) -> str:
 
 
 def grounded(text: str, question: str, result: Result) -> bool:
-    """Whether each number in ``text`` is one of the result's (rounded as far as it is written), of the question's, or the count of rows."""
+    """Whether ``text`` is no query, and each number in it is one of the result's (rounded as far as it is written), of the question's, or the count of rows."""
+    if "```" in text or re.match(r"\s*(?:SELECT|WITH)\b", text):
+        return False
     known = [float(len(result.rows))]
     for value in [*result.columns, *(cell for row in result.rows for cell in row), question]:
         known += _numbers(value)

@@ -144,7 +144,7 @@ async def _load(service: Service, who: tuple[str, str], asked: LoadModel) -> Tar
             f"name must be 1 to 128 letters, digits and any of . _ : + / @ -, beginning with a letter or digit; got {name!r}",
             param="name",
         )
-    if asked.engine not in ENGINES or asked.model.split(":", 1)[0] == "openai":
+    if asked.engine not in ENGINES or asked.model.split(":", 1)[0] in ("openai", "db"):
         raise RequestError(
             f"over HTTP models of the store are loaded, with engine {', '.join(ENGINES)}; name {asked.model!r} with engine "
             f"{asked.engine} in the configuration file instead",

@@ -6,12 +6,14 @@ the same however the answer is cut into pieces. A guardrail that must see the wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from luthier.core.document import Citation
 from luthier.core.engine import Generation
 from luthier.core.message import ToolCall
+from luthier.gateway.databases.answers import without_rows
 from luthier.gateway.exchange import Exchange, Kept
 from luthier.gateway.guard.placeholders import Placeholders, mask_arguments
 from luthier.gateway.guard.rules import Guardrail
@@ -249,11 +251,16 @@ class Answer:
             reasoning="",
             logprob=None,
             citations=self._cited(made, text),
+            steps=self._steps(made),
             prompt_tokens=made.prompt_tokens + (before.prompt_tokens if before else 0),
             completion_tokens=made.completion_tokens + (before.completion_tokens if before else 0),
             latency_s=made.latency_s + (before.latency_s if before else 0.0),
             calls=made.calls + (before.calls if before else 0),
         )
+
+    def _steps(self, made: Generation) -> tuple[Mapping[str, Any], ...]:
+        """What was done for the answer. The rows of a database are no part of the text that the guardrails saw, as quotes are not."""
+        return made.steps if all(rail.action == FLAG for rail in self._rails) else without_rows(made)
 
     def _cited(self, made: Generation, text: str) -> tuple[Citation, ...]:
         """What the caller's text still cites. Quotes are no part of the text that the guardrails saw, so those that hide or stop something hide quotes."""

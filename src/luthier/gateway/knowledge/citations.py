@@ -10,6 +10,7 @@ from typing import Any
 
 from luthier.core.document import Citation, Hit
 from luthier.core.engine import EngineInfo, Generation
+from luthier.gateway.databases import answers as databases
 from luthier.knowledge.cite import cited_as_dict
 from luthier.knowledge.prompt import is_not_found
 
@@ -17,12 +18,15 @@ _MARK = re.compile(r"\[(\d+(?:, \d+)*)\]")
 
 
 def is_from_documents(answer: Generation) -> bool:
-    """Whether a knowledge base answered."""
+    """Whether a knowledge base or a database answered: there is more to be told than text."""
     return bool(answer.steps)
 
 
 def extension(answer: Generation) -> dict[str, Any]:
-    """The field ``luthier`` of an answer from documents: whether they hold the answer, and each citation with document, place, quote and scores."""
+    """The field ``luthier`` of an answer from documents: whether they hold the answer, and each citation with document, place, quote and scores; of one
+    from a database, the query and its rows."""
+    if databases.is_from_database(answer):
+        return databases.extension(answer)
     return {"answered": not is_not_found(answer.text), "citations": [_cited(each) for each in answer.citations]}
 
 

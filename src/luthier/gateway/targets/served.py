@@ -120,9 +120,7 @@ class Served:
             "owned_by": "luthier",
             "kind": self.record.kind
             if self.record
-            else "knowledge_base"
-            if "knowledge_base" in dict(info.meta)
-            else "",
+            else next((kind for kind in ("knowledge_base", "database") if kind in dict(info.meta)), ""),
             "engine": info.engine,
             "capabilities": sorted(info.capabilities),
             "parameters": sorted(info.parameters),
