@@ -12,6 +12,7 @@ from luthier.core.document import Document
 from luthier.core.errors import ConflictError, DataError, InputError, NotFoundError
 from luthier.knowledge import measure as measuring
 from luthier.knowledge.base import open_base
+from luthier.knowledge.parse import parse_file
 from luthier.store.database import open_store
 from luthier.store.knowledge import list_bases
 from luthier.store.runs import list_runs
@@ -46,7 +47,7 @@ def given(home: Path, tmp_path: Path) -> dict[str, Any]:
 
 def test_a_sweep(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
-    real = sweeping.parse_file
+    real = parse_file
 
     def parse(path: str, options: Any = None) -> Document:
         parsed.append(path)
@@ -91,7 +92,7 @@ def test_an_interrupted_sweep_goes_on_and_a_finished_one_is_found(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
-    real = sweeping.measure
+    real = measuring.measure
 
     def stops(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls

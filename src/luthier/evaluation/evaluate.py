@@ -279,6 +279,7 @@ class _Work:
                 "base_digest": info.base_digest,
                 "template_digest": info.template_digest,
                 "prompt_digest": info.prompt_digest,
+                **({"writer": writer} if (writer := dict(info.meta).get("writer")) else {}),
             },
         }
 

@@ -107,7 +107,7 @@ def measure(
         else:
             model = asking.model
             written = opened.enter_context(_opened(model, found.store)) if isinstance(model, str) else model
-            engine = _answering(found, written, asking, retrieval, reranking)
+            engine = answering(found, written, asking, retrieval, reranking)
             task = task_of(rows, answer_scorers(rows, ks, match, asking), asking.max_new_tokens)
         return evaluate(engine, task, store=store or found.store, progress=progress, fresh=fresh)
 
@@ -269,13 +269,14 @@ def state_digest(base: KnowledgeBase) -> str:
     return digest_json(parts)
 
 
-def _answering(
+def answering(
     base: KnowledgeBase,
     model: Engine,
     asking: Asking,
     retrieval: Sequence[Mapping[str, Any]] | None,
     reranker: Engine | None,
 ) -> Engine:
+    """``base`` answered by ``model``. What it says of itself tells the state of the base, and the memory of both models."""
     from luthier.knowledge.rag import rag
 
     made: RagEngine = rag(
@@ -287,15 +288,18 @@ def _answering(
         retrieval=retrieval,
         reranker=reranker,
     )
-    return cast(Engine, _Dated(made, state_digest(base)))
+    held = [weights_mb(base.store, each) for each in (model.info, base.embedder.engine.info)]
+    memory = None if held[0] is None else held[0] + (held[1] or 0.0)
+    return cast(Engine, _Dated(made, state_digest(base), memory))
 
 
 class _Dated:
     """An engine whose info also says which state of the base it answers from, so that answers are not taken for those of another state."""
 
-    def __init__(self, inner: RagEngine, state: str) -> None:
+    def __init__(self, inner: RagEngine, state: str, weights: float | None) -> None:
         self._inner = inner
-        self.info = inner.info.with_(prompt_digest=digest_json([inner.info.prompt_digest, state]))
+        meta = (*inner.info.meta, ("weights_mb", weights)) if weights is not None else inner.info.meta
+        self.info = inner.info.with_(prompt_digest=digest_json([inner.info.prompt_digest, state]), meta=meta)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

@@ -6,7 +6,8 @@
     scorers: [macro_f1, {name: exact, casefold: true}]
 
 Files are relative to the YAML. The keys ``models``, ``entrants``, ``train``, ``budget``, ``search``, ``seeds``, ``jobs``, ``prices`` and
-``machine`` belong to the tournament, which reads the same file and checks them (``tournament.settings``).
+``machine`` and ``documents`` belong to the tournament, which reads the same file and checks them (``tournament.settings``,
+``tournament.documents``).
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ SCORERS_OF_DATA: Mapping[str, tuple[str | dict[str, Any], ...]] = {
     ),
 }
 """What is taken instead for data of a kind."""
+SCORERS_OF_DOCUMENTS: tuple[str | dict[str, Any], ...] = (
+    {"name": "token_f1", "from_documents": True},
+    {"name": "squad_exact", "from_documents": True},
+)
+"""What is taken where documents hold the answers."""
 EXTRACTION_TOKENS = 512
 """``max_new_tokens`` of answers that list entities, relations and events, when nothing is said."""
 NUMBER_INSTRUCTION = "Answer with a number only."
@@ -126,6 +132,7 @@ class Config(EntryConfig):
     jobs: Any = None
     prices: Any = None
     machine: Any = None
+    documents: Any = None
 
     @field_validator("stop", "slices", mode="before")
     @classmethod
@@ -157,6 +164,7 @@ def read_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         for key in ("path", "train", "validation", "test"):
             if isinstance(data.get(key), str) and not data[key].startswith(HUB):
                 data[key] = str(document.path(data[key]))
+    _absolute_documents(document)
     benchmark = document.values.get("benchmark")
     if isinstance(benchmark, str):
         benchmark = document.values["benchmark"] = {"name": benchmark}
@@ -165,6 +173,16 @@ def read_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         if isinstance(benchmark, dict) and isinstance(told, str) and told and not told.startswith(HUB):
             benchmark[key] = str(document.path(told))
     return validate(Config, document.values, where=where, origins=document.origins), document
+
+
+def _absolute_documents(document: Document) -> None:
+    """Files and folders of documents are relative to the file, too; a name that is none of them is a knowledge base."""
+    told = document.values.get("documents")
+    if isinstance(told, str):
+        told = document.values["documents"] = {"path" if document.path(told).exists() else "base": told}
+    if isinstance(told, dict) and told.get("path"):
+        listed = [told["path"]] if isinstance(told["path"], str) else told["path"]
+        told["path"] = [str(document.path(str(each))) for each in listed]
 
 
 def read_task(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Task:
@@ -196,13 +214,19 @@ def build(config: Config) -> Task:
         kind=kind,
         splits=splits,
         prompt=_prompt(config.prompt, kind, splits, labels),
-        scorers=_scorers(config.scorers, SCORERS_OF_DATA.get(splits.test.kind) or DEFAULT_SCORERS[kind]),
+        scorers=_scorers(config.scorers, _default_scorers(config, kind, splits.test.kind)),
         max_new_tokens=_max_new_tokens(config, splits.test.kind),
         stop=config.stop,
         samples=config.samples,
         temperature=config.temperature,
         slices=config.slices,
     )
+
+
+def _default_scorers(config: Config, kind: TaskKind, data: str) -> tuple[str | dict[str, Any], ...]:
+    if config.documents is not None and kind == "generate":
+        return SCORERS_OF_DOCUMENTS
+    return SCORERS_OF_DATA.get(data) or DEFAULT_SCORERS[kind]
 
 
 def _max_new_tokens(config: Config, data: str) -> int:

@@ -8,6 +8,9 @@ entrants:
   - {method: {name: lora, rank: 32}, model: minilm-l6, train: {epochs: 2}}
   - {method: lora, search: 8}                         # the best of 8 trials; ``search: 0`` where all others search
   - {model: "openai:gpt-x@https://host/v1"}           # anything that answers
+  - rag                                               # models.decoder, answering from the task's documents
+  - rag + lora                                        # the same, tuned on prompts with what is found for its training questions
+  - {rag: {mode: refine, k: 8}, model: qwen}          # a mode of answering, passages, retrieval, options of the mode
 train: {epochs: 3}                                    # for every trained entrant; its own ``train`` wins
 
 What holds for all of them (budget, search, seeds, jobs, prices) is in ``settings``.
@@ -39,6 +42,21 @@ ENTRANTS: Mapping[TaskKind, tuple[str, ...]] = {
 }
 
 
+RAG = "rag"
+RAG_ENTRANTS = (RAG, f"{RAG} + lora")
+"""Default entrants besides the others, where documents hold the answers."""
+
+
+class RagConfig(EntryConfig):
+    """How an entrant answers from documents: ``mode`` of the catalogue ``answers`` with its ``options``, ``k`` passages found by the steps of
+    ``retrieval`` (the base's own when left out)."""
+
+    mode: str = "stuff"
+    k: int = Field(default=5, ge=1, le=100)
+    retrieval: Any = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class EntrantConfig(EntryConfig):
     """One item of ``entrants``. ``strategy``, ``method`` and ``objective`` are a name, or a mapping with ``name`` and options."""
 
@@ -50,6 +68,7 @@ class EntrantConfig(EntryConfig):
     train: dict[str, Any] = Field(default_factory=dict)
     search: Any = None
     engine: str | None = None
+    rag: bool | RagConfig | None = None
 
     @field_validator("strategy", "method", "objective")
     @classmethod
@@ -73,17 +92,21 @@ class Entrant:
     train: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "auto"
     search: Search | None = None
+    rag: Mapping[str, Any] | None = None
 
     @property
     def way(self) -> str:
         """How it adapts the model, in a word or two."""
-        parts = [str(part["name"]) for part in (self.method, self.strategy) if part is not None]
+        parts = ["rag"] if self.rag is not None else []
+        parts += [str(part["name"]) for part in (self.method, self.strategy) if part is not None]
         return " + ".join(parts) or "as it is"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain form for JSON."""
         plain = asdict(replace(self, search=None))
         del plain["search"]
+        if self.rag is None:
+            del plain["rag"]  # entrants of tasks without documents are found again under the keys that they always had
         return plain | ({"search": self.search.model_dump()} if self.search is not None else {})
 
     def tune_config(self) -> dict[str, Any]:
@@ -119,12 +142,17 @@ def read_entrants(
                 )
             raise InputError(f"models: {role!r} is not a role. {did_you_mean(role, MODELS)}")
     models = {**MODELS, **config.models}
-    items = config.entrants if config.entrants is not None else ENTRANTS[kind]
+    default = (*ENTRANTS[kind], *(RAG_ENTRANTS if config.documents is not None and kind == "generate" else ()))
+    items = config.entrants if config.entrants is not None else default
     if not items:
         raise InputError("entrants is empty; name at least one, or leave the key out for the default ones")
     origins = origins or {}
     parsed = [_parse(item, f"entrants.{i}", origins) for i, item in enumerate(items)]
     entrants = [_resolve(entry, models, kind, config.train, engine, search) for entry in parsed]
+    if config.documents is None and any(entrant.rag is not None for entrant in entrants):
+        raise InputError(
+            "rag needs documents to answer from", hint="documents: a folder, or the name of a knowledge base"
+        )
     return _named([entry.name for entry in parsed], entrants)
 
 
@@ -137,9 +165,14 @@ def _parse(item: str | Mapping[str, Any], key: str, origins: Mapping[str, str]) 
         return EntrantConfig(strategy={"name": item})
     if item in methods:
         return EntrantConfig(method={"name": item})
+    if item == RAG:
+        return EntrantConfig(rag=True)
+    first, _, method = (part.strip() for part in item.partition("+"))
+    if first == RAG and method in methods:
+        return EntrantConfig(rag=True, method={"name": method})
     where = f" ({origins[key]})" if key in origins else ""
     raise NotFoundError(
-        f"{key}: {item!r} is neither a strategy nor a method{where}. {did_you_mean(item, (*strategies, *methods))}"
+        f"{key}: {item!r} is neither a strategy nor a method{where}. {did_you_mean(item, (*strategies, *methods, RAG))}"
     )
 
 
@@ -160,7 +193,7 @@ def _resolve(
                 raise InputError(
                     f"entrant {entry.name or entry.model or 'without a name'}: {key} needs a method to use it"
                 )
-        if strategy is None and entry.model is None:
+        if strategy is None and entry.model is None and not entry.rag:
             raise InputError("an entrant needs a model, a strategy or a method; got none of them")
     role = "decoder" if method is None or kind == "generate" else _role(method["name"])
     if role not in models and not entry.model:
@@ -176,6 +209,7 @@ def _resolve(
         train={**train, **entry.train} if method is not None else {},
         engine=entry.engine or engine,
         search=_search(entry, search) if method is not None else None,
+        rag=_rag(entry, kind),
     )
 
 
@@ -187,6 +221,22 @@ def _search(entry: EntrantConfig, common: Search | None) -> Search | None:
     if own is not None and common is not None and isinstance(entry.search, int):
         return common.model_copy(update={"trials": own.trials})
     return own
+
+
+def _rag(entry: EntrantConfig, kind: TaskKind) -> dict[str, Any] | None:
+    """How it answers from documents, checked; None when it does not."""
+    if not entry.rag:
+        return None
+    name = entry.name or "rag"
+    if kind != "generate":
+        raise InputError(f"entrant {name}: rag answers questions, and the task is of kind {kind}")
+    if entry.strategy is not None:
+        raise InputError(f"entrant {name}: rag and strategy exclude each other: rag brings its own prompts")
+    chosen = RagConfig() if entry.rag is True else entry.rag
+    catalog.load("answers", chosen.mode).configure(chosen.options)
+    if entry.method is not None and chosen.mode != "stuff":
+        raise InputError(f"entrant {name}: an adapter is tuned on the prompts of mode stuff; got mode {chosen.mode}")
+    return chosen.model_dump()
 
 
 def _role(method: str) -> str:
@@ -207,7 +257,7 @@ def _mapping(value: str | dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _named(given: Sequence[str | None], entrants: Sequence[Entrant]) -> tuple[Entrant, ...]:
     """Give each entrant its name: its own, else how it adapts, with the model where that says too little."""
-    short = [e.way if (e.method or e.strategy) else e.model for e in entrants]
+    short = [e.way if (e.method or e.strategy or e.rag is not None) else e.model for e in entrants]
     often = Counter(name for name, own in zip(short, given, strict=True) if own is None)
     names = [
         own or (name if often[name] == 1 and name not in given else f"{name} {entrant.model}")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.model import ModelRecord
+from luthier.core.task import Task
 from luthier.evaluation.result import EvalResult
 from luthier.tournament.budget import Spent, total
 from luthier.tournament.entrant import Entrant
@@ -22,13 +23,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Planned:
     """An entrant with what is known before it runs. ``base`` is None for models that are not in the store; ``job`` is its training as it
-    is without a search. ``space`` is what its search varies."""
+    is without a search. ``space`` is what its search varies. ``documents`` is the state of the base that it answers from, ``task`` the task as
+    it is trained on it, with what is found for each question: None where both are the same for all."""
 
     entrant: Entrant
     base: ModelRecord | None
     job: Job | None = None
     settings: Settings = field(default_factory=Settings)
     space: Mapping[str, Range | Choice] = field(default_factory=dict)
+    documents: str = ""
+    task: Task | None = None
 
     @property
     def serving(self) -> Mapping[str, str]:
@@ -53,6 +57,7 @@ class Planned:
         """What makes its work equal to other work."""
         entrant = self.entrant.as_dict()
         plain: list[Any] = [entrant, self.base.digest if self.base else "", self.job.key if self.job else ""]
+        plain += [self.documents] if self.documents else []
         if self.job is None:
             return plain
         budget = self.settings.budget.model_dump() if self.settings.budget else None

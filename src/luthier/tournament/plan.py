@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InputError, LuthierError, NotFoundError, UnsupportedError
 from luthier.core.model import ModelRecord
+from luthier.core.run import Progress, no_progress
 from luthier.core.task import Task
+from luthier.knowledge.measure import state_digest
 from luthier.store.database import Store, open_store
 from luthier.store.models import find
 from luthier.tasks.own import Config as TaskConfig
 from luthier.tasks.own import build, read_config
 from luthier.tournament.budget import limits
+from luthier.tournament.documents import open_documents, read_documents, shown_passages
 from luthier.tournament.entrant import Entrant, choose_only, read_entrants
 from luthier.tournament.entry import Planned
 from luthier.tournament.settings import Settings, read_settings
@@ -23,6 +26,7 @@ from luthier.tournament.spaces import Choice, Range, applied, default_space, gri
 from luthier.tournament.trainer import training_splits
 
 if TYPE_CHECKING:
+    from luthier.knowledge.base import KnowledgeBase
     from luthier.training.preflight import Prediction
     from luthier.training.resolve import Job
     from luthier.training.shared import Shared
@@ -33,13 +37,14 @@ _QUARTERS = 4  # validations that halving needs, when a training has fewer epoch
 
 @dataclass(frozen=True)
 class Plan:
-    """A tournament, resolved: the task file's values, the task, the entrants."""
+    """A tournament, resolved: the task file's values, the task, the entrants, and the knowledge base that some answer from."""
 
     config: TaskConfig
     task: Task
     settings: Settings
     entrants: Sequence[Planned]
     origins: Mapping[str, str]
+    base: str = ""
 
 
 def read_plan(
@@ -49,6 +54,7 @@ def read_plan(
     engine: str = "auto",
     only: Sequence[str] = (),
     store: Store | None = None,
+    progress: Progress = no_progress,
 ) -> Plan:
     """Read a task file and look up all that it names, without loading weights.
 
@@ -59,12 +65,32 @@ def read_plan(
     settings = read_settings(config, document.origins)
     task = build(config)
     entrants = read_entrants(config, task.kind, engine=engine, origins=document.origins, search=settings.search)
-    planned = [plan_entrant(store, task, entrant, settings) for entrant in choose_only(entrants, only)]
-    return Plan(config, task, settings, planned, dict(document.origins))
+    chosen = choose_only(entrants, only)
+    documents = read_documents(config)
+    if documents is None or all(entrant.rag is None for entrant in chosen):
+        planned = [plan_entrant(store, task, entrant, settings) for entrant in chosen]
+        return Plan(config, task, settings, planned, dict(document.origins))
+    with open_documents(store, documents, task.name, progress) as base:
+        planned = [plan_entrant(store, task, entrant, settings, base, progress) for entrant in chosen]
+    return Plan(config, task, settings, planned, dict(document.origins), base.name)
 
 
-def plan_entrant(store: Store, task: Task, entrant: Entrant, settings: Settings) -> Planned:
+def plan_entrant(
+    store: Store,
+    task: Task,
+    entrant: Entrant,
+    settings: Settings,
+    documents: KnowledgeBase | None = None,
+    progress: Progress = no_progress,
+) -> Planned:
     """Look everything up and check it, the corners of its search space too."""
+    if entrant.rag is not None and documents is not None:
+        shown = None
+        if entrant.method is not None:
+            length = int(find(store, entrant.model).meta.get("context_length") or 0)
+            shown = shown_passages(task, documents, entrant.rag, progress, context_length=length)
+        planned = plan_entrant(store, shown or task, replace(entrant, rag=None), settings)
+        return replace(planned, entrant=entrant, documents=state_digest(documents), task=shown)
     try:
         if entrant.method is None:
             record = _stored(store, entrant.model)

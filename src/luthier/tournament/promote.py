@@ -51,6 +51,12 @@ def promote(
     found = _latest(store) if run == "latest" else find_run(store, run)
     evaluated = _evaluation(store, found, entrant)
     config = json.loads((folder(store, evaluated.id) / "config.json").read_text(encoding="utf-8"))["values"]
+    if str(config["model"]).startswith("kb:"):
+        told = config["engine"].get("writer") or "MODEL"
+        raise UnsupportedError(
+            f"{config['model']} answers from a knowledge base, which is a name to ask already",
+            hint=f"luthier kb set {str(config['model']).removeprefix('kb:')} answer.model={told}",
+        )
     target = _target(store, config)
     _check(store, target, config["engine"])
     certificate = standing_of(target, config["task"], uncertified=uncertified) if target.kind == "export" else None

@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.digest import digest_json
+from luthier.core.engine import Engine
 from luthier.core.errors import ConflictError, LuthierError
 from luthier.core.run import Progress, Run, no_progress
 from luthier.core.task import Task
 from luthier.evaluation.evaluate import evaluate
+from luthier.knowledge.base import open_base
 from luthier.store import runs
 from luthier.store.database import Store, open_store
 from luthier.store.home import now
 from luthier.store.lineage import Node, record_edge
 from luthier.tournament._engines import Lookup, open_together
 from luthier.tournament.board import Board, compare_all, rank
+from luthier.tournament.documents import from_documents
 from luthier.tournament.entry import Entry, Planned
 from luthier.tournament.frontier import frontiers
 from luthier.tournament.memory import Memory
@@ -60,7 +63,7 @@ def tournament(
     """
     store = store or open_store()
     overrides = list(overrides)
-    plan = read_plan(path, overrides, engine=engine, only=only, store=store)
+    plan = read_plan(path, overrides, engine=engine, only=only, store=store, progress=progress)
     if planned is not None:
         planned(plan.task, plan.entrants)
     command = ["luthier", "tournament", str(path) if not isinstance(path, Mapping) else "TASK.yaml", *overrides]
@@ -137,7 +140,8 @@ class _Tournament:
         from luthier.models.load import usable_cores
 
         cores = usable_cores()
-        jobs = jobs_of(self.plan.settings.jobs, cores, len(left))
+        own = any(entry.planned.task is not None for entry in left)  # other rows than the task file's: of this process
+        jobs = 1 if own else jobs_of(self.plan.settings.jobs, cores, len(left))
         folder = runs.folder(self.store, run.id)
         trainer: Workers | InProcess
         if jobs > 1:
@@ -150,11 +154,20 @@ class _Tournament:
             memory.remember(entry)
             record_edge(self.store, Node("run", entry.trained[-1].run), "entered", Node("run", run.id))
 
-        training = Training(self.store, folder, trainer, keep)
+        def train(entry: Entry, progress: Progress) -> None:
+            if entry.planned.task is None:
+                Training(self.store, folder, trainer, keep)(entry, progress)
+                return
+            alone = InProcess(self.store, entry.planned.task)
+            try:
+                Training(self.store, folder, alone, keep)(entry, progress)
+            finally:
+                alone.close()
+
         try:
             side_by_side(
                 left,
-                lambda entry: self._guarded(run, entry, lambda: training(entry, self._stages(entry.name))),
+                lambda entry: self._guarded(run, entry, lambda: train(entry, self._stages(entry.name))),
                 jobs,
                 trainer.stop if isinstance(trainer, Workers) else trainer.close,
             )
@@ -167,7 +180,7 @@ class _Tournament:
             return
 
         def look(entry: Entry) -> None:
-            entry.predicted = look_ahead(self.store, entry.planned, shared)
+            entry.predicted = look_ahead(self.store, entry.planned, shared if entry.planned.task is None else None)
 
         for entry in entries:
             self._guarded(run, entry, lambda entry=entry: look(entry))  # type: ignore[misc]
@@ -190,8 +203,17 @@ class _Tournament:
 
     def _ask(self, run: Run, entry: Entry, target: str, engines: Lookup, memory: Memory) -> None:
         entrant = entry.planned.entrant
+        engine = engines(*_as_asked(entry, target))
+        if entrant.rag is not None:
+            with open_base(self.plan.base, store=self.store) as base:
+                self._scored(run, entry, target, from_documents(base, engine, entrant.rag), memory)
+        else:
+            self._scored(run, entry, target, engine, memory)
+
+    def _scored(self, run: Run, entry: Entry, target: str, engine: Engine, memory: Memory) -> None:
+        entrant = entry.planned.entrant
         result = evaluate(
-            engines(*_as_asked(entry, target)),
+            engine,
             self.task,
             strategy=entrant.strategy,
             store=self.store,
@@ -271,7 +293,8 @@ def _base_name(entry: Entry) -> str:
 
 
 def _as_asked(entry: Entry, target: str) -> tuple[str, bool]:
-    """The model to open, and whether raw: only a tuned model that is to be asked with another strategy than its own prompt."""
+    """The model to open, and whether raw: only a tuned model that is to be asked with another strategy than its own prompt, or from documents."""
     base = entry.planned.base
     brings_prompt = entry.planned.job is not None or (base is not None and base.kind != "base")
-    return target, brings_prompt and entry.planned.entrant.strategy is not None
+    entrant = entry.planned.entrant
+    return target, brings_prompt and (entrant.strategy is not None or entrant.rag is not None)
