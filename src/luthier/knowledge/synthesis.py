@@ -276,7 +276,7 @@ def _kept(
         if not (hit.document == made.hit.document and abs(hit.chunk.number - own.number) <= 1)
         and holds_answer(hit.chunk.text, [made.answer])
     ]
-    vector = base.embedder.embed([made.question])[0]
+    vector = base.embedder.embed_queries([made.question])[0]
     reason = ""
     if own.id not in {each for hit in hits for each in (hit.chunk.id, hit.chunk.parent)}:
         reason = "not_found"
