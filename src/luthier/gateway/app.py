@@ -27,6 +27,7 @@ from luthier.gateway.batch import batches
 from luthier.gateway.cache import admin as cache_admin
 from luthier.gateway.calls import ClientGoneError
 from luthier.gateway.guard import check as guard_check
+from luthier.gateway.knowledge import stores
 from luthier.gateway.service import Service
 from luthier.gateway.watch import metrics, trace_api
 
@@ -53,6 +54,7 @@ def build_app(service: Service, host: str = "127.0.0.1") -> FastAPI:
     cache_admin.register(app, service)
     files.register(app, service)
     batches.register(app, service)
+    stores.register(app, service)
     metrics.register(app, service)
     open_paths = OPEN_PATHS | ({metrics.PATH} if service.watch.config.open_metrics else set())
     app.add_middleware(Door, keys=service.keys, host=host, open_paths=open_paths)

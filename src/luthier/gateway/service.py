@@ -21,6 +21,7 @@ from luthier.gateway.config import GatewayConfig
 from luthier.gateway.guard.handover import record_handover
 from luthier.gateway.guard.layer import guard_of, guarded
 from luthier.gateway.guard.run import Guard
+from luthier.gateway.knowledge.bases import Bases
 from luthier.gateway.layers import Ask, Layer, compose
 from luthier.gateway.reload import EVERY_S, Reloader, every
 from luthier.gateway.targets.gate import Gate
@@ -67,6 +68,7 @@ class Service:
     watch: Watch = field(init=False)
     cache: Cache | None = field(init=False, default=None)
     batches: BatchWorker | None = None
+    bases: Bases = field(init=False)
     reloader: Reloader | None = None
     router: Router = field(init=False)
     health: HealthChecks = field(init=False)
@@ -75,6 +77,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.watch = Watch(self)
+        self.bases = Bases(self)
         self.guard = guard_of(self.config.guardrails, self.engines(), self.store)
         if self.config.cache:
             self.cache = open_cache(self.config.cache, self.models, self.store, self.workers.run)
@@ -229,6 +232,7 @@ class Service:
     def close(self, timeout_s: float = 10.0) -> None:
         """Wait for calls that still run, then write the traces that wait. Safe to call twice."""
         self.workers.join(timeout_s)
+        self.bases.close()
         if self.guard is not None:
             self.guard.close()
         self.traces.close()

@@ -111,6 +111,27 @@ class KnowledgeBase:
         checked = None if labels is None else check_labels(labels)
         return add(self, sources, labels=checked, meta=dict(meta or {}), options=options or {}, progress=progress)
 
+    def add_bytes(
+        self,
+        data: bytes,
+        source: str,
+        *,
+        labels: Sequence[str] = (),
+        meta: Mapping[str, Any] | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> DocumentRecord:
+        """A document that is no file; ``source`` names it, with its suffix. One that cannot be read is kept as failed. Raises StoreError."""
+        from luthier.core.key import check_labels
+        from luthier.knowledge.ingest import add_bytes
+
+        return add_bytes(self, data, source, check_labels(labels), dict(meta or {}), options or {})
+
+    def begin_bytes(self, source: str, size_bytes: int, *, meta: Mapping[str, Any] | None = None) -> DocumentRecord:
+        """Note that ``add_bytes`` of this source is to come; what the base has of it stays until then."""
+        from luthier.knowledge.ingest import begin_bytes
+
+        return begin_bytes(self, source, size_bytes, dict(meta or {}))
+
     def remove(self, documents: Sequence[str]) -> int:
         """Drop documents by id or source (patterns with ``*``); returns how many. Raises InputError when nothing fits."""
         return _remove(self.store, self.record, documents, self.index)
@@ -142,12 +163,19 @@ class KnowledgeBase:
         from luthier.knowledge.search import search
 
         asked = partial(search, self, question, k, where, retrieval=retrieval, history=history, reranker=reranker)
-        for _ in range(2):
+        found: list[Hit] = []
+        for last in (False, False, True):
             try:
-                return asked(notes=notes)
+                found = asked(notes=notes)
             except RebuiltError:  # in the middle of the search: its vector may be another model's
+                if last:
+                    raise
                 continue
-        return asked(notes=notes)
+            self.refresh()
+            kept = [hit for hit in found if hit.document in self.known()]
+            if last or len(kept) == len(found):  # else a document changed between two of the steps
+                return kept
+        return found
 
     @property
     def current(self) -> CurrentIndex:
@@ -213,6 +241,7 @@ def create_base(
     retrieval: Sequence[Mapping[str, Any]] = (),
     answer: Mapping[str, Any] | None = None,
     description: str = "",
+    meta: Mapping[str, Any] | None = None,
     store: Store | None = None,
     engine: Engine | None = None,
 ) -> KnowledgeBase:
@@ -234,6 +263,7 @@ def create_base(
         retrieval=tuple(steps_of(retrieval)),
         answer=answer_of(answer),
         description=description,
+        meta=dict(meta or {}),
     )
     with disk_errors(folder_of(store, name)):
         folder_of(store, name).mkdir(parents=True, exist_ok=True)

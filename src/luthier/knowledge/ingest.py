@@ -131,6 +131,57 @@ def add(
     )  # fmt: skip
 
 
+def add_bytes(
+    base: KnowledgeBase,
+    data: bytes,
+    source: str,
+    labels: tuple[str, ...],
+    meta: dict[str, Any],
+    options: Mapping[str, Mapping[str, Any]],
+) -> DocumentRecord:
+    """See ``KnowledgeBase.add_bytes``."""
+    with writing(base.store, base.name):
+        clear_leftover(base.store, base.record)
+        base.refresh()
+        old = next((each for each in base.documents() if each.source == source), None)
+        try:
+            ready = cut(base, parse_bytes(data, source, options=options), labels, meta, (len(data), 0))
+        except StoreError:
+            raise
+        except LuthierError as error:
+            failed = failed_record(base.name, source, reason_of(source, error), labels, meta)
+            put_documents(base.store, base.name, [replace(failed, size_bytes=len(data))])
+            if old is not None:
+                base.index.remove([old.id])
+            return failed
+        if old is not None and old.id == ready.record.id:
+            ready.record = replace(ready.record, id=document_id(base.name, source, old.digest, old.id))
+        mark = folder_of(base.store, base.name) / _MARK
+        if mark.exists():
+            sweep(base)
+        mark_unfinished(mark)
+        write_rows(base, [ready])
+        put_documents(base.store, base.name, [ready.record])
+        if old is not None:
+            base.index.remove([old.id])
+        base.index.optimize()
+        mark.unlink(missing_ok=True)
+        return ready.record
+
+
+def begin_bytes(base: KnowledgeBase, source: str, size_bytes: int, meta: dict[str, Any]) -> DocumentRecord:
+    """See ``KnowledgeBase.begin_bytes``. Raises NotFoundError."""
+    old = next((each for each in base.documents() if each.source == source), None)
+    if old is not None and old.status == "ready":
+        return replace(old, status="in_progress")
+    made = DocumentRecord(
+        document_id(base.name, source, ""), base.name, source, "", status="in_progress", size_bytes=size_bytes,
+        added_at=now(), meta=meta,
+    )  # fmt: skip
+    put_documents(base.store, base.name, [made])
+    return made
+
+
 def sweep(base: KnowledgeBase) -> None:
     """Remove rows of documents that the database does not know: of a process that died."""
     _, known = document_ids(base.store, base.name)

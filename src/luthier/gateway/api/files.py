@@ -1,4 +1,4 @@
-"""/v1/files: what tenants upload for batches, and what batches write for them."""
+"""/v1/files: what tenants upload for batches and for vector stores, and what batches write for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from luthier.gateway.api.wire import RequestError
 from luthier.gateway.service import Service
 from luthier.store.files import delete_file, file_path, find_file, held_by, keep_file, list_files, receiving
 
-PURPOSES = ("batch",)
+PURPOSES = ("batch", "assistants")
+"""``batch``: JSONL of requests; ``assistants``: a document for a vector store, of any kind that is parsed."""
 MOST_FILES = 10_000
 UPLOAD_TIMEOUT_S = 600.0
 _AT_ONCE = 4
@@ -129,7 +130,8 @@ def page(rows: list[dict[str, Any]], limit: int) -> dict[str, Any]:
 
 def _owner(request: Request) -> Caller:
     caller: Caller = request.scope["luthier.caller"]
-    caller.require("batch")
+    if not caller.may("admin"):  # who fills vector stores
+        caller.require("batch")
     return caller
 
 
@@ -160,11 +162,11 @@ async def _receive(service: Service, request: Request, caller: Caller) -> FileRe
         file, purpose = form.get("file"), form.get("purpose")
         if not isinstance(file, UploadFile):
             raise RequestError("the form must have a part 'file' with a filename", param="file", code="missing_field")
-        name = _checked_name(file.filename or "")
         if purpose not in PURPOSES:
             raise RequestError(
                 f"purpose must be one of {', '.join(PURPOSES)}; got {purpose!r}", param="purpose", code="invalid_value"
             )
+        name = _checked_name(file.filename or "", str(purpose))
         keep = config.keep_days
         return await asyncio.to_thread(lambda: _keep(service, file.file, name, str(purpose), caller, keep))
     finally:
@@ -212,7 +214,7 @@ async def _parsed(headers: Headers, stream: AsyncGenerator[bytes]) -> FormData:
         raise RequestError("the client left in the middle of the upload", status=400, code="client_gone") from error
 
 
-def _checked_name(name: str) -> str:
+def _checked_name(name: str, purpose: str) -> str:
     """The name of a file, which is shown and never used as a path."""
     if not name or len(name) > 255 or not name.isprintable() or PurePosixPath(name.replace("\\", "/")).name != name:
         raise RequestError(
@@ -220,7 +222,7 @@ def _checked_name(name: str) -> str:
             param="file",
             code="invalid_filename",
         )
-    if not name.lower().endswith(".jsonl"):
+    if purpose == "batch" and not name.lower().endswith(".jsonl"):
         raise RequestError(
             f"files for batches must be called *.jsonl; got {name!r}", param="file", code="invalid_filename"
         )
@@ -229,7 +231,7 @@ def _checked_name(name: str) -> str:
 
 def _keep(service: Service, source: BinaryIO, name: str, purpose: str, caller: Caller, keep_days: float) -> FileRecord:
     with receiving(service.store) as path:
-        _copy_text(source, path)
+        _copy(source, path, text=purpose == "batch")
         return keep_file(
             service.store,
             path,
@@ -241,14 +243,15 @@ def _keep(service: Service, source: BinaryIO, name: str, purpose: str, caller: C
         )
 
 
-def _copy_text(source: BinaryIO, path: Path) -> None:
-    """Write what is read to ``path``. Raises RequestError for bytes that are no UTF-8, or none at all."""
+def _copy(source: BinaryIO, path: Path, *, text: bool) -> None:
+    """Write what is read to ``path``. Raises RequestError for no bytes at all, and for ``text`` that is no UTF-8."""
     decoder, size = codecs.getincrementaldecoder("utf-8")(), 0
     source.seek(0)
     with path.open("wb") as file:
         try:
             while block := source.read(_BLOCK):
-                decoder.decode(block)
+                if text:
+                    decoder.decode(block)
                 size += file.write(block)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
