@@ -14,7 +14,10 @@ LAYERS = (
     "evaluation", "knowledge", "apps", "tournament", "gateway", "console", "scale", "cli",
 )  # fmt: skip
 CATALOGUES = {"methods", "objectives", "engines", "strategies", "scorers", "tasks"}
-WITHIN = {"training": ("optimizers",), "gateway": ("guardrails", "routing")}
+WITHIN = {
+    "training": ("optimizers",), "gateway": ("guardrails", "routing"),
+    "knowledge": ("chunkers", "indexes", "retrievers", "answers"),
+}  # fmt: skip
 """Catalogues inside of another folder."""
 FILES = sorted(SOURCE.rglob("*.py"))
 WITHOUT_TORCH = {"core", "store", "scorers", "tasks", "cli"}
