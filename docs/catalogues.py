@@ -40,6 +40,12 @@ INTRODUCTIONS = {
     "configuration; [guardrails](../guardrails.md) says what is done about their findings.",
     "routes": "How a route of the gateway chooses what answers. Choose one with `strategy:` in a route of `gateway.yaml`; its options stand "
     "beside it. [Routes](../routes.md) says when which.",
+    "parsers": "What files become text with. The content of a file decides which one reads it; options go to `luthier kb add` as "
+    "`--option PARSER.KEY=VALUE`.",
+    "chunkers": "How documents are cut into the pieces that are embedded and found. Choose one with `--chunker` of `luthier kb create`.",
+    "indexes": "What keeps chunks and their vectors. Choose one with `--index` of `luthier kb create`.",
+    "retrievers": "The steps of a search, each around the next. Choose them with `retrieval=[...]` of `luthier kb set`, or `--retrieval` of "
+    "`luthier kb search`.",
     "answers": "How a question is answered from the passages that a search found. Choose one with `--mode` of `luthier kb ask`, or for a knowledge base with "
     "`luthier kb set`; [answers](../rag.md) says when which.",
     "tasks": "Where examples, prompt and scorers come from.",
