@@ -15,7 +15,7 @@ from luthier.gateway.knowledge.access import may_ask, visible
 from luthier.knowledge.base import KnowledgeBase, create_base, open_base, remove_base
 from luthier.knowledge.index import Filter
 from luthier.knowledge.rag import PREFIX
-from luthier.knowledge.retrievers._query import fused
+from luthier.knowledge.retrievers._fusion import by_rank
 from luthier.store.database import Store
 from luthier.store.files import file_path, find_file
 from luthier.store.home import new_id
@@ -116,7 +116,7 @@ class Bases:
         steps = [each for each in base.record.retrieval if rerank or each["name"] != "rerank"]
         allowed = visible(caller, where)
         found = [base.search(each, k, allowed, retrieval=steps, reranker=reranker) for each in queries]
-        return found[0] if len(found) == 1 else fused(found, [1.0] * len(found), k)
+        return found[0] if len(found) == 1 else by_rank(found, [1.0] * len(found), k)
 
     def attach(self, name: str, file_id: str, caller: Caller, attributes: dict[str, Any]) -> DocumentRecord:
         """Begin to add an uploaded file; returns it as it is now. Raises NotFoundError for another tenant's file."""
