@@ -55,6 +55,14 @@ def test_repairs_are_bounded_and_the_error_says_what_was_tried(shop: Database) -
         ask("What?", shop, Scripted(""), repairs=0)
 
 
+def test_a_model_that_repeats_itself_draws(shop: Database) -> None:
+    engine = Scripted("SELECT nosuch FROM customers")
+    with pytest.raises(NoQueryError):
+        ask("What?", shop, engine, repairs=3)
+    assert [each.temperature for each in engine.sampled] == [0.0, 0.0, 0.8, 0.8]
+    assert engine.sampled[2].seed != engine.sampled[3].seed
+
+
 def test_an_empty_result_is_said_to_be_empty_without_asking_the_model(shop: Database) -> None:
     engine = Scripted("SELECT name FROM customers WHERE city = 'Rome'", "Marco lives in Rome.")
     answer = ask("Who lives in Rome?", shop, engine)

@@ -23,6 +23,9 @@ MOST_REPAIRS = 10
 _QUERY_TOKENS = 400
 _WORDS_TOKENS = 200
 _SPARE_TOKENS = 64
+_REPEATED = 0.8
+"""The temperature of what is written after the same wrong query was written twice."""
+
 _BYTES_PER_TOKEN = 3
 
 
@@ -170,6 +173,8 @@ def asking(
         yield "write"
         calls.append(engine.generate([_within(conversation, engine, attempts)], drawn)[0])
         sql = sql_of(calls[-1].text)
+        if any(sql == each.sql for each in attempts):  # a greedy model repeats itself: from now on it draws
+            drawn = replace(drawn, temperature=max(drawn.temperature, _REPEATED), seed=len(attempts))
         try:
             if not sql:
                 raise QueryError("no query was written")

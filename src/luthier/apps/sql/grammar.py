@@ -10,8 +10,9 @@ from luthier.apps.sql.schema import Schema, quoted
 from luthier.core.engine import Constraint
 
 _QUERY = r"""
-query# ::= select# | select# " UNION " select# | select# " INTERSECT " select# | select# " EXCEPT " select#
-select# ::= "SELECT " selected# " FROM " from# where#? group#? tail#?
+query# ::= set# | set# tail#
+set# ::= select# | select# " UNION " select# | select# " INTERSECT " select# | select# " EXCEPT " select#
+select# ::= "SELECT " selected# " FROM " from# where#? group#?
 selected# ::= "DISTINCT " items# | items#
 items# ::= item# (", " item#){0,7}
 item# ::= "*" | value# | value# " AS " alias
@@ -40,7 +41,7 @@ alias ::= [tT] [1-9] | "total" | "average" | "number" | "result" | "month" | "ye
 literal ::= text | number | "NULL"
 text ::= "'" ([^'\x00-\x1f\x7f] | "''"){0,60} "'"
 number ::= "-"? [0-9]{1,15} ("." [0-9]{1,9})?
-integer ::= [0-9]{1,9}
+integer ::= [0-9]{1,4}
 """
 _FUNCTIONS = {
     "one": ("LOWER", "UPPER", "LENGTH", "ABS", "ROUND", "TRIM"),
