@@ -71,8 +71,8 @@ def test_a_sweep(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None
     proved = {record.id for record in measured(swept.proof["run"])}
     assert not asked & proved  # what chose does not prove
     assert len(asked) + len(proved) == len(TOWNS)
-    assert "held-out questions" in board.notes[-1]
-    assert Board.load(Path(board.folder)).notes == board.notes
+    assert "held-out questions" in board.verdict["reasons"][-1]
+    assert list(Board.load(Path(board.folder)).verdict["reasons"]) == list(board.verdict["reasons"])
     assert any(stage.startswith("4/4 ") for stage in stages)
     assert [each.name for each in list_bases(open_store())] == ["best"]
     with open_base("best") as best:

@@ -193,9 +193,8 @@ def show_board(board: Board) -> None:
     ]
     columns = _fitting(lines, _print.out().width, spare)
     sizes = board.task["sizes"]
-    title = (
-        f"{escape(board.name)}: {sizes['test']:,} test examples, {sizes['train']:,} to train on, the same for everyone"
-    )
+    to_train = f" {sizes['train']:,} to train on," if sizes["train"] else ""
+    title = f"{escape(board.name)}: {sizes['test']:,} test examples,{to_train} the same for everyone"
     rows = [[line[name] for name in columns] for line in lines]
     _print.show(
         _print.table(columns, rows, title=title, right=set(columns) - {"entrant", "model", _score_column(board), " "})
@@ -284,7 +283,7 @@ def _show_verdict(board: Board) -> None:
     panel = Panel(said, title="verdict", title_align="left", box=box.ROUNDED, padding=(0, 1), width=width)
     _print.out().print(panel, soft_wrap=False)
     _print.show(f"[dim]page with plots:[/] {Path(board.folder) / 'board.html'}")
-    if board.verdict.get("keep"):
+    if board.verdict.get("keep") and board.task.get("promotable", True):
         _print.say(f"[dim]next:[/] luthier promote {board.run}   registers {board.verdict['keep']} as an endpoint")
 
 

@@ -322,7 +322,7 @@ class _Sweep:
             run=run.id,
             name=self.config.name,
             created_at=now(),
-            task=about(self.task) | {"primary": primary, "command": [], "lower_is_better": []},
+            task=about(self.task) | {"primary": primary, "command": [], "lower_is_better": [], "promotable": False},
             standings=standings,
             comparisons=comparisons,
             verdict=decide(standings, comparisons, primary, frontiers=edges).as_dict(),
@@ -371,7 +371,7 @@ class _Sweep:
             except LuthierError as error:  # it is on the board with the same reason
                 against = {"name": first.name, "error": error.message}
         told: dict[str, Any] = {"chosen": chosen.name, "proof": _plain(proof), "against": against}
-        board = replace(board, notes=(*board.notes, _proved(told)))
+        board = replace(board, verdict={**board.verdict, "reasons": (*board.verdict["reasons"], _proved(told))})
         folder = runs.folder(self.store, run.id)
         board.save(folder)
         write_atomic(folder / HELD_OUT, json.dumps(told, ensure_ascii=False, indent=1) + "\n")
