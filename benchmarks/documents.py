@@ -1,4 +1,4 @@
-"""Documents: how much of the known text of each format is found, which broken files are refused and why, and how long a file takes.
+"""Documents: how much of the known text of each format is found, which broken files are refused and why, and the processor time of a file.
 
     python benchmarks/documents.py --data FOLDER [--quick] [--peer PYTHON]
 
@@ -24,10 +24,12 @@ from typing import Any
 
 from luthier.core.errors import InputError
 from luthier.knowledge.parse import parse_file
-from luthier.knowledge.parsers import _ocr
+from luthier.knowledge.parsers import _ocr, image, pdf
 
 OCR = "scans (OCR)"
 REPEATS = 3
+LONG_S = 3.0
+"""Of processor time: a file that takes so long (OCR) is read once."""
 
 
 @dataclass
@@ -59,6 +61,7 @@ def main() -> None:
     asked = parser.parse_args()
     rows = [json.loads(line) for line in (asked.data / "manifest.jsonl").open(encoding="utf-8")]
     paths = [asked.data / row["file"] for row in rows]
+    pdf.APART = image.APART = False
     with_ocr = not asked.quick and _ocr.reader() is not None
     said = [ours(path, with_ocr=with_ocr) for path in paths]
     own = tallies(rows, said, with_ocr=with_ocr)
@@ -73,25 +76,25 @@ def main() -> None:
     }
     if peer:
         quality["markitdown_recall"] = {kind: tally.found / tally.phrases for kind, tally in peer.items()}
-    figures = {"median_s": {kind: median(tally.seconds) for kind, tally in own.items()}}
+    figures = {"median_cpu_s": {kind: median(tally.seconds) for kind, tally in own.items()}}
     shared = [kind for kind in own if kind != OCR and kind in peer]
     ratios = {f"speed_{kind}": median(peer[kind].seconds) / median(own[kind].seconds) for kind in shared}
     print(json.dumps({"benchmark": "documents", "ratios": ratios, "figures": figures, "quality": quality}))
 
 
 def ours(path: Path, *, with_ocr: bool) -> Said:
-    """A file by Luthier; the time is the least of several readings, of one where it is long."""
-    best = float("inf")
+    """A file by Luthier: the least processor time of several readings. PDF is read in this process, so that its time is counted, too."""
+    seconds = []
     for _ in range(REPEATS):
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             said = Said(parse_file(path, {} if with_ocr else {"pdf": {"ocr": False}}).text)
         except InputError as error:
             said = Said(error=error.message)
-        best = min(best, time.perf_counter() - start)
-        if best > 0.5:
+        seconds.append(time.process_time() - start)
+        if seconds[-1] > LONG_S:
             break
-    return Said(said.text, said.error, best)
+    return Said(said.text, said.error, min(seconds))
 
 
 def theirs(python: Path, paths: Sequence[Path]) -> list[Said]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -68,16 +70,38 @@ def test_both_sides_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_that_dies_costs_one_file() -> None:
     parse_bytes(file(), "warm.pdf")
-    apart._running[0]._child.kill()
-    apart._running[0]._child.wait()
+    apart._idle[0]._child.kill()
+    apart._idle[0]._child.wait()
     assert parse_bytes(file(), "a.pdf").text  # it was seen to be dead
-    process = apart._process()
+    process = apart._idle[0]
     process.lives = lambda: True  # type: ignore[method-assign]  # as if it died with the question on its way
     process._child.kill()
     process._child.wait()
     with pytest.raises(DataError, match=r"a\.pdf was given up: its pdf reader died of it"):
         parse_bytes(file(), "a.pdf")
+    del process.lives  # type: ignore[method-assign]
     assert parse_bytes(file(), "a.pdf").text
+
+
+def test_a_long_file_does_not_hold_up_another() -> None:
+    parse_bytes(file(), "warm.pdf")
+    ended: list[str] = []
+
+    def long() -> None:
+        with pytest.raises(DataError, match="was given up"):
+            parse_bytes(hanging(), "hang.pdf", options={"pdf": {"timeout_s": 30.0}})
+        ended.append("long")
+
+    thread = threading.Thread(target=long)
+    thread.start()
+    while apart._idle:
+        pause()  # until it has taken the process
+    assert parse_bytes(file(), "short.pdf").text
+    assert not ended
+    for process in (each for each in gc.get_objects() if isinstance(each, apart._Process) and each not in apart._idle):
+        process._child.kill()  # its reader has hung for long enough
+    thread.join(60)
+    assert ended == ["long"]
 
 
 def test_errors_keep_their_kind_and_unknown_ones_name_the_file() -> None:
@@ -95,7 +119,7 @@ def test_it_ends_with_the_one_who_started_it(tmp_path: Path) -> None:
     )  # nothing of the folder is imported
     script = (
         "from luthier.knowledge import apart\n"
-        "process = apart._process()\n"
+        "process = apart._Process()\n"
         "process._line(60, 1e18)\n"
         "print(process._child.pid, flush=True)\n"
         "import os; os._exit(9)\n"
@@ -118,12 +142,12 @@ def test_it_ends_with_the_one_who_started_it(tmp_path: Path) -> None:
                 break
         except (ProcessLookupError, FileNotFoundError):
             break
-        select_pause()
+        pause()
     else:
         raise AssertionError(f"{pid} is still there")
 
 
-def select_pause() -> None:
+def pause() -> None:
     """A moment for the other process, without holding the processor."""
     import select
 

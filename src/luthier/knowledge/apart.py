@@ -1,7 +1,7 @@
-"""Parsers that run in a process of their own, one file at a time: native code that hangs on a file, dies of it or fills the memory costs that file only.
+"""Parsers that run in processes of their own, a file at a time in each: native code that hangs on a file, dies of it or fills the memory costs that file only.
 
-The process is started with the first file and stays; both sides speak lines of JSON (``python -m luthier.knowledge.apart`` is its side). It ends with
-the process that started it, whose end closes its standard input.
+A process is started with the first file and stays; both sides speak lines of JSON (``python -m luthier.knowledge.apart`` is its side). It ends with
+the process that started it, whose end closes its standard input. Files that come at once get processes of their own, up to ``MOST``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from luthier.knowledge.parsers._parsed import Parsed
 
 WHOLE = 60
 """A file may take so many times as long as a page."""
+MOST = 4
+"""Processes at once; more files wait."""
 MOST_MEMORY = 8 * 2**30
 """Bytes of the process's address space."""
 _START_S = 120.0
@@ -39,8 +41,12 @@ def parse_apart(parser: str, data: bytes, name: str, config: Any, timeout_s: flo
 
     Raises the parser's LuthierError, FailedError for anything else that it raised, DataError when the process died or took too long.
     """
-    with _lock:
-        return _process().ask(parser, data, name, config, timeout_s)
+    with _room:
+        process = _take()
+        try:
+            return process.ask(parser, data, name, config, timeout_s)
+        finally:
+            _give_back(process)
 
 
 class _Process:
@@ -102,9 +108,9 @@ class _Process:
         return line
 
     def end(self) -> None:
-        """Kill it; the next file gets another."""
-        if self in _running:
-            _running.remove(self)
+        """Kill it. Safe to call twice, and by another process that has inherited it."""
+        if self.owner != os.getpid():
+            return
         self._child.kill()
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout):
@@ -113,14 +119,28 @@ class _Process:
                     pipe.close()
 
 
+_room = threading.BoundedSemaphore(MOST)
 _lock = threading.Lock()
-_running: list[_Process] = []
+_idle: list[_Process] = []
 
 
-def _process() -> _Process:
-    if not _running or not _running[0].lives():
-        _running[:] = [_Process()]
-    return _running[0]
+def _take() -> _Process:
+    """A process that waits for work, or a new one."""
+    with _lock:
+        while _idle:
+            process = _idle.pop()
+            if process.lives():
+                return process
+    return _Process()
+
+
+def _give_back(process: _Process) -> None:
+    """One stays for the next file; the others, which had work at the same time, end."""
+    with _lock:
+        if process.lives() and not _idle:
+            _idle.append(process)
+            return
+    process.end()
 
 
 def _answer(said: dict[str, Any]) -> Parsed:
