@@ -48,8 +48,6 @@ INTRODUCTIONS = {
     "`luthier kb search`.",
     "answers": "How a question is answered from the passages that a search found. Choose one with `--mode` of `luthier kb ask`, or for a knowledge base with "
     "`luthier kb set`; [answers](../rag.md) says when which.",
-    "parsers": "How files become text. What a file is, is seen from its content; options are given as `luthier kb add NAME PATH -o PARSER.KEY=VALUE`, from "
-    "Python as `options={...}`. [Documents](../documents.md) says what is kept of each format.",
     "tasks": "Where examples, prompt and scorers come from.",
 }
 HOW = {"swap": "hot-swapped on its base", "merge": "as weights of its own", "no": "not possible"}
