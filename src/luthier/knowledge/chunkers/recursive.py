@@ -13,7 +13,7 @@ from luthier.knowledge.chunkers._spans import ChunkTools, Joined, key_of
 class Config(EntryConfig):
     """``tokens`` a chunk at most, of which ``overlap`` may repeat the end of the one before."""
 
-    tokens: int = Field(default=200, ge=8)
+    tokens: int = Field(default=256, ge=8)
     overlap: int = Field(default=30, ge=0)
 
 
