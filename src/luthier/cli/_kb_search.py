@@ -47,7 +47,9 @@ def register(kb: typer.Typer) -> None:
         """Find the passages that answer a question best."""
         import time
 
-        from luthier.cli._print import duration, say, show_json
+        from rich.markup import escape
+
+        from luthier.cli._print import duration, say, show_json, warn
         from luthier.knowledge.base import open_base
         from luthier.knowledge.filters import read_filter
         from luthier.strategies._load import load
@@ -57,8 +59,12 @@ def register(kb: typer.Typer) -> None:
             base.ask = load(writer) if writer else None
             model = load(reranker) if reranker else None
             began = time.perf_counter()
-            hits = base.search(question, k, where, retrieval=_steps(retrieval), reranker=model)
+            notes: list[dict[str, Any]] = []
+            hits = base.search(question, k, where, retrieval=_steps(retrieval), reranker=model, notes=notes)
             seconds = time.perf_counter() - began
+            for note in notes:
+                if "failed" in note:
+                    warn(f"step {note['step']} was left out, its model failed: {note['failed']}")
             if as_json:
                 show_json([_plain(hit) for hit in hits])
                 return
@@ -66,6 +72,9 @@ def register(kb: typer.Typer) -> None:
                 steps = _steps(retrieval) or base.record.retrieval
                 names = " <- ".join(str(each["name"]) for each in steps) or "hybrid"
                 say(f"[dim]{names} over {base.index.count():,} chunks in {duration(seconds)}[/]")
+                for note in notes:
+                    what = ", ".join(f"{key} {value!r}" for key, value in note.items() if key != "step")
+                    say(f"[dim]{escape(note['step'])}: {escape(what)}[/]")
         if not hits:
             say("Nothing was found." if base_has_documents(base) else f"{name} is empty; luthier kb add {name} PATH...")
             return
