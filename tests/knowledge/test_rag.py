@@ -163,6 +163,24 @@ def test_a_stream_is_the_answer_of_generate() -> None:
     assert last is not None and last.citations == whole.citations and last.text == whole.text
 
 
+def test_a_reader_who_leaves_stops_the_model() -> None:
+    ended: list[bool] = []
+
+    class Watched(FakeEngine):
+        def stream(self, prompt: Any, sampling: Sampling) -> Any:
+            try:
+                yield from super().stream(prompt, sampling)
+            finally:
+                ended.append(True)
+
+    made = rag(Shelf(FRANCE), Watched("fake", Config(answers={"France": "one two three four"})))
+    deltas = made.stream(user("France"), Sampling())
+    while not next(deltas).text:
+        assert not ended
+    deltas.close()  # type: ignore[attr-defined]
+    assert ended == [True]
+
+
 def test_what_is_asked_of_a_batch_is_one_batch() -> None:
     batches: list[int] = []
 

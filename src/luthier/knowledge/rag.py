@@ -357,12 +357,18 @@ class _Talking:
         """The pieces of the answer with good marks only; returns its generation."""
         marks = Marks(len(wanted.shown))
         made: Generation | None = None
-        for delta in self._inner.stream(wanted.ask.prompt, wanted.ask.sampling):
-            made = delta.generation or made
-            text = marks.feed(delta.text) + (marks.end() if delta.generation is not None else "")
-            self.said += text
-            self.called = self.called or bool(delta.tool_calls)
-            yield Delta(text, tool_calls=delta.tool_calls)
+        deltas = self._inner.stream(wanted.ask.prompt, wanted.ask.sampling)
+        try:
+            for delta in deltas:
+                made = delta.generation or made
+                text = marks.feed(delta.text) + (marks.end() if delta.generation is not None else "")
+                self.said += text
+                self.called = self.called or bool(delta.tool_calls)
+                yield Delta(text, tool_calls=delta.tool_calls)
+        finally:  # a reader who leaves stops the engine
+            close = getattr(deltas, "close", None)
+            if close is not None:
+                close()
         if made is None:
             raise EngineError(f"{self._inner.info.model} ended an answer without saying so")
         return made
@@ -435,6 +441,7 @@ def open_rag(
     store: Store | None = None,
     engine: Engine | None = None,
     opens_with: str = "auto",
+    raw: bool = False,
     reranker: Engine | str | None = None,
     shared: dict[Any, Any] | None = None,
 ) -> RagEngine:
@@ -442,7 +449,7 @@ def open_rag(
 
     ``model`` is the name of the one that writes, ``engine`` is it when it is open already (it is closed with the rest). The record's ``answer`` is
     ``{"model", "mode", "k", "least", "rewrite", "reranker", **options of the mode}``. ``opens_with`` names the engine for the model (torch, llamacpp, ...),
-    ``shared`` is as in ``strategies._load.load_many``.
+    ``raw`` leaves away the prompt that it was tuned with; ``shared`` is as in ``strategies._load.load_many``.
 
     Raises NotFoundError for an unknown base or model, InputError when no model is named and for wrong options, MismatchError when the base's
     embedding model has changed.
@@ -467,7 +474,7 @@ def open_rag(
     opened: list[Any] = []
     try:
         if engine is None:
-            engine = _loaded(model, store, shared, opens_with)
+            engine = _loaded(model, store, shared, opens_with, raw=raw)
         opened.append(engine)
         base = open_base(name, store=store)
         opened.append(base)
@@ -502,6 +509,7 @@ def open_named(
     engine: str = "auto",
     store: Store | None = None,
     options: Mapping[str, Any] | None = None,
+    raw: bool = False,
     shared: dict[Any, Any] | None = None,
 ) -> RagEngine:
     """``kb:NAME`` as the name of a model. ``options``: ``model``, ``mode``, ``k``, ``least``, ``rewrite``, ``retrieval`` and ``reranker`` in place of the base's own;
@@ -510,15 +518,17 @@ def open_named(
     named = {
         key: told.pop(key) for key in ("model", "mode", "k", "least", "rewrite", "retrieval", "reranker") if key in told
     }
-    return open_rag(name, options=told, store=store, opens_with=engine, shared=shared, **named)
+    return open_rag(name, options=told, store=store, opens_with=engine, raw=raw, shared=shared, **named)
 
 
-def _loaded(model: str, store: Store, shared: dict[Any, Any] | None, engine: str = "auto") -> Engine:
+def _loaded(
+    model: str, store: Store, shared: dict[Any, Any] | None, engine: str = "auto", *, raw: bool = False
+) -> Engine:
     from luthier.strategies._load import load_many
 
     if model.startswith(PREFIX):
         raise InputError(f"{model} is a knowledge base; name the model that writes for it")
-    return load_many([model], engine=engine, store=store, shared=shared)[model]
+    return load_many([model], engine=engine, store=store, raw=raw, shared=shared)[model]
 
 
 def _counter(store: Store, model: str, engine: Engine) -> Callable[[Prompt], int] | None:

@@ -81,7 +81,7 @@ def _load(
 
     above = opener(name)
     if above is not None:
-        opened: Engine = above(name, engine=engine, store=store, options=options, shared=shared)
+        opened: Engine = above(name, engine=engine, store=store, options=options, raw=raw, shared=shared)
         return opened
     record, endpoint = _target(store, name)
     meta = endpoint.meta if endpoint is not None else {}
