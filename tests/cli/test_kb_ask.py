@@ -45,7 +45,7 @@ def test_an_answer_and_under_it_what_it_rests_on(shop: Run) -> None:
     answer, empty, citation = ran.out.strip().splitlines()
     assert (answer, empty) == ("Leave is thirty days [1]", "")
     assert citation.startswith("[1] handbook.md") and citation.endswith(": Leave is thirty days a year.")
-    assert "1 call" in ran.err and "retrieve: query How long is leave?" in ran.err
+    assert "1 call" in ran.err and "query How long is leave?" in ran.err
 
 
 def test_streamed_or_not_it_is_the_same(shop: Run) -> None:

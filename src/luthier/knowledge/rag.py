@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -29,16 +27,16 @@ from luthier.core.engine import (
     check_health,
     require,
 )
-from luthier.core.errors import EngineError, InputError, LuthierError, NotFoundError
+from luthier.core.errors import InputError, LuthierError, NotFoundError
 from luthier.core.message import Prompt
 from luthier.core.run import Progress, no_progress
 from luthier.knowledge.answers._fit import fitted, prompts
-from luthier.knowledge.answers._talk import AnswerTools, Say, ShownConfig, Talk, Written
-from luthier.knowledge.cite import Marks, attributed, cite, clean
+from luthier.knowledge.answers._talk import AnswerTools, Say, ShownConfig
 from luthier.knowledge.index import Filter
-from luthier.knowledge.prompt import is_not_found, prompt_digest, rag_prompt, read_question
+from luthier.knowledge.prompt import prompt_digest, rag_prompt, read_question
 from luthier.knowledge.search import DEFAULT as DEFAULT_RETRIEVAL
 from luthier.knowledge.search import MOST, check_retrieval
+from luthier.knowledge.talk import Talking, Writer
 from luthier.strategies._thinking import Ask, Reply, ask_all
 
 if TYPE_CHECKING:
@@ -147,7 +145,7 @@ class RagEngine:
         self._least, self._rewrite, self._reranker = dict(least or {}), rewrite, reranker
         self._retrieval = None if retrieval is None else list(retrieval)
         self._count = count or getattr(engine, "count_tokens", None) or estimated_tokens
-        self._writer = _Writer(engine)
+        self._writer = Writer(engine)
         self.base = _with_writer(base, self._writer)
         self._owned = (engine, *owned)
         self._info = self._described()
@@ -227,7 +225,7 @@ class RagEngine:
         """Empty pieces while it reads, then the answer as it is written; the pieces joined are the text."""
         return self._stream(self._talk(prompt, sampling))
 
-    def _stream(self, talk: _Talking) -> Iterator[Delta]:
+    def _stream(self, talk: Talking) -> Iterator[Delta]:
         replies: Any = None
         while True:
             try:
@@ -279,11 +277,11 @@ class RagEngine:
         for each in self._owned:
             each.close()
 
-    def _talk(self, prompt: Prompt, sampling: Sampling) -> _Talking:
+    def _talk(self, prompt: Prompt, sampling: Sampling) -> Talking:
         question = read_question(prompt)
         calls: list[Generation] = []
         tools = self._tools(sampling, question.history, calls)
-        return _Talking(self.inner, self._entry(question, self._config, tools), tools, calls)
+        return Talking(self.inner, self._entry(question, self._config, tools), tools, calls)
 
     def _tools(self, sampling: Sampling, history: Sequence[str], calls: list[Generation]) -> AnswerTools:
         steps: list[Mapping[str, Any]] = []
@@ -336,95 +334,6 @@ class RagEngine:
         return not self._least or any(
             name in hit.scores and hit.scores[name] >= least for name, least in self._least.items()
         )
-
-
-class _Talking:
-    """One question's talk, what was said of it so far, and the calls that were made for it."""
-
-    def __init__(self, inner: Engine, talk: Talk, tools: AnswerTools, calls: list[Generation]) -> None:
-        self._inner, self._talk, self._tools, self._calls = inner, talk, tools, calls
-        self.said = ""
-        self.called = False
-
-    def send(self, replies: Any) -> Sequence[Ask] | Say:
-        """The next calls. Raises StopIteration with what was written."""
-        given = replies if isinstance(replies, list) else [replies]
-        self._calls += [each for each in given if isinstance(each, Generation)]
-        wanted: Sequence[Ask] | Say = self._talk.send(replies)
-        return wanted
-
-    def say(self, wanted: Say) -> Generator[Delta, None, Generation]:
-        """The pieces of the answer with good marks only; returns its generation."""
-        marks = Marks(len(wanted.shown))
-        made: Generation | None = None
-        deltas = self._inner.stream(wanted.ask.prompt, wanted.ask.sampling)
-        try:
-            for delta in deltas:
-                made = delta.generation or made
-                text = marks.feed(delta.text) + (marks.end() if delta.generation is not None else "")
-                self.said += text
-                self.called = self.called or bool(delta.tool_calls)
-                yield Delta(text, tool_calls=delta.tool_calls)
-        finally:  # a reader who leaves stops the engine
-            close = getattr(deltas, "close", None)
-            if close is not None:
-                close()
-        if made is None:
-            raise EngineError(f"{self._inner.info.model} ended an answer without saying so")
-        return made
-
-    def finished(self, written: Written) -> Generation:
-        """The answer with its hits, citations and costs, which are of all calls together."""
-        made, calls = written.made, self._calls
-        shown = tuple(self._tools.originals.get(hit.chunk.id, hit) for hit in written.shown)
-        text, _ = clean(made.text, len(shown))
-        citations = () if is_not_found(text) else cite(text, shown)
-        if not citations and not is_not_found(text) and (citations := attributed(text, shown)):
-            self._tools.note("attribute", passages=[each.number for each in citations])
-        latency = sum(each.latency_s for each in calls)
-        return replace(
-            made,
-            text=text,
-            tokens=(),
-            latency_s=latency,
-            first_token_s=latency - made.latency_s + made.first_token_s,
-            prompt_tokens=sum(each.prompt_tokens for each in calls),
-            completion_tokens=sum(each.completion_tokens for each in calls),
-            calls=sum(each.calls for each in calls),
-            hits=shown,
-            citations=citations,
-            steps=tuple(self._tools.steps),
-        )
-
-
-class _Writer:
-    """The model that writes, as the steps of a search ask it: what it wrote is counted with the answer that the search is for."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._noted = threading.local()
-
-    @contextmanager
-    def noting(self, calls: list[Generation]) -> Iterator[list[Generation]]:
-        """What is written in this thread meanwhile; it is added to ``calls`` at the end."""
-        written: list[Generation] = []
-        self._noted.written = written
-        try:
-            yield written
-        finally:
-            self._noted.written = []
-            calls += written
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, progress: Progress = no_progress
-    ) -> list[Generation]:
-        """The engine's."""
-        made = self._engine.generate(prompts, sampling, progress)
-        getattr(self._noted, "written", []).extend(made)
-        return made
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
 
 
 def open_rag(
@@ -552,7 +461,7 @@ def estimated_tokens(prompt: Prompt) -> int:
     return sum(8 + len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN for text in texts)
 
 
-def _with_writer(base: Searchable, writer: _Writer) -> Searchable:
+def _with_writer(base: Searchable, writer: Writer) -> Searchable:
     """``base``, whose searches ask ``writer`` where they have a model write and the base has none of its own."""
     from luthier.knowledge.base import KnowledgeBase
 
