@@ -135,6 +135,8 @@ def test_rebuild_with_another_chunker(run, made):
         (["add", "hr", ".", "--label", "a", "--no-labels"], "--no-labels"),
         (["add", "hr", ".", "--label", "a,b"], "label"),
         (["add", "hr", ".", "--meta", "year"], "KEY=VALUE"),
+        (["add", "hr", ".", "-o", "pdff.password=x"], "pdff"),
+        (["add", "hr", ".", "-o", "pdf.passwort=x"], "passwort"),
         (["rm", "hr", "none.txt"], "none.txt"),
         (["rm", "nobody", "--yes"], "nobody"),
         (["search", "hr", "  "], "question"),

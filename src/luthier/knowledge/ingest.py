@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from luthier.core import catalog
 from luthier.core.document import Chunk, Document
 from luthier.core.errors import InputError, LuthierError, StoreError
 from luthier.core.run import Progress, no_progress
@@ -102,6 +103,8 @@ def add(
 ) -> AddReport:
     """See ``KnowledgeBase.add``."""
     listed = _listed(sources)
+    for name, given in options.items():
+        catalog.load("parsers", name).configure(given)
     waiting = partial(progress, "wait for another change of this base", 0, 0)
     with writing(base.store, base.name, waiting):
         clear_leftover(base.store, base.record)
