@@ -26,8 +26,9 @@ def writer(tools: ChunkTools, chunker: str, model: str = "") -> Engine:
     found = tools.writers.open(model) if tools.writers is not None else None
     if found is None:
         raise InputError(
-            f"chunker {chunker} has a model write{f', {model}' if model else ''}; none was given",
-            hint="name one: chunker.model=MODEL (with context: chunker.context.model=MODEL), or answer.model=MODEL of the base",
+            f"chunker {chunker} has a model write; none was given: chunker.model (with context: chunker.context.model), or answer.model of the base, "
+            "names one",
+            hint="for example -o chunker.context.model=MODEL",
         )
     return found
 
