@@ -45,7 +45,7 @@ def test_entries_are_the_file_names_of_the_folder():
             "optimizers": "training/optimizers",
             "guardrails": "gateway/guardrails",
             "routes": "gateway/routing",
-        }
+        } | {each: f"knowledge/{each}" for each in ("parsers", "chunkers", "indexes", "retrievers", "answers")}
         place = Path(luthier.__file__).parent / elsewhere.get(catalogue, catalogue)
         found = tuple(sorted(p.stem for p in place.glob("*.py") if not p.stem.startswith("_")))
         assert names(catalogue) == found and found
