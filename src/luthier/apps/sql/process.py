@@ -115,7 +115,8 @@ class Process:
     def _read(self, wait_s: float, most_bytes: int, *, watched: bool) -> bytes | None:
         """One message, None when the child ended. Raises QueryError at the limits."""
         assert self._child is not None and self._child.stdout is not None
-        descriptor, deadline = self._child.stdout.fileno(), time.monotonic() + wait_s
+        child, deadline = self._child, time.monotonic() + wait_s
+        descriptor = self._child.stdout.fileno()
         buffer, needed = bytearray(), LENGTH.size
         most_resident = self._resident + (self._memory_mb << 20) + (128 << 20)
         with selectors.DefaultSelector() as selector:
@@ -125,7 +126,7 @@ class Process:
                 if left <= 0:
                     raise QueryError(f"the query took longer than {wait_s - _GRACE_S:g} s")
                 if not selector.select(min(left, _TICK_S)):
-                    if watched and _resident(self._child.pid) > most_resident:
+                    if watched and _resident(child.pid) > most_resident:
                         raise QueryError(f"the query needed more than {self._memory_mb} MB of memory")
                     continue
                 piece = os.read(descriptor, 1 << 20)
