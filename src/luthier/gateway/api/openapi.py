@@ -138,7 +138,7 @@ HEALTH = record({"status": {"enum": ["ok", "degraded"]}}, optional={"models": li
 
 KEY = record({
     "object": {"const": "key"}, "id": TEXT, "tenant": TEXT, "name": TEXT, "hint": TEXT,
-    "state": {"enum": ["active", "expired", "revoked"]}, "scopes": listing(TEXT), "models": listing(TEXT),
+    "state": {"enum": ["active", "expired", "revoked"]}, "scopes": listing(TEXT), "models": listing(TEXT), "labels": listing(TEXT),
     "limits": {"type": "object", "additionalProperties": NUMBER}, "created_at": TEXT, "created_by": TEXT,
     "expires_at": MAYBE_TEXT, "revoked_at": MAYBE_TEXT, "last_used_at": MAYBE_TEXT, "old_until": MAYBE_TEXT,
 }, optional={"key": TEXT})  # fmt: skip
