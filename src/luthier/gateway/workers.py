@@ -19,7 +19,8 @@ class Workers:
 
     def __init__(self, name: str = "luthier-call", idle_s: float = IDLE_S) -> None:
         self._name, self._idle_s = name, idle_s
-        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        # no SimpleQueue: its get waits for ever when another thread took the item and the time is over (CPython 3.11)
+        self._tasks: queue.Queue[Task] = queue.Queue()
         self._changed = threading.Condition()
         self._idle = 0  # threads that wait for a task that nobody has promised them yet
         self._busy = 0
