@@ -36,6 +36,7 @@ _OLD = timedelta(minutes=10)
 """Versions of the table older than this are deleted by ``optimize``; a reader takes the newest one for each search."""
 _UNINDEXED = 2_000
 """Rows outside of the search structures, which are compared one by one, at which ``optimize`` takes them in (or 2% of all rows)."""
+_CANDIDATES = 200
 _CELL = 4096
 _GROWN = 2
 """The approximate index is trained anew when there are so many times the vectors that it was trained on."""
@@ -47,9 +48,9 @@ class Config(EntryConfig):
 
     ``ann``: how vectors are found once there are ``ann_from`` of them (below that all are compared): in cells of vectors of a bit a dimension
     (``ivf_rq``: RaBitQ, Gao and Long 2024; built the fastest; widths that 8 divides, others take ``ivf_pq``) or of product codes (``ivf_pq``: Jegou, Douze and Schmid 2011), by a graph over
-    8-bit vectors (``hnsw``: Malkov and Yashunin 2016), or never (``exact``). ``refine`` times k candidates are compared with the vectors
-    themselves. ``partitions``: cells (0: one for 4,096 vectors), ``probes``: those looked into. Of the graph: ``m`` neighbours a vector,
-    ``ef_construction`` candidates while it is built, ``ef`` while it is searched (0: 1.5 times those wanted).
+    8-bit vectors (``hnsw``: Malkov and Yashunin 2016), or never (``exact``). ``refine`` times k candidates, at least 200, are compared with the
+    vectors themselves. ``partitions``: cells (0: one for 4,096 vectors), ``probes``: those looked into. Of the graph: ``m`` neighbours a vector,
+    ``ef_construction`` candidates while it is built, ``ef`` while it is searched (0: 1.5 times those compared; never less than these).
     """
 
     metric: Metric = "cosine"
@@ -185,9 +186,10 @@ class LanceIndex:
         if exact:
             query = query.bypass_vector_index()
         else:
+            refine = max(self._config.refine, -(-_CANDIDATES // k))
             query = query.nprobes(self._config.probes)
-            query = query if self._bits else query.refine_factor(self._config.refine)
-            query = query.ef(self._config.ef) if self._config.ef else query
+            query = query if self._bits else query.refine_factor(refine)
+            query = query.ef(max(self._config.ef, refine * k)) if self._config.ef else query
         return self._read(query.limit(k), where, [*_SHOWN, "_distance", *(["full"] if full else [])])
 
     def keyword(self, text: str, k: int, where: Filter | None = None) -> list[Hit]:
