@@ -62,6 +62,8 @@ _VERBS = {
     "cut_file": "luthier.knowledge.cuts",
     "rag": "luthier.knowledge.rag",
     "open_rag": "luthier.knowledge.rag",
+    "measure": "luthier.knowledge.measure",
+    "sweep": "luthier.tournament.sweep",
     "ask": "luthier.apps.sql.ask",
 }
 
