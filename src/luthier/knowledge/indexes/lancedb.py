@@ -60,7 +60,7 @@ class Config(EntryConfig):
     ann_from: int = Field(default=20_000, ge=256)
     refine: int = Field(default=10, ge=1)
     partitions: int = Field(default=0, ge=0)
-    probes: int = Field(default=32, ge=1)
+    probes: int = Field(default=64, ge=1)
     m: int = Field(default=20, ge=4, le=128)
     ef_construction: int = Field(default=150, ge=8)
     ef: int = Field(default=0, ge=0)
