@@ -15,9 +15,10 @@ PIPELINES: dict[str, tuple[dict[str, Any], ...]] = {
     "dense": ({"name": "dense"},),
     "keyword": ({"name": "keyword"},),
     "hybrid": ({"name": "hybrid"},),
-    "hybrid_rerank": ({"name": "rerank", "weight": 0.2, "candidates": 15}, {"name": "hybrid"}),
+    "hybrid_words": ({"name": "hybrid", "dense": 1},),
+    "hybrid_rerank": ({"name": "rerank", "weight": 0.2, "candidates": 15}, {"name": "hybrid", "dense": 1}),
 }
-"""The weight was chosen on validation questions, for the reranker of ``_retrieval_reranker.py``."""
+"""The weights of ``hybrid_words`` and ``hybrid_rerank`` were chosen on validation questions, the latter for the reranker of ``_retrieval_reranker.py``."""
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from luthier.evaluation.latency import weights_mb
 from luthier.evaluation.result import EvalResult
 from luthier.knowledge.base import KnowledgeBase, open_base
 from luthier.knowledge.questions import locatable, read_questions, splits_of, without_answer
-from luthier.knowledge.search import DEFAULT, MOST, check_retrieval
+from luthier.knowledge.search import DEFAULT, MOST, check_retrieval, resolved
 from luthier.scorers._gold import NAMES, Match
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class SearchEngine:
             engine="search",
             capabilities=frozenset({GENERATE}),
             model_digest=state_digest(base),
-            prompt_digest=digest_json(["search", steps, k, helpers]),
+            prompt_digest=digest_json(["search", resolved(steps), k, helpers]),
             meta=(
                 ("one_by_one", True),
                 ("retrieval", steps),

@@ -35,7 +35,7 @@ from luthier.knowledge.answers._talk import AnswerTools, Say, ShownConfig
 from luthier.knowledge.index import Filter
 from luthier.knowledge.prompt import prompt_digest, rag_prompt, read_question
 from luthier.knowledge.search import DEFAULT as DEFAULT_RETRIEVAL
-from luthier.knowledge.search import MOST, check_retrieval
+from luthier.knowledge.search import MOST, check_retrieval, resolved
 from luthier.knowledge.talk import Talking, Writer
 from luthier.strategies._thinking import Ask, Reply, ask_all
 
@@ -153,7 +153,8 @@ class RagEngine:
     def _described(self) -> EngineInfo:
         inner = self.inner.info
         steps = self._retrieval if self._retrieval is not None else _steps_of(self.base)
-        decides = [inner.prompt_digest, self.base.name, self.mode, self._config.model_dump(mode="json"), self.k, steps]
+        options = self._config.model_dump(mode="json")
+        decides = [inner.prompt_digest, self.base.name, self.version(), self.mode, options, self.k, resolved(steps)]
         kept = inner.parameters - {"logprobs"}
         return inner.with_(
             model=f"{PREFIX}{self.base.name}",

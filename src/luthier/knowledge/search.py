@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from luthier.core.engine import Engine
     from luthier.knowledge.base import KnowledgeBase
 
-__all__ = ["DEFAULT", "MOST", "MOST_STEPS", "build", "check_retrieval", "search"]
+__all__ = ["DEFAULT", "MOST", "MOST_STEPS", "build", "check_retrieval", "resolved", "search"]
 
 DEFAULT = ({"name": "hybrid"},)
 MOST_STEPS = 12
@@ -76,6 +76,11 @@ def build(steps: Sequence[Mapping[str, Any]], tools: SearchTools) -> Search:
 def check_retrieval(steps: Sequence[Mapping[str, Any]]) -> None:
     """Raise InputError or NotFoundError unless ``steps`` can be a search."""
     _configured(steps)
+
+
+def resolved(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``steps`` with the one at the end and all options, those that were not given with their defaults. Raises as ``check_retrieval``."""
+    return [{"name": entry.name, **config.model_dump(mode="json")} for entry, config in _configured(steps)]
 
 
 def _configured(steps: Sequence[Mapping[str, Any]]) -> list[tuple[catalog.Entry, Any]]:

@@ -24,7 +24,7 @@ class Config(EntryConfig):
     """
 
     fusion: Literal["score", "rank"] = "score"
-    dense: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    dense: float = Field(default=2.0, ge=0.0, allow_inf_nan=False)
     keyword: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     candidates: int = Field(default=50, ge=1, le=MOST)
     constant: int = Field(default=60, ge=0)
