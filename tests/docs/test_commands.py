@@ -13,6 +13,7 @@ import pytest
 import typer.main
 import yaml
 
+from luthier.apps.sql.notes import read_notes
 from luthier.cli import build_app
 from luthier.core.catalog import load
 from luthier.core.config import validate
@@ -21,6 +22,7 @@ from luthier.gateway.config import GatewayConfig, read_config
 from luthier.tasks.own import Config as TaskConfig
 from luthier.tournament.entrant import read_entrants
 from luthier.tournament.stream import Config as StreamConfig
+from luthier.tournament.sweep import SweepConfig
 from luthier.training.config import DataConfig, RunConfig
 from luthier.training.pipeline import read_steps
 from luthier.training.scaling import read_grid
@@ -170,6 +172,10 @@ def test_yaml_is_a_run_or_a_task(text: str) -> None:
         validate(MixtureConfig, values)
     elif set(values) <= set(GatewayConfig.model_fields):
         read_config(values)
+    elif "questions" in values:
+        validate(SweepConfig, values)
+    elif text.startswith("# notes.yaml"):
+        read_notes(values)
     else:
         task = validate(TaskConfig, values)
-        read_entrants(task, task.kind or "classify")
+        read_entrants(task, task.kind or ("generate" if task.documents is not None else "classify"))
