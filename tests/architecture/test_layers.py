@@ -16,7 +16,7 @@ LAYERS = (
 CATALOGUES = {"methods", "objectives", "engines", "strategies", "scorers", "tasks"}
 WITHIN = {
     "training": ("optimizers",), "gateway": ("guardrails", "routing"),
-    "knowledge": ("chunkers", "indexes", "retrievers", "answers"),
+    "knowledge": ("parsers", "chunkers", "indexes", "retrievers", "answers"),
 }  # fmt: skip
 """Catalogues inside of another folder."""
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -46,6 +46,7 @@ class Shelf:
         retrieval: Sequence[Mapping[str, Any]] | None = None,
         history: Sequence[str] = (),
         reranker: Engine | None = None,
+        notes: list[dict[str, Any]] | None = None,
     ) -> list[Hit]:
         self.asked.append({"question": question, "k": k, "where": where, "retrieval": retrieval, "history": history})
         words = set(question.lower().split()) | {each for each in question if each > "\u3000"}
@@ -298,3 +299,16 @@ def test_kb_is_a_name_wherever_a_model_has_one(home: Any, tmp_path: Any) -> None
         load("kb:shop", options={"model": "kb:shop"})
     with pytest.raises(NotFoundError, match="model 'other:shop'"):
         load("other:shop")
+
+
+def test_a_step_whose_model_failed_is_in_the_answers_steps() -> None:
+    class Failing(Shelf):
+        def search(self, *args: Any, notes: Any = None, **options: Any) -> list[Hit]:
+            notes += [{"step": "rewrite", "failed": "the model is gone"}, {"step": "hyde", "written": "text"}]
+            return super().search(*args, **options)
+
+    answer = asked_of(rag(Failing("a violin has strings"), engine()), "what has a violin")
+    retrieve = next(step for step in answer.steps if step["step"] == "retrieve")
+    assert retrieve["left_out"] == {"rewrite": "the model is gone"}
+    plain = asked_of(rag(Shelf("a violin has strings"), engine()), "what has a violin")
+    assert all("left_out" not in step for step in plain.steps)

@@ -67,8 +67,9 @@ class Searchable(Protocol):
         retrieval: Sequence[Mapping[str, Any]] | None = None,
         history: Sequence[str] = (),
         reranker: Engine | None = None,
+        notes: list[dict[str, Any]] | None = None,
     ) -> list[Hit]:
-        """The ``k`` best chunks, best first."""
+        """The ``k`` best chunks, best first; ``notes`` gathers what the steps did."""
 
 
 def rag(
@@ -289,6 +290,7 @@ class RagEngine:
 
         def find(text: str) -> list[Hit]:
             start = time.perf_counter()
+            told: list[dict[str, Any]] = []
             with self._writer.noting(calls) as written:
                 hits = self.base.search(
                     text,
@@ -297,6 +299,7 @@ class RagEngine:
                     retrieval=self._steps_for(history),
                     history=history,
                     reranker=self._reranker,
+                    notes=told,
                 )
             good = self._reaching(hits)
             noted: dict[str, Any] = {
@@ -308,6 +311,8 @@ class RagEngine:
             noted["found"] = [hit.chunk.id for hit in good]
             if len(good) < len(hits):
                 noted["below_least"] = len(hits) - len(good)
+            if failed := {each["step"]: each["failed"] for each in told if "failed" in each}:
+                noted["left_out"] = failed
             if written:
                 noted["written"] = [each.text for each in written]
             steps.append(noted | {"seconds": round(time.perf_counter() - start, 4)})

@@ -37,6 +37,7 @@ class Shelf:
         retrieval: Sequence[Mapping[str, Any]] | None = None,
         history: Sequence[str] = (),
         reranker: Engine | None = None,
+        notes: list[dict[str, Any]] | None = None,
     ) -> list[Hit]:
         self.asked.append(question)
         return [Hit(Chunk(f"c{n}", text, n, (n, n)), "doc", "file.txt") for n, text in enumerate(self.texts)][:k]

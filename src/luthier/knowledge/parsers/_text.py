@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 
+from luthier.core.document import Block
 from luthier.core.errors import DataError
 
 _MARKS = (
@@ -95,3 +96,16 @@ def _lines(text: str) -> str:
 def lines_place(first: int, last: int) -> str:
     """Lines as a block's ``place``, counted from 1."""
     return f"line {first}" if first == last else f"lines {first}-{last}"
+
+
+def paragraphs(text: str) -> list[Block]:
+    """Blocks between blank lines."""
+    blocks: list[Block] = []
+    held: list[str] = []
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        if line.strip():
+            held.append(line)
+        elif held:
+            blocks.append(Block("\n".join(held), place=lines_place(number - len(held), number - 1)))
+            held = []
+    return blocks

@@ -13,7 +13,7 @@ from luthier.core.document import Block
 from luthier.core.errors import DataError, LuthierError
 from luthier.knowledge.parsers._html import html_blocks
 from luthier.knowledge.parsers._parsed import Parsed
-from luthier.knowledge.parsers.text import paragraphs
+from luthier.knowledge.parsers._text import paragraphs
 
 MEDIA_TYPES = ("message/rfc822",)
 SUFFIXES = (".eml",)
