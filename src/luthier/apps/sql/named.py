@@ -84,9 +84,11 @@ def open_named(
     engine: str = "auto",
     store: Store,
     options: Mapping[str, Any] | None = None,
+    raw: bool = False,
     shared: dict[Any, Any] | None = None,
 ) -> SqlEngine:
-    """``db:NAME`` as ``strategies._load`` opens it; ``options`` are the fields of ``DatabaseConfig``. Raises InputError without them."""
+    """``db:NAME`` as ``strategies._load`` opens it, whose arguments these are; ``options`` are the fields of ``DatabaseConfig``, and ``raw`` changes
+    nothing: the model that writes queries is always asked as it is. Raises InputError without options."""
     own = name.removeprefix(PREFIX)
     if not options:
         raise InputError(
