@@ -36,6 +36,8 @@ _OLD = timedelta(minutes=10)
 """Versions of the table older than this are deleted by ``optimize``; a reader takes the newest one for each search."""
 _UNINDEXED = 2_000
 """Rows outside of the search structures, which are compared one by one, at which ``optimize`` takes them in (or 2% of all rows)."""
+_REFINED = 20
+"""Of long lists, which other steps cut, so many hits are worth ``refine`` candidates each."""
 _CANDIDATES = 200
 _CELL = 4096
 _GROWN = 2
@@ -48,7 +50,7 @@ class Config(EntryConfig):
 
     ``ann``: how vectors are found once there are ``ann_from`` of them (below that all are compared): in cells of vectors of a bit a dimension
     (``ivf_rq``: RaBitQ, Gao and Long 2024; built the fastest; widths that 8 divides, others take ``ivf_pq``) or of product codes (``ivf_pq``: Jegou, Douze and Schmid 2011), by a graph over
-    8-bit vectors (``hnsw``: Malkov and Yashunin 2016), or never (``exact``). ``refine`` times k candidates, at least 200, are compared with the
+    8-bit vectors (``hnsw``: Malkov and Yashunin 2016), or never (``exact``). ``refine`` times k candidates (k up to 20), at least 200, are compared with the
     vectors themselves. ``partitions``: cells (0: one for 4,096 vectors), ``probes``: those looked into. Of the graph: ``m`` neighbours a vector,
     ``ef_construction`` candidates while it is built, ``ef`` while it is searched (0: 1.5 times those compared; never less than these).
     """
@@ -186,7 +188,8 @@ class LanceIndex:
         if exact:
             query = query.bypass_vector_index()
         else:
-            refine = max(self._config.refine, -(-_CANDIDATES // k))
+            candidates = max(_CANDIDATES, self._config.refine * min(k, _REFINED), k)
+            refine = -(-candidates // k)
             query = query.nprobes(self._config.probes)
             query = query if self._bits else query.refine_factor(refine)
             query = query.ef(max(self._config.ef, refine * k)) if self._config.ef else query

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -13,6 +14,9 @@ from luthier.knowledge.retrievers._fusion import by_rank, by_score
 from luthier.knowledge.retrievers._query import MOST, Query, Search, SearchTools
 
 FIRST = True
+
+_side = ThreadPoolExecutor(8, "luthier-keyword")
+"""Words are looked for while the question is embedded and its neighbours are: indexes and embedding models compute outside of Python."""
 
 
 class Config(EntryConfig):
@@ -39,8 +43,9 @@ class Config(EntryConfig):
 def search(query: Query, config: Config, tools: SearchTools, inner: Search | None) -> list[Hit]:
     """The best of both searches; a list whose weight is 0 is not made."""
     most = max(config.candidates, query.k)
+    words = _side.submit(tools.index.keyword, query.text, most, query.where) if config.keyword else None
     near = tools.index.dense(tools.vector_of(query), most, query.where) if config.dense else []
-    words = tools.index.keyword(query.text, most, query.where) if config.keyword else []
+    found = words.result() if words is not None else []
     if config.fusion == "rank":
-        return by_rank([near, words], [config.dense, config.keyword], query.k, constant=config.constant)
-    return by_score(near, words, config.dense, config.keyword, query.k)
+        return by_rank([near, found], [config.dense, config.keyword], query.k, constant=config.constant)
+    return by_score(near, found, config.dense, config.keyword, query.k)
